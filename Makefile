@@ -1,0 +1,39 @@
+# Every target works in a fresh clone: it makes the environment it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEVICE ?= cpu
+SCALE ?= 1
+
+.PHONY: demo test quick lint types check bench-merge clean
+
+demo: $(VENV)/ready  ## train a base and experts on real data, merge them by every recipe in examples/, score all
+	$(BIN)/python -m cuvee.evaluation.demo
+
+test: $(VENV)/ready  ## all tests, under 15 minutes on 2 cores
+	$(BIN)/python -m pytest -n 2
+
+quick: $(VENV)/ready  ## the quick tests, under 2 minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+check: lint types test
+
+bench-merge: $(VENV)/ready  ## copy floor, Cuvée and mergekit side by side
+	$(BIN)/python benchmarks/merge_speed.py --device $(DEVICE) --scale $(SCALE)
+
+# torch goes first and alone, so that the CPU build is taken where there is one.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
