@@ -1,0 +1,62 @@
+"""Digests of tensors: BLAKE3 of the digests of their leaves, so that any order of blocks gives the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from cuvee.tensors.dtypes import DType
+from cuvee.tensors.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TensorDigest", "model_digest"]
+
+_SIZE = 32
+
+
+class TensorDigest:
+    """The digest of one tensor in the making. Blocks may come in any order, from any thread."""
+
+    def __init__(self, dtype: DType, layout: Layout) -> None:
+        self._dtype = dtype
+        self._layout = layout
+        self._leaves = bytearray(_SIZE * layout.leaves)
+
+    def add(self, start: int, values: Tensor) -> None:
+        """Add the flat elements from `start` on; a run of whole leaves."""
+        raw = memoryview(values.view(_uint8()).numpy()) if values.numel() else memoryview(b"")
+        step = self._layout.leaf * self._dtype.itemsize
+        first = start // self._layout.leaf
+        for number, begin in enumerate(range(0, len(raw), step)):
+            at = _SIZE * (first + number)
+            self._leaves[at : at + _SIZE] = blake3(raw[begin : begin + step]).digest()
+
+    @property
+    def leaves(self) -> list[str]:
+        """The digest of each leaf, in hexadecimal."""
+        return [self._leaves[at : at + _SIZE].hex() for at in range(0, len(self._leaves), _SIZE)]
+
+    def hexdigest(self) -> str:
+        """Return the tensor's digest: dtype, shape and leaves."""
+        head = f"tensor/1\0{self._dtype.name}\0{list(self._layout.shape)}\0".encode()
+        return blake3(head + self._leaves).hexdigest()
+
+
+def model_digest(tensors: Mapping[str, str]) -> str:
+    """Return the digest of a model from those of its tensors: independent of files, shards and their order."""
+    return blake3(b"model/1\0" + b"".join(_lines(tensors))).hexdigest()
+
+
+def _lines(tensors: Mapping[str, str]) -> Iterable[bytes]:
+    for name in sorted(tensors, key=lambda name: name.encode("utf-8")):
+        yield f"{name}\0{tensors[name]}\n".encode()
+
+
+def _uint8() -> object:
+    import torch
+
+    return torch.uint8
