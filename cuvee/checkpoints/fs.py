@@ -1,0 +1,264 @@
+"""Every file call on a model, a manifest or a journal: the one seam for fault tests and other file systems.
+
+Calls loop over short reads and writes. Errors stay `OSError` here; the callers, who know what the file is, turn them
+into Cuvée's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = [
+    "Fingerprint",
+    "append",
+    "close",
+    "create",
+    "exchange",
+    "exists",
+    "fallocate",
+    "fdatasync",
+    "fingerprint",
+    "free_bytes",
+    "fsync",
+    "fsync_folder",
+    "is_file",
+    "is_folder",
+    "listdir",
+    "lock",
+    "mkdir",
+    "open_append",
+    "open_read",
+    "pread_into",
+    "pwrite",
+    "read_file",
+    "real_path",
+    "remove_tree",
+    "rename",
+    "reopen",
+    "truncate",
+    "unlink",
+    "write_file",
+]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells that a file is still the same one: size in bytes, mtime in ns, inode."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def fingerprint(path: Path, fd: int | None = None) -> Fingerprint:
+    """Return the fingerprint of `path`, or of the open file `fd` under that name."""
+    stat = os.fstat(fd) if fd is not None else os.stat(path)
+    return Fingerprint(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+def exists(path: Path) -> bool:
+    """True when something, even a dangling link, has this name."""
+    return os.path.lexists(path)
+
+
+def is_file(path: Path) -> bool:
+    """True for a regular file, or a link to one; false for what cannot be looked at, and for pipes and devices."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: Path) -> bool:
+    """True for a folder, or a link to one."""
+    return os.path.isdir(path)
+
+
+def real_path(path: Path) -> Path:
+    """Return the path with every link followed; what does not exist stays as it is."""
+    return Path(os.path.realpath(path))
+
+
+def open_read(path: Path) -> int:
+    """Open for reading; returns a file descriptor."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def create(path: Path) -> int:
+    """Create a file that must not exist (mode 0666 less the umask); returns a descriptor for reading and writing."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+
+def reopen(path: Path) -> int:
+    """Open an existing file for reading and writing, without truncating it."""
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def open_append(path: Path) -> int:
+    """Open a file for appending, creating it where it is missing."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+
+
+def close(fd: int) -> None:
+    """Close a descriptor."""
+    os.close(fd)
+
+
+def pread_into(fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill `buffer` from `offset`; returns the bytes read, fewer only at the end of the file."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def pwrite(fd: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def append(fd: int, data: bytes) -> None:
+    """Append all of `data`."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def fallocate(fd: int, size: int) -> None:
+    """Reserve `size` bytes on disk; where the file system cannot, set the size only."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(fd, size)
+
+
+def truncate(fd: int, size: int) -> None:
+    """Cut an open file to `size` bytes."""
+    os.ftruncate(fd, size)
+
+
+def fsync(fd: int) -> None:
+    """Make a file durable. An error is final: the kernel may have dropped the pages, so it is never retried."""
+    os.fsync(fd)
+
+
+def fdatasync(fd: int) -> None:
+    """Start and await the write-back of what was written so far."""
+    os.fdatasync(fd)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_file(path: Path, *, limit: int | None = None) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        OverflowError: it is larger than `limit` bytes.
+    """
+    fd = open_read(path)
+    try:
+        size = os.fstat(fd).st_size
+        if limit is not None and size > limit:
+            raise OverflowError(f"{size} bytes, more than {limit}")
+        buffer = bytearray(size)
+        return bytes(buffer[: pread_into(fd, memoryview(buffer), 0)])
+    finally:
+        close(fd)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new small file and make it durable."""
+    fd = create(path)
+    try:
+        pwrite(fd, data, 0)
+        fsync(fd)
+    finally:
+        close(fd)
+
+
+def mkdir(path: Path) -> None:
+    """Make one folder, with its parents."""
+    os.makedirs(path, exist_ok=True)
+
+
+def listdir(path: Path) -> list[str]:
+    """Return the names in a folder, sorted."""
+    return sorted(os.listdir(path))
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename; the target must not be a folder that holds something."""
+    os.rename(source, target)
+
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names in one step (Linux `renameat2`).
+
+    Raises:
+        OSError: the file system or the system cannot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(one))
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one))
+
+
+def unlink(path: Path) -> None:
+    """Remove a file; fine when it is gone already."""
+    path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it, without following links; fine when it is gone already."""
+    if os.path.islink(path) or path.is_file():
+        unlink(path)
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that this user can still write on the file system of `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`; the system lets go of it when the process dies.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,128 @@
+"""The files beside the weights: every one of the base is carried over, and config.json is made true."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cuvee.checkpoints import fs
+from cuvee.tensors.dtypes import DType
+
+__all__ = ["Sidecar", "copy_sidecars", "find_sidecars", "merged_config"]
+
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz", ".tflite"}
+_OURS = {"config.json", "README.md", "cuvee.json"}
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A file to be carried over.
+
+    Attributes:
+        name: its path relative to the model's folder.
+        path: where it is.
+    """
+
+    name: str
+    path: Path
+
+
+def find_sidecars(folder: Path) -> tuple[list[Sidecar], list[str]]:
+    """Return the non-weight files of a model's folder and the names of those that are left behind.
+
+    Links that lead out of the folder are left behind, unless into the blobs of the hub's cache. Hidden files are skipped.
+    """
+    found: list[Sidecar] = []
+    refused: list[str] = []
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in _WEIGHTS or path.name.endswith(".index.json") or name in _OURS:
+            continue
+        if path.is_symlink() and not _is_inside(path, folder):
+            refused.append(name)
+        elif path.is_file():
+            found.append(Sidecar(name, path))
+    return found, refused
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for name in fs.listdir(folder):
+        if name.startswith("."):
+            continue
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    target = path.resolve()
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        allowed.append((folder.parent.parent / "blobs").resolve())
+    return any(target.is_relative_to(place) for place in allowed)
+
+
+def copy_sidecars(sidecars: list[Sidecar], target: Path) -> None:
+    """Copy the files, bytes for bytes, and make them durable."""
+    for sidecar in sidecars:
+        path = target / sidecar.name
+        fs.mkdir(path.parent)
+        fs.unlink(path)
+        _copy(sidecar.path, path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    reading, writing = fs.open_read(source), fs.create(target)
+    try:
+        buffer = memoryview(bytearray(_CHUNK))
+        offset = 0
+        while count := fs.pread_into(reading, buffer, offset):
+            fs.pwrite(writing, buffer[:count], offset)
+            offset += count
+        fs.fsync(writing)
+    finally:
+        fs.close(reading)
+        fs.close(writing)
+
+
+_SPOKEN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+def merged_config(
+    config: Mapping[str, Any], *, dtype: DType | None, tied: bool | None, vocab_size: int | None
+) -> dict[str, Any]:
+    """Return config.json for the output.
+
+    Args:
+        config: the base's.
+        dtype: of most of the output's values, None to leave the entry alone.
+        tied: whether the output head is tied to the embedding, None to leave the entry alone.
+        vocab_size: rows of the output's embedding, None to leave the entry alone.
+    """
+    result = copy.deepcopy(dict(config))
+    result.pop("quantization_config", None)
+    parts = [result] + [part for key, part in result.items() if key.endswith("_config") and isinstance(part, dict)]
+    for part in parts:
+        part.pop("quantization_config", None)
+        for key in ("dtype", "torch_dtype"):
+            if dtype is not None and dtype.name in _SPOKEN and part.get(key) is not None:
+                part[key] = _SPOKEN[dtype.name]
+        if vocab_size is not None and "vocab_size" in part:
+            part["vocab_size"] = vocab_size
+    if dtype is not None and dtype.name in _SPOKEN and "dtype" not in result:
+        result["torch_dtype"] = _SPOKEN[dtype.name]
+    if tied is not None:
+        result["tie_word_embeddings"] = tied
+    return result
+
+
+def config_json(config: Mapping[str, Any]) -> bytes:
+    """Return the text of config.json."""
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

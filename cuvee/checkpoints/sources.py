@@ -1,0 +1,241 @@
+"""Sources: where the values of one tensor come from, whatever it is stored as.
+
+A source gives its shape, its dtype and any run of its elements. A stored tensor reads bytes at an offset of a file; an
+adapted or a dequantised one wraps others. The engine knows nothing but this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cuvee.checkpoints import fs
+from cuvee.errors import CheckpointError, printable
+from cuvee.tensors.dtypes import DType, dtype_of_torch, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Cropped", "MemoryTensor", "Model", "ModelFile", "Scratch", "StoredTensor", "TensorSource", "read_all"]
+
+
+class Scratch:
+    """Reused byte buffers of one worker: fresh memory costs more in page faults than the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[object, torch.Tensor] = {}
+
+    def take(self, slot: object, size: int) -> torch.Tensor:
+        """Return `size` bytes (uint8) under `slot`; they hold until the same slot is taken again."""
+        import torch
+
+        buffer = self._buffers.get(slot)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[slot] = torch.empty(max(size, 64), dtype=torch.uint8)
+        return buffer[:size]
+
+
+class TensorSource(Protocol):
+    """One tensor of one model.
+
+    Attributes:
+        shape: of the values.
+        dtype: of the values that `read` gives (a decoded source says F32).
+        place: where it is stored, as (file, offset): the order in which reading is cheapest.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def dtype(self) -> DType: ...  # noqa: D102
+    @property
+    def place(self) -> tuple[str, int]: ...  # noqa: D102
+
+    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
+        """Return the flat elements `[start, stop)`, valid until `slot` of `scratch` is taken again.
+
+        Raises:
+            CheckpointError: the file is shorter than it said, or the disk refuses.
+        """
+        ...
+
+
+@dataclass
+class ModelFile:
+    """An open input file, watched: what it was when it was opened must be what it is at the end."""
+
+    path: Path
+    fd: int
+    opened: fs.Fingerprint
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFile:
+        """Open a file for reading.
+
+        Raises:
+            CheckpointError: it is missing or cannot be read.
+        """
+        try:
+            fd = fs.open_read(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot open the file: {error.strerror}", where=str(path), right="check the path and its permissions"
+            ) from None
+        return cls(path, fd, fs.fingerprint(path, fd))
+
+    def read_into(self, buffer: memoryview, offset: int, what: str) -> None:
+        """Fill `buffer` from `offset`; `what` names the thing read, for the error."""
+        try:
+            count = fs.pread_into(self.fd, buffer, offset)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read {what} at byte {offset}: {error.strerror}",
+                where=str(self.path),
+                right="check the disk, fetch the file again",
+            ) from None
+        if count != len(buffer):
+            raise CheckpointError(
+                f"{what} ends after {count} of {len(buffer)} bytes at byte {offset}: the file was cut short",
+                where=str(self.path),
+                right="fetch the file again, and leave it alone while it is merged",
+            )
+
+    def check_unchanged(self) -> None:
+        """Raise when the file has changed or was replaced since it was opened."""
+        try:
+            now = fs.fingerprint(self.path)
+        except OSError:
+            now = None
+        if now != self.opened or fs.fingerprint(self.path, self.fd) != self.opened:
+            raise CheckpointError(
+                "the file changed while it was being read",
+                where=str(self.path),
+                right="leave the inputs alone while a merge runs, then run it again",
+            )
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            fs.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as it lies in a file: contiguous, little-endian."""
+
+    file: ModelFile
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """File and byte offset."""
+        return str(self.file.path), self.offset
+
+    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
+        """Return the flat elements `[start, stop)` as stored."""
+        size = self.dtype.itemsize
+        raw = scratch.take(slot, (stop - start) * size)
+        if stop > start:
+            self.file.read_into(memoryview(raw.numpy()), self.offset + start * size, f"tensor {printable(self.name)!r}")
+        return raw.view(torch_dtype(self.dtype))
+
+
+@dataclass(frozen=True)
+class MemoryTensor:
+    """A tensor that is already in memory, on whatever device."""
+
+    values: torch.Tensor
+    rank: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.values.shape)
+
+    @property
+    def dtype(self) -> DType:
+        """Its dtype."""
+        return dtype_of_torch(self.values.dtype)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Memory has no order of its own."""
+        return "", self.rank
+
+    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
+        """Return the flat elements `[start, stop)`."""
+        return self.values.detach().reshape(-1)[start:stop]
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """The upper left corner of a matrix: what vocabularies of different sizes have in common."""
+
+    source: TensorSource
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> DType:
+        """The source's."""
+        return self.source.dtype
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The source's."""
+        return self.source.place
+
+    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
+        """Return the flat elements `[start, stop)` of the corner."""
+        width, stored_width = self.shape[1], self.source.shape[1]
+        if width == stored_width:
+            return self.source.read(start, stop, scratch, slot)
+        first, last = start // width, -(-stop // width)
+        rows = self.source.read(first * stored_width, last * stored_width, scratch, slot)
+        corner = rows.view(last - first, stored_width)[:, :width].reshape(-1)
+        return corner[start - first * width : stop - first * width]
+
+
+@dataclass
+class Model:
+    """A model as a set of sources.
+
+    Attributes:
+        label: how the user named it.
+        tensors: every tensor, by name, in the order of the files.
+        config: config.json, None where there is none.
+        folder: where its other files lie, None for a bare file or a model in memory.
+        files: the open files, to be watched.
+        notes: what the reader should know, a sentence each (skipped optimizer state, resolved aliases).
+        commits: the commit of each hub id that was read.
+    """
+
+    label: str
+    tensors: Mapping[str, TensorSource]
+    config: dict[str, Any] | None = None
+    folder: Path | None = None
+    files: tuple[ModelFile, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    commits: Mapping[str, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close its files."""
+        for file in self.files:
+            file.close()
+
+
+def read_all(source: TensorSource, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return a whole tensor in its shape, in fresh memory; for small ones."""
+    numel = 1
+    for size in source.shape:
+        numel *= size
+    values = source.read(0, numel, Scratch(), 0).reshape(source.shape)
+    return values.to(dtype) if dtype else values.clone()

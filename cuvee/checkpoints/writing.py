@@ -1,0 +1,141 @@
+"""Writing a model: shards laid out beforehand, filled at fixed offsets from any thread in any order."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.safetensors_format import FileLayout, lay_out
+from cuvee.errors import RecipeError
+from cuvee.tensors.dtypes import DType
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["INDEX_NAME", "Shard", "ShardWriter", "index_json", "parse_size", "plan_shards"]
+
+INDEX_NAME = "model.safetensors.index.json"
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str | int, *, where: str) -> int:
+    """Return the bytes that a text such as `5GB`, `500MB` or `2GiB` means.
+
+    Raises:
+        RecipeError: it is no size, or not positive.
+    """
+    compact = str(text).strip().upper().replace(" ", "")
+    number = compact.rstrip("KMGTIB")
+    try:
+        size = int(float(number) * _UNITS[compact[len(number) :]])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise RecipeError(f"{text!r} is not a size", where=where, right="a number and a unit, such as 500MB or 2GB")
+    return size
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the output.
+
+    Attributes:
+        file: its name.
+        tensors: dtype and shape by name.
+        layout: its header and the offset of each tensor.
+    """
+
+    file: str
+    tensors: Mapping[str, tuple[DType, tuple[int, ...]]]
+    layout: FileLayout
+
+
+def plan_shards(tensors: Mapping[str, tuple[DType, tuple[int, ...]]], shard_size: int) -> list[Shard]:
+    """Cut a model into files of at most `shard_size` bytes of tensors, in the order of names.
+
+    A tensor larger than that has a file of its own. One file is called model.safetensors.
+    """
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in sorted(tensors, key=lambda name: name.encode("utf-8")):
+        dtype, shape = tensors[name]
+        size = math.prod(shape) * dtype.itemsize
+        if groups[-1] and filled + size > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    count = len(groups)
+    files = ["model.safetensors"] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    shards = []
+    for file, names in zip(files, groups, strict=True):
+        held = {name: tensors[name] for name in names}
+        shards.append(Shard(file, held, lay_out(held, {"format": "pt"})))
+    return shards
+
+
+def index_json(shards: Iterable[Shard]) -> bytes:
+    """Return the text of model.safetensors.index.json."""
+    weight_map = {name: shard.file for shard in shards for name in shard.tensors}
+    total = sum(math.prod(shape) * dtype.itemsize for shard in shards for dtype, shape in shard.tensors.values())
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+class ShardWriter:
+    """The open shards of one output."""
+
+    def __init__(self, folder: Path, shards: Iterable[Shard], *, keep: bool) -> None:
+        """Create the files, reserve their space and write their headers; with `keep`, reopen those that are there."""
+        self._fds: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        try:
+            for shard in shards:
+                self._open(folder / shard.file, shard, keep=keep)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path, shard: Shard, *, keep: bool) -> None:
+        fd = fs.reopen(path) if keep and fs.exists(path) else fs.create(path)
+        self._fds[shard.file] = fd
+        fs.fallocate(fd, shard.layout.size)
+        fs.truncate(fd, shard.layout.size)
+        fs.pwrite(fd, shard.layout.header, 0)
+        for name, offset in shard.layout.offsets.items():
+            self._places[name] = (fd, offset)
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Write flat elements of a tensor from `start` on; on the CPU, in the output's dtype."""
+        import torch
+
+        if values.numel():
+            fd, offset = self._places[name]
+            raw = memoryview(values.contiguous().view(torch.uint8).numpy())
+            fs.pwrite(fd, raw, offset + start * values.element_size())
+
+    def read(self, name: str, start: int, buffer: memoryview, itemsize: int) -> bool:
+        """Read back what was written; False when it is not all there."""
+        fd, offset = self._places[name]
+        return fs.pread_into(fd, buffer, offset + start * itemsize) == len(buffer)
+
+    def write_back(self) -> None:
+        """Start the write-back of what was written so far, so that the last sync is short."""
+        for fd in self._fds.values():
+            fs.fdatasync(fd)
+
+    def sync(self) -> None:
+        """Make all files durable."""
+        for fd in self._fds.values():
+            fs.fsync(fd)
+
+    def close(self) -> None:
+        """Close all files."""
+        for fd in self._fds.values():
+            fs.close(fd)
+        self._fds = {}
