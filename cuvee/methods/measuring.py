@@ -1,0 +1,442 @@
+"""Measure, then apply: how a plain function over tensors is streamed.
+
+A piece that must see more than a block calls `measured(reduction, values)`. It returns the finished measurement, or
+adds this block to it and ends the call (`Pending`). The engine calls the method again on every block, until it ends with
+a value. What is measured may depend on parameters, names, shapes and finished measurements, never on a block's values.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from cuvee.errors import MethodError
+from cuvee.tensors.layout import Layout
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    import torch as torch_types
+    from numpy.typing import NDArray
+
+__all__ = [
+    "Again",
+    "Call",
+    "Done",
+    "Key",
+    "Memory",
+    "Miss",
+    "Over",
+    "Pending",
+    "Place",
+    "Reduction",
+    "Scope",
+    "activated",
+    "current",
+    "each",
+    "measured",
+    "remembered",
+    "spread",
+]
+
+Scope = Literal["tensor", "layer", "model"]
+Over = Literal["all", "row", "column"]
+Fold = Literal["count", "sum", "concat"]
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The measurement is finished."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Again:
+    """The measurement needs one more look at the values, with this state."""
+
+    state: Any
+
+
+class Reduction(Protocol):
+    """What is measured. A frozen dataclass, so that equal ones are one measurement.
+
+    `fold` says how partials become one: "count" (whole numbers, added in any order), "sum" (float64, leaf after leaf
+    in order), "concat" (one entry a leaf, in order). `stacked` says that values have a leading dimension of K models.
+    """
+
+    stacked: ClassVar[bool]
+
+    def fold(self, state: Any) -> Fold:
+        """Return how the partials of this stage are folded."""
+        ...
+
+    def measure(self, values: torch_types.Tensor, axis: int, state: Any) -> NDArray[Any]:
+        """Return the partial of `values` (…, n), float32 or float64, reduced along `axis`."""
+        ...
+
+    def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
+        """Return the value, or the state for one more look; `numel` elements were measured."""
+        ...
+
+
+class Pending(Exception):
+    """Ends a call whose measurements are not finished. Not an error."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block lies.
+
+    Attributes:
+        tensor: the output tensor's name.
+        layout: its shape and cut.
+        start, stop: the block's flat range.
+        layer: index of its layer, None outside the blocks.
+        layers: number of layers of its stack, 0 outside the blocks.
+        role: what the tensor is (`architectures.Role`), as text.
+    """
+
+    tensor: str
+    layout: Layout
+    start: int
+    stop: int
+    layer: int | None = None
+    layers: int = 0
+    role: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """True when the block is the whole tensor."""
+        return self.start == 0 and self.stop == self.layout.numel
+
+    def leaves(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (leaf index, first, last) of each leaf, the range relative to the block."""
+        leaf = self.layout.leaf
+        for start in range(self.start, self.stop, leaf):
+            yield start // leaf, start - self.start, min(start + leaf, self.stop) - self.start
+
+
+@dataclass
+class Miss:
+    """A measurement that a block has added to: its partials by leaf index, and the elements measured."""
+
+    reduction: Reduction
+    state: Any
+    partials: list[tuple[int, NDArray[Any]]]
+    numel: int
+
+
+class Memory:
+    """Costly intermediates of open tensors, kept from visit to visit while there is room; else they are made again."""
+
+    def __init__(self, limit_bytes: int = 64 << 20) -> None:
+        self._limit = limit_bytes
+        self._held: dict[str, dict[Key, NDArray[Any]]] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, tensor: str, key: Key) -> NDArray[Any] | None:
+        """Return what was kept, or None."""
+        return self._held.get(tensor, {}).get(key)
+
+    def put(self, tensor: str, key: Key, value: NDArray[Any]) -> None:
+        """Keep a value if there is room."""
+        with self._lock:
+            if self._bytes + value.nbytes <= self._limit:
+                self._bytes += value.nbytes
+                self._held.setdefault(tensor, {})[key] = value
+
+    def forget(self, tensor: str) -> None:
+        """Let go of all that belongs to a finished tensor."""
+        with self._lock:
+            self._bytes -= sum(value.nbytes for value in self._held.pop(tensor, {}).values())
+
+
+@dataclass
+class Call:
+    """One call of a method on one block: what it knows, and what it finds missing.
+
+    Attributes:
+        place: the block.
+        answers: finished measurements.
+        states: stages that unfinished ones have reached.
+        statistics: data given beside the models, by key, each as flat tensors of the block's tensor.
+        seed: of random draws.
+        compat: None or "mergekit".
+        misses: measurements that this block has added to.
+        path: the models being worked on, outermost first; the last one keys the random draws.
+        memory: where costly intermediates are kept from visit to visit.
+    """
+
+    place: Place
+    answers: Mapping[Key, Any] = field(default_factory=dict)
+    states: Mapping[Key, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    compat: str | None = None
+    misses: dict[Key, Miss] = field(default_factory=dict)
+    path: tuple[int, ...] = ()
+    asked: dict[Any, int] = field(default_factory=dict)
+    alone: bool = False
+    memory: Memory | None = None
+
+    @contextmanager
+    def model(self, k: int) -> Iterator[None]:
+        """Mark what runs inside as the work on model `k`."""
+        self.path = (*self.path, k)
+        try:
+            yield
+        finally:
+            self.path = self.path[:-1]
+
+    @property
+    def model_index(self) -> int:
+        """The model whose delta is being worked on."""
+        return self.path[-1] if self.path else 0
+
+    def ordinal(self, what: Any) -> int:
+        """Return how often `what` was asked before on this path, and count this time."""
+        count = self.asked.get((self.path, what), 0)
+        self.asked[self.path, what] = count + 1
+        return count
+
+    def key(self, reduction: Reduction, scope: Scope) -> Key:
+        """Return the name of a measurement: equal for all the blocks that add to it."""
+        if scope == "tensor":
+            return ("tensor", self.place.tensor, self.path, self.ordinal(scope))
+        group = (scope, self.place.layer) if scope == "layer" else (scope,)
+        return (*group, reduction, self.path, self.ordinal((scope, reduction)))
+
+
+class _Active(threading.local):
+    call: Call | None = None
+
+
+_active = _Active()
+
+
+@contextmanager
+def activated(call: Call) -> Iterator[Call]:
+    """Make `call` the current one in this thread."""
+    before, _active.call = _active.call, call
+    try:
+        yield call
+    finally:
+        _active.call = before
+
+
+def current(values: torch_types.Tensor | None = None) -> Call:
+    """Return the call in progress; outside the engine, one whose block is all of `values`."""
+    if _active.call is not None:
+        return _active.call
+    layout = Layout(tuple(values.shape) if values is not None else ())
+    return Call(Place("", layout, 0, layout.numel), alone=True)
+
+
+def measured(
+    reduction: Reduction,
+    values: torch_types.Tensor | Sequence[torch_types.Tensor],
+    *,
+    over: Over = "all",
+    scope: Scope = "tensor",
+) -> Any:
+    """Return a measurement of `values`, or add this block to it and end the call.
+
+    Args:
+        reduction: what is measured.
+        values: one tensor shaped as the block, or with leading dimensions (K models); or several, measured as one.
+        over: everything; each vector along the last dimension ("row", answered at once); or each along dimension 0.
+        scope: the values that belong together: of the tensor, of its layer, of the model.
+
+    Raises:
+        Pending: the measurement is not finished.
+    """
+    parts = list(values) if isinstance(values, list | tuple) else [values]
+    call = current(parts[0][0] if reduction.stacked else parts[0])
+    place = call.place
+    if over == "row" and len(place.layout.shape) < 2:
+        over = "all"
+    if over == "row":
+        rows = [_finish_rows(reduction, part) for part in parts]
+        return rows if len(parts) > 1 or isinstance(values, list | tuple) else rows[0]
+    key = call.key(reduction, scope)
+    if key in call.answers:
+        return call.answers[key]
+    state = call.states.get(key)
+    at_once = call.alone or (place.is_whole and scope == "tensor")
+    while True:
+        miss = Miss(
+            reduction, state, _partials(reduction, parts, over, place, state), place.stop - place.start
+        )
+        if not at_once:
+            call.misses[key] = miss
+            raise Pending
+        accumulator = Accumulator(reduction.fold(state))
+        accumulator.add(miss)
+        outcome = reduction.next(accumulator.folded(place.tensor), state, miss.numel)
+        if isinstance(outcome, Done):
+            return outcome.value
+        state = outcome.state
+
+
+def _finish_rows(reduction: Reduction, values: torch_types.Tensor) -> Any:
+    outcome = reduction.next(reduction.measure(values, -1, None), None, values.shape[-1])
+    if isinstance(outcome, Again):
+        raise MethodError(f"{type(reduction).__name__} cannot be measured by rows")
+    return outcome.value
+
+
+def _partials(
+    reduction: Reduction, parts: Sequence[torch_types.Tensor], over: Over, place: Place, state: Any
+) -> list[tuple[int, NDArray[Any]]]:
+    """Return the partials of a block: one for all of it where whole numbers are counted, else one a leaf."""
+    many = len(parts) > 1
+    flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
+
+    def measure(start: int, stop: int) -> NDArray[Any]:
+        if over == "column":
+            found = [_measure_columns(reduction, f[..., start:stop], place, start, state) for f in flat]
+        else:
+            found = [reduction.measure(f[..., start:stop], -1, state) for f in flat]
+        return np.stack(found) if many else found[0]
+
+    if reduction.fold(state) == "count" and over == "all":
+        return [(place.start // place.layout.leaf, measure(0, place.stop - place.start))]
+    return [(index, measure(start, stop)) for index, start, stop in place.leaves()]
+
+
+def _measure_columns(
+    reduction: Reduction, flat: torch_types.Tensor, place: Place, start: int, state: Any
+) -> NDArray[Any]:
+    """Reduce a leaf along dimension 0 of the tensor: (…, columns), zero in the columns that it does not touch."""
+    columns = place.layout.numel // max(1, place.layout.shape[0])
+    lead = flat.shape[:-1]
+    if flat.shape[-1] % columns == 0 and (place.start + start) % columns == 0:
+        return reduction.measure(flat.reshape(*lead, -1, columns), -2, state)
+    # A leaf that is a part of one slice: its elements lie in different columns, each reduced alone.
+    total: NDArray[Any] | None = None
+    at = 0
+    while at < flat.shape[-1]:
+        first = (place.start + start + at) % columns
+        length = min(columns - first, flat.shape[-1] - at)
+        part = reduction.measure(flat[..., at : at + length].unsqueeze(-2), -2, state)
+        if total is None:
+            total = np.zeros((*part.shape[:-1], columns), part.dtype)
+        total[..., first : first + length] += part
+        at += length
+    assert total is not None
+    return total
+
+
+class Accumulator:
+    """Folds the partials of one measurement over the blocks of one tensor, which may come in any order."""
+
+    def __init__(self, fold: Fold) -> None:
+        self.fold = fold
+        self.numel = 0
+        self._total: Any = None
+        self._waiting: dict[int, NDArray[Any]] = {}
+        self._next = 0
+
+    def add(self, miss: Miss) -> None:
+        """Add the partials of one block."""
+        self.numel += miss.numel
+        if self.fold == "concat":
+            self._waiting.update(miss.partials)
+            return
+        if self.fold == "count":
+            for _, partial in miss.partials:
+                self._total = (
+                    partial.copy() if self._total is None else np.add(self._total, partial, out=self._total)
+                )
+            return
+        self._waiting.update(miss.partials)
+        while self._next in self._waiting:
+            partial = self._waiting.pop(self._next)
+            self._total = partial.copy() if self._total is None else self._total + partial
+            self._next += 1
+
+    def folded(self, tensor: str) -> Any:
+        """Return the fold; for "concat" a list of one (tensor, array)."""
+        if self.fold == "concat":
+            return [(tensor, np.array([self._waiting[index] for index in sorted(self._waiting)]))]
+        return self._total
+
+
+@dataclass
+class Wide:
+    """A measurement over several tensors: their folds, joined in the order of their names."""
+
+    reduction: Reduction
+    state: Any
+    parts: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    ZERO: ClassVar[int] = 0
+
+    def finish(self) -> Done | Again:
+        """Join the parts and ask the reduction what follows."""
+        ordered = [self.parts[name] for name in sorted(self.parts, key=lambda name: name.encode("utf-8"))]
+        numel = sum(count for _, count in ordered)
+        folds = [fold for fold, _ in ordered]
+        if self.reduction.fold(self.state) == "concat":
+            return self.reduction.next([entry for fold in folds for entry in fold], self.state, numel)
+        total = folds[0]
+        for fold in folds[1:]:
+            total = total + fold
+        return self.reduction.next(total, self.state, numel)
+
+
+def remembered(what: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    """Return `compute()`, or what it gave on an earlier visit of this block. It must always give the same."""
+    call = current()
+    if call.memory is None or call.place.is_whole:
+        return compute()
+    key = (what, call.place.start, call.path, call.ordinal(what))
+    value = call.memory.get(call.place.tensor, key)
+    if value is None:
+        value = compute()
+        call.memory.put(call.place.tensor, key, value)
+    return value
+
+
+def spread(value: Any, count: int) -> list[Any]:
+    """Return `value` as a list of one entry a model."""
+    if isinstance(value, list | tuple):
+        if len(value) != count:
+            raise MethodError(f"{len(value)} values for {count} models", right=f"one value, or {count}")
+        return list(value)
+    return [value] * count
+
+
+def each(
+    filter: Callable[..., torch_types.Tensor], deltas: torch_types.Tensor, *per_model: Any, **shared: Any
+) -> torch_types.Tensor:
+    """Apply a filter to the task vector of each model; what all of them miss is collected in one visit.
+
+    Args:
+        filter: called as `filter(delta, *values of this model, **shared)`.
+        deltas: (K, …).
+        per_model: parameters with one value a model, or one for all.
+
+    Returns:
+        (K, …), a new tensor.
+    """
+    call = current(deltas[0])
+    columns = [spread(value, len(deltas)) for value in per_model]
+    result = torch.empty_like(deltas)
+    pending = False
+    with activated(call):
+        for k, delta in enumerate(deltas):
+            with call.model(k):
+                try:
+                    result[k] = filter(delta, *(column[k] for column in columns), **shared)
+                except Pending:
+                    pending = True
+    if pending:
+        raise Pending
+    return result

@@ -1,0 +1,54 @@
+"""DARE with the sign vote of TIES."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cuvee.methods.measuring import Scope, each
+from cuvee.methods.pieces.drop import drop_at_random
+from cuvee.methods.pieces.rescale import Rescale
+from cuvee.methods.pieces.trim import keep_largest
+from cuvee.methods.pieces.vote import MergeFunc, TieSign, sign_consensus
+from cuvee.methods.registry import Fraction, Paper, PerModel, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@merge_method(
+    paper=Paper("Language Models are Super Mario (DARE)", arxiv="2311.03099", year=2023),
+    cost="one pass; two visits of each tensor with rescale: l1",
+    formula="m_i ~ Bernoulli(density);  out = θ_0 + scaling · sign_consensus(rescale(m_i ⊙ τ_i), weight)",
+    differs="As mergekit, which drops the trim of TIES and does not normalise: similar models overshoot by their number. "
+    "The paper trims after dropping: ties_density, with trim_scope: model, inclusive_threshold: true, "
+    "tie_sign: global_majority, merge_func: mean, rescale: expected.",
+)
+def dare_ties(
+    deltas: Tensor,
+    *,
+    weight: PerModel[float] = 1.0,
+    density: PerModel[Fraction] = 1.0,
+    normalize: bool = False,
+    rescale: Rescale = True,
+    ties_density: PerModel[Fraction] = 1.0,
+    trim_scope: Scope = "tensor",
+    inclusive_threshold: bool = False,
+    tie_sign: TieSign = "plus",
+    merge_func: MergeFunc = "weighted_mean",
+    int8_mask: bool = False,
+) -> Tensor:
+    """Drop entries of task vectors at random, rescale the rest, and merge those that agree in sign.
+
+    Args:
+        deltas: (K, …).
+        weight: coefficient of each model, in the vote and in the result.
+        density: probability with which an entry is kept; 1 keeps all and does not rescale.
+        normalize: divide by the weights of the models that agree.
+        rescale: "l1" (true): to the old Σ|x| of the tensor; "expected": divide by density; "none" (false).
+        ties_density: share of what was kept that the trim of TIES keeps; 1: no trim.
+        trim_scope, inclusive_threshold, tie_sign, merge_func: as in ties.
+        int8_mask: accepted for mergekit's recipes; no effect.
+    """
+    dropped = each(drop_at_random, deltas, density, rescale=rescale)
+    trimmed = each(keep_largest, dropped, ties_density, scope=trim_scope, inclusive=inclusive_threshold)
+    return sign_consensus(trimmed, weight, normalize=normalize, tie_sign=tie_sign, merge_func=merge_func)

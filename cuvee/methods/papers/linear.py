@@ -1,0 +1,32 @@
+"""Model soups: the weighted average of weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cuvee.methods.pieces.combine import weighted_sum
+from cuvee.methods.registry import NONE, WEIGHTS, Paper, PerModel, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@merge_method(
+    paper=Paper("Model soups", arxiv="2203.05482", year=2022),
+    on=WEIGHTS,
+    base=NONE,
+    formula="out = Σ weight_i · θ_i  [/ Σ weight_i if normalize]",
+    differs="As mergekit, in float32. Weights that sum to zero under normalize are refused (mergekit: NaN).",
+)
+def linear(weights: Tensor, *, weight: PerModel[float] = 1.0, normalize: bool = True) -> Tensor:
+    """Average the weights of the models.
+
+    Args:
+        weights: (K, …), K ≥ 1.
+        weight: coefficient of each model, any sign.
+        normalize: divide by their sum; a fine-tune and its base with weights (α, 1 − α) is WiSE-FT (arXiv 2109.01903).
+
+    Returns:
+        (…); K equal models give that model.
+    """
+    return weighted_sum(weights, weight, normalize=normalize)

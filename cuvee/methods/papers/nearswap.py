@@ -1,0 +1,30 @@
+"""NearSwap: move each weight towards another model by at most t."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from typing import Annotated
+
+from cuvee.methods.registry import Bound, Paper, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@merge_method(
+    paper=Paper("NearSwap (alchemonaut)", url="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"),
+    models=(1, 1),
+    status="community",
+    formula="out = θ_0 + clamp(t / |τ|, 0, 1) · τ",
+    differs="As mergekit. A step below half the spacing of a low-precision output dtype vanishes in rounding.",
+)
+def nearswap(deltas: Tensor, *, t: Annotated[float, Bound(0)]) -> Tensor:
+    """Move every weight of the base towards the other model, by at most t.
+
+    Args:
+        deltas: (1, …).
+        t: the largest step, in units of a weight (about 1e-4), not a share.
+    """
+    (delta,) = deltas
+    return delta * (t / delta.abs().clamp(min=1e-6)).clamp(0, 1)

@@ -1,0 +1,1 @@
+"""The pieces that papers are composed of: one verb, one file."""

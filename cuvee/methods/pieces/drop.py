@@ -1,0 +1,130 @@
+"""Drop entries of a task vector at random, evenly or by rank of magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cuvee.errors import MethodError
+from cuvee.methods.measuring import current, remembered
+from cuvee.methods.pieces.rescale import Rescale, rescale_kept
+from cuvee.methods.registry import Fraction, Paper, Role, edit
+from cuvee.tensors.draws import bernoulli, draw_key
+from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.order import ordered_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["dare", "drop_at_random", "drop_by_rank", "keep_mask", "magprune", "row_ranks"]
+
+
+def keep_mask(delta: Tensor, probability: float | Callable[[], Tensor]) -> Tensor:
+    """Draw which entries are kept; a mask given as the statistic `mask/model{k}/{tensor}` is used instead.
+
+    Args:
+        probability: of being kept; where entries differ, a function that gives (…), called when it is needed.
+
+    Returns:
+        bool, shaped as `delta`.
+    """
+    call = current(delta)
+    place, model = call.place, call.model_index
+    given = call.statistics.get(f"mask/model{model}/{place.tensor}")
+    if given is not None:
+        return given.to(delta.device).reshape(-1)[place.start : place.stop].reshape(delta.shape) != 0
+    key = draw_key(call.seed, place.tensor, model, call.ordinal("draw"))
+
+    def draw() -> Tensor:
+        flat = probability if isinstance(probability, float) else probability().reshape(-1)
+        return bernoulli(key, place.start, place.stop, flat, delta.device)
+
+    if delta.device.type != "cpu":
+        return draw().reshape(delta.shape)
+    packed = remembered("mask", lambda: np.packbits(draw().numpy()))
+    return torch.from_numpy(np.unpackbits(packed, count=delta.numel()).view(np.bool_)).reshape(delta.shape)
+
+
+def drop_at_random(delta: Tensor, density: float, *, rescale: Rescale = True) -> Tensor:
+    """Keep each entry with probability `density`.
+
+    Source: DARE, arXiv 2311.03099.
+    """
+    if density >= 1:
+        return delta
+    if density <= 0:
+        return torch.zeros_like(delta)
+    kept = torch.where(keep_mask(delta, float(density)), delta, 0)
+    return rescale_kept(kept, delta, rescale, density)
+
+
+def row_ranks(delta: Tensor) -> Tensor:
+    """Return each entry's rank by magnitude in its row, 0 the smallest, the lower index first among equals.
+
+    A row is a slice of dimension 0; where that has more than 2^16 elements, a run along the last dimension; a 1-D
+    tensor is one row.
+
+    Returns:
+        int64, (rows, length).
+    """
+    rows = (
+        delta.reshape(len(delta), -1) if len(current(delta).place.layout.shape) > 1 else delta.reshape(1, -1)
+    )
+    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+        # Key and index in one word: NumPy's vectorised sort is far faster than any stable argsort.
+        packed = ordered_keys(rows, magnitude=True).astype(np.uint64) << np.uint64(32)
+        packed |= np.arange(rows.shape[-1], dtype=np.uint64)
+        packed.sort(axis=-1)
+        order = torch.from_numpy((packed & np.uint64(0xFFFFFFFF)).astype(np.int64))
+    else:
+        order = torch.argsort(rows.abs(), dim=-1, stable=True)
+    places = torch.arange(rows.shape[-1], device=rows.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Rescale = True) -> Tensor:
+    """Keep each entry with a probability that rises with its rank in the row, from density − ε to density + ε.
+
+    Raises:
+        MethodError: density − ε or density + ε is not inside (0, 1).
+
+    Source: DELLA (MagPrune), arXiv 2406.11617.
+    """
+    if density >= 1:
+        return delta
+    if density <= 0:
+        return torch.zeros_like(delta)
+    if density - epsilon <= 0 or density + epsilon >= 1:
+        raise MethodError(
+            f"density {density:g} with epsilon {epsilon:g} gives probabilities from {density - epsilon:g} to "
+            f"{density + epsilon:g}",
+            right=f"0 < density - epsilon and density + epsilon < 1, such as epsilon: "
+            f"{0.9 * min(density, 1 - density):.2g}",
+        )
+
+    def probability() -> Tensor:
+        ranks = row_ranks(delta)
+        length = ranks.shape[-1]
+        if length == 1:
+            return torch.full(delta.shape, density, dtype=torch.float64, device=delta.device)
+        rising = (density - epsilon) + (2 * epsilon / (length - 1)) * ranks.double()
+        return rising.reshape(delta.shape)
+
+    kept = torch.where(keep_mask(delta, probability), delta, 0)
+    return rescale_kept(kept, delta, rescale, probability().to(delta.dtype) if rescale == "expected" else 1.0)
+
+
+@edit(role=Role.FILTER, paper=Paper("DARE", arxiv="2311.03099", year=2023))
+def dare(delta: Tensor, *, density: Fraction, rescale: Rescale = True) -> Tensor:
+    """Keep each entry of a task vector with probability `density`, at random."""
+    return drop_at_random(delta, density, rescale=rescale)
+
+
+@edit(role=Role.FILTER, paper=Paper("DELLA-Merging (MagPrune)", arxiv="2406.11617", year=2024))
+def magprune(
+    delta: Tensor, *, density: Fraction, epsilon: Fraction = 0.15, rescale: Rescale = True
+) -> Tensor:
+    """Keep each entry of a task vector at random, the larger ones of a row more often."""
+    return drop_by_rank(delta, density, epsilon, rescale=rescale)

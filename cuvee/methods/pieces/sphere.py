@@ -1,0 +1,67 @@
+"""Interpolation on the sphere: every method of the family is Σ c_i x_i with c from the Gram matrix alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cuvee.methods.measuring import Over, current
+from cuvee.methods.pieces.combine import weighted_sum
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["linear_combination", "slerp_coefficients"]
+
+
+def slerp_coefficients(gram: NDArray[Any], t: float, *, near: float, unit_floor: float) -> NDArray[Any]:
+    """Return (c_0, c_1) of slerp(x_0, x_1; t) for each Gram matrix.
+
+    Args:
+        gram: (2, 2, …), float64.
+        near: beyond this |cosine| the straight line is taken.
+        unit_floor: vectors with a norm up to this are not normalised.
+
+    Returns:
+        (2, …).
+
+    Source: Shoemake 1985.
+    """
+    norms = np.sqrt(np.maximum(gram[(0, 1), (0, 1)], 0.0))
+    scale = np.where(norms > unit_floor, norms, 1.0)
+    cosine = np.clip(gram[0, 1] / (scale[0] * scale[1]), -1.0, 1.0)
+    theta = np.arccos(cosine)
+    straight = (np.abs(cosine) > near) | (np.sin(theta) < 1e-8)
+    sine = np.where(straight, 1.0, np.sin(theta))
+    arc = np.stack([np.sin((1 - t) * theta) / sine, np.sin(t * theta) / sine])
+    line = np.stack([np.full_like(cosine, 1 - t), np.full_like(cosine, t)])
+    return np.where(straight, line, arc)
+
+
+def linear_combination(values: Tensor, coefficients: Any, over: Over = "all") -> Tensor:
+    """Return Σ c_i x_i.
+
+    Args:
+        values: (K, …), a block.
+        coefficients: (K,), or (K, …) with one for each row or column of the block, as `measured` gives them.
+        over: what the coefficients belong to.
+    """
+    array = np.asarray(coefficients, np.float64)
+    if array.ndim == 1:
+        return weighted_sum(values, [float(c) for c in array])
+    return weighted_sum(values, [_shaped(values[0], c, over) for c in array])
+
+
+def _shaped(block: Tensor, coefficient: NDArray[Any], over: Over) -> Tensor:
+    """Give a coefficient for each row or column the shape that broadcasts to the block."""
+    found = torch.as_tensor(coefficient, dtype=block.dtype, device=block.device)
+    if over == "row":
+        return found.reshape(*block.shape[:-1], 1)
+    flat = found.reshape(-1)
+    if block[0].numel() == flat.numel():
+        return flat.reshape(block.shape[1:])
+    columns = (current().place.start + torch.arange(block.numel(), device=block.device)) % flat.numel()
+    return flat[columns].reshape(block.shape)

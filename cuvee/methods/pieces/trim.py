@@ -1,0 +1,144 @@
+"""Trim: keep the entries of a task vector that are large, or large but not too large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from cuvee.methods.measuring import Place, Scope, current, measured
+from cuvee.methods.reductions import Ranked, Ranks
+from cuvee.methods.registry import Fraction, Paper, Role, edit
+from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.order import digits_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["among_largest", "keep_band", "keep_largest", "keep_largest_of_rows", "trim"]
+
+
+@dataclass(frozen=True)
+class KeepShare:
+    """How many of n entries a density keeps.
+
+    `exact` is int(density·n). The two others are thresholds, which keep every entry equal to it: `official` that of
+    the TIES repository (int(density·n) + 1 entries and their equals), `removed` that of MergeLM, which rounds the share
+    removed.
+    """
+
+    density: float
+    rule: Literal["exact", "official", "removed"]
+
+    def __call__(self, n: int) -> tuple[int, ...]:
+        if self.rule == "exact":
+            return (int(self.density * n),)
+        if self.rule == "official":
+            return (min(n, int(self.density * n) + 1),)
+        removed = int(n * (1 - self.density))
+        return (n - removed + 1 if removed else n,)
+
+
+@dataclass(frozen=True)
+class KeepBand:
+    """The counts of breadcrumbs: with the largest `gamma` left out, `density` of n are kept."""
+
+    density: float
+    gamma: float
+
+    def __call__(self, n: int) -> tuple[int, ...]:
+        kept, largest = int(self.density * n), int(self.gamma * n)
+        if n - kept - largest < 0:
+            largest = n - kept
+        return (kept + largest, largest)
+
+
+def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
+    """Return which of `values` are among the k largest that `ranked` describes.
+
+    Args:
+        values: the block, non-negative where magnitudes were ranked.
+
+    Returns:
+        bool, of the same shape.
+    """
+    if ranked.tie is None:
+        return values >= ranked.value
+    tensor, leaf, count = ranked.tie
+    mask = values > ranked.value
+    if place.tensor != tensor:
+        return mask | (values == ranked.value) if place.tensor.encode() < tensor.encode() else mask
+    cut = min(max(leaf * place.layout.leaf - place.start, 0), values.numel())
+    flat, flat_mask = values.reshape(-1), mask.reshape(-1)
+    flat_mask[:cut] |= flat[:cut] == ranked.value
+    inside = flat[cut : cut + place.layout.leaf]
+    if leaf * place.layout.leaf >= place.start and inside.numel():
+        equal = torch.nonzero(inside == ranked.value).reshape(-1)[:count]
+        flat_mask[cut + equal] = True
+    return flat_mask.reshape(mask.shape)
+
+
+def keep_largest(
+    delta: Tensor, density: float, *, scope: Scope = "tensor", inclusive: bool = False
+) -> Tensor:
+    """Zero all but the largest entries by magnitude.
+
+    Args:
+        delta: (…), a block of one task vector.
+        density: the share kept; 1 keeps all.
+        scope: over which the share is taken.
+        inclusive: keep every entry that reaches the threshold, as the official codes do; otherwise exactly
+            int(density·n), the lower index first among equals.
+
+    Source: TIES-Merging, arXiv 2306.01708, step 1.
+    """
+    if density >= 1:
+        return delta
+    rule: Literal["exact", "official", "removed"] = "exact"
+    if inclusive:
+        rule = "removed" if scope == "tensor" else "official"
+    magnitude = delta.abs()
+    ranks = Ranks(KeepShare(density, rule), resolve_ties=not inclusive, digits=digits_of(delta.dtype))
+    (ranked,) = measured(ranks, delta, scope=scope)
+    return torch.where(among_largest(magnitude, ranked, current(delta).place), delta, 0)
+
+
+def keep_band(delta: Tensor, density: float, gamma: float) -> Tensor:
+    """Zero the largest `gamma` share by magnitude and the smallest, so that `density` is kept; over the tensor.
+
+    Under `compat: mergekit` a tensor with int(gamma·n) = 0 is zeroed altogether, as there.
+
+    Source: Model Breadcrumbs, arXiv 2312.06795; counts as in mergekit.
+    """
+    if density >= 1:
+        return delta
+    call = current(delta)
+    counts = KeepBand(density, gamma)
+    if call.compat == "mergekit" and counts(call.place.layout.numel)[1] == 0:
+        return torch.zeros_like(delta)
+    magnitude = delta.abs()
+    wide, largest = measured(Ranks(counts, digits=digits_of(delta.dtype)), delta)
+    kept = among_largest(magnitude, wide, call.place) & ~among_largest(magnitude, largest, call.place)
+    return torch.where(kept, delta, 0)
+
+
+def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0) -> Tensor:
+    """In each row of length c, zero the int(c·remove_top) largest, then keep the int(c·keep_top) largest of the rest.
+
+    A row lies along the last dimension; the order among equal magnitudes is by index. A 0-d tensor is left as it is.
+
+    Source: Model Breadcrumbs, arXiv 2312.06795, official code (`TaskVectorMiddleKeep`).
+    """
+    if not current(delta).place.layout.shape:
+        return delta
+    rows = delta.reshape(-1, delta.shape[-1])
+    order = torch.argsort(rows.abs(), dim=-1, descending=True, stable=True)
+    first = int(rows.shape[-1] * remove_top)
+    chosen = order[:, first : first + int(rows.shape[-1] * keep_top)]
+    result = torch.zeros_like(rows)
+    return result.scatter_(-1, chosen, rows.gather(-1, chosen)).reshape(delta.shape)
+
+
+@edit(role=Role.FILTER, paper=Paper("TIES-Merging", arxiv="2306.01708", year=2023))
+def trim(delta: Tensor, *, density: Fraction, scope: Scope = "tensor") -> Tensor:
+    """Keep the largest `density` share of each task vector."""
+    return keep_largest(delta, density, scope=scope)

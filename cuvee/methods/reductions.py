@@ -1,0 +1,200 @@
+"""What is measured: sums, Gram matrices, counts and exact ranks, each an ordered reduction over blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from cuvee.methods.measuring import Again, Done, Fold
+from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.order import DIGIT, digit_counts, ordered_keys, value_of_key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["Gram", "Ranked", "Ranks", "Sums"]
+
+
+def _float64(values: Tensor) -> NDArray[np.float64] | Tensor:
+    """Return the values in float64: as NumPy on a CPU, whose sums have one order on every machine."""
+    return values.numpy().astype(np.float64) if values.device.type == "cpu" else values.double()
+
+
+def _sum(values: Any, axis: int) -> NDArray[Any]:
+    return np.asarray(values.sum(axis)) if isinstance(values, np.ndarray) else values.sum(axis).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Σ|x| ("abs"), Σx² ("square"), the number of x ≠ 0 ("nonzero") or Σ sgn(x) ("sign"); shape (…)."""
+
+    of: Literal["abs", "square", "nonzero", "sign"]
+
+    stacked: ClassVar[bool] = False
+
+    def fold(self, state: Any) -> Fold:
+        return "count" if self.of in ("nonzero", "sign") else "sum"
+
+    def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[Any]:
+        if self.of == "nonzero":
+            return torch.count_nonzero(values, axis).cpu().numpy()
+        if self.of == "sign":
+            return torch.sign(values).to(torch.int64).sum(axis).cpu().numpy()
+        wide = _float64(values.abs() if self.of == "abs" else values)
+        return _sum(wide if self.of == "abs" else wide * wide, axis)
+
+    def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
+        return Done(folded)
+
+
+@dataclass(frozen=True)
+class Gram:
+    """G_ij = ⟨x_i, x_j⟩ of K vectors, float64; values (K, …, n), result (K, K, …)."""
+
+    stacked: ClassVar[bool] = True
+
+    def fold(self, state: Any) -> Fold:
+        return "sum"
+
+    def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.float64]:
+        wide = _float64(values)
+        rows = [[_sum(wide[i] * wide[j], axis) for j in range(i + 1)] for i in range(len(values))]
+        full = [[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
+        return np.array(full)
+
+    def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
+        return Done(folded)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The k largest of n values, exactly, the lower index first among equals.
+
+    Attributes:
+        value: the k-th largest value; NaN when k = 0, which no value reaches (Inf would be reached by Inf).
+        tie: (tensor, leaf, count): of the values equal to it, those in earlier leaves are among the k, and the first
+            `count` of this leaf; None when all of them are.
+    """
+
+    value: float
+    tie: tuple[str, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One rank on its way: `remaining` more are wanted among the keys that begin with `prefix`."""
+
+    prefix: int | None
+    remaining: int
+
+
+@dataclass(frozen=True)
+class _Stage:
+    digit: int
+    targets: tuple[_Target, ...]
+
+    @property
+    def prefixes(self) -> list[int | None]:
+        return list(dict.fromkeys(target.prefix for target in self.targets if target.remaining))
+
+
+@dataclass(frozen=True)
+class _Ties:
+    targets: tuple[_Target, ...]
+    all_of_them: tuple[bool, ...]
+
+    @property
+    def keys(self) -> list[int]:
+        return [t.prefix or 0 for t, whole in zip(self.targets, self.all_of_them, strict=True) if not whole]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The k-th largest value for one or several k, exactly: radix selection on the bits, 16 at a time.
+
+    Args:
+        counts: called with n, returns the k's (0 ≤ k ≤ n); a frozen value, so that equal ones are one measurement.
+        magnitude: rank |x| instead of x.
+        resolve_ties: find which of the equal values are among the k; without, `Ranked.tie` is None.
+        digits: 2 for float32 values, 4 for float64.
+    """
+
+    counts: Any
+    magnitude: bool = True
+    resolve_ties: bool = True
+    digits: int = 2
+
+    stacked: ClassVar[bool] = False
+
+    def fold(self, state: Any) -> Fold:
+        return "concat" if isinstance(state, _Ties) else "count"
+
+    def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[Any]:
+        keys = ordered_keys(values, self.magnitude)
+        if isinstance(state, _Ties):
+            return np.array([np.count_nonzero(keys == key) for key in state.keys], np.int64)
+        if state is None:
+            return digit_counts(keys, [None], self.digits - 1)
+        return digit_counts(keys, state.prefixes, state.digit)
+
+    def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
+        if isinstance(state, _Ties):
+            return Done(self._ranked(state, folded))
+        if state is None:
+            state = _Stage(self.digits - 1, tuple(_Target(None, k) for k in self.counts(numel)))
+            counts = {None: folded[0]}  # also where every k is 0 and nothing is looked for
+        else:
+            counts = dict(zip(state.prefixes, folded, strict=True))
+        found = [_descend(target, counts) for target in state.targets]
+        targets = tuple(target for target, _ in found)
+        if state.digit > 0:
+            return (
+                Again(_Stage(state.digit - 1, targets))
+                if any(t.remaining for t in targets)
+                else self._last(found)
+            )
+        return self._last(found)
+
+    def _last(self, found: Sequence[tuple[_Target, int]]) -> Done | Again:
+        whole = tuple(not self.resolve_ties or target.remaining in (0, equal) for target, equal in found)
+        ties = _Ties(tuple(target for target, _ in found), whole)
+        return Done(self._ranked(ties, [])) if all(whole) else Again(ties)
+
+    def _ranked(self, ties: _Ties, folded: Any) -> tuple[Ranked, ...]:
+        ranked = []
+        column = 0
+        for target, whole in zip(ties.targets, ties.all_of_them, strict=True):
+            if target.remaining == 0:
+                ranked.append(Ranked(float("nan")))
+                continue
+            value = value_of_key(target.prefix or 0, self.digits, self.magnitude)
+            ranked.append(Ranked(value, None if whole else _place_tie(folded, column, target.remaining)))
+            column += not whole
+        return tuple(ranked)
+
+
+def _descend(target: _Target, counts: dict[int | None, NDArray[np.int64]]) -> tuple[_Target, int]:
+    """Return the target one digit further, and the number of keys that begin with its new prefix."""
+    if target.remaining == 0:
+        return target, 0
+    row = counts[target.prefix]
+    reached = np.cumsum(row[::-1])
+    step = int(np.searchsorted(reached, target.remaining))
+    digit = len(row) - 1 - step
+    above = int(reached[step - 1]) if step else 0
+    prefix = ((target.prefix or 0) << DIGIT) | digit
+    return _Target(prefix, target.remaining - above), int(row[digit])
+
+
+def _place_tie(folded: Any, column: int, remaining: int) -> tuple[str, int, int]:
+    """Return (tensor, leaf, count) where the last of `remaining` equal values lies."""
+    for tensor, leaves in folded:
+        for leaf, count in enumerate(leaves[:, column]):
+            if remaining <= count:
+                return tensor, leaf, remaining
+            remaining -= int(count)
+    raise AssertionError("fewer equal values than were counted")

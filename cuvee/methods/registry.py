@@ -1,0 +1,410 @@
+"""The registry: a method is a plain typed function, and all that the tool needs is read from its signature.
+
+    @merge_method(paper=Paper("TIES-Merging", arxiv="2306.01708"), on=DELTAS, base=REQUIRED)
+    def ties(deltas, *, weight: PerModel[float] = 1.0, density: PerModel[Fraction] = 1.0, normalize: bool = True): ...
+
+A file in `methods/papers/` is found by being there. `@edit` registers a filter (`before:`) or a refiner (`after:`).
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from cuvee.errors import MethodError, nearest
+
+__all__ = [
+    "DELTAS",
+    "ELEMENT",
+    "ENDPOINT",
+    "MEMBER",
+    "NONE",
+    "OPTIONAL",
+    "REQUIRED",
+    "ROW",
+    "WEIGHTS",
+    "BaseUse",
+    "Bound",
+    "Edit",
+    "Fraction",
+    "Method",
+    "On",
+    "Paper",
+    "Parameter",
+    "PerModel",
+    "Role",
+    "Unit",
+    "edit",
+    "edits",
+    "find_edit",
+    "find_method",
+    "merge_method",
+    "methods",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The allowed range of a number, ends included unless `open_low` / `open_high`."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+
+class _PerModelMark:
+    """Marks a parameter that has one value for each model."""
+
+
+PerModel = Annotated[T | Sequence[T], _PerModelMark()]
+Fraction = Annotated[float, Bound(0.0, 1.0)]
+
+
+class On(enum.Enum):
+    """What a method works on: the models' weights, or their task vectors."""
+
+    WEIGHTS = "weights"
+    DELTAS = "task vectors"
+
+
+class BaseUse(enum.Enum):
+    """What a base model is to a method."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional: with one, task vectors are merged"
+    MEMBER = "one more model"
+    ENDPOINT = "the first of the two models"
+    NONE = "not used"
+
+
+class Role(enum.Enum):
+    """What an edit is: a filter changes one task vector before, a refiner the merged one after."""
+
+    FILTER = "before"
+    REFINER = "after"
+
+
+class Unit(enum.Enum):
+    """How much of a tensor one call must see: any block of whole rows, or also a long 1-D tensor whole."""
+
+    ELEMENT = "element"
+    ROW = "row"
+
+
+WEIGHTS, DELTAS = On.WEIGHTS, On.DELTAS
+ELEMENT, ROW = Unit.ELEMENT, Unit.ROW
+REQUIRED, OPTIONAL, MEMBER, ENDPOINT, NONE = (
+    BaseUse.REQUIRED,
+    BaseUse.OPTIONAL,
+    BaseUse.MEMBER,
+    BaseUse.ENDPOINT,
+    BaseUse.NONE,
+)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from; `url` where there is no paper."""
+
+    title: str
+    arxiv: str = ""
+    year: int = 0
+    url: str = ""
+
+    def __str__(self) -> str:
+        source = f"arXiv {self.arxiv}" if self.arxiv else self.url
+        year = f", {self.year}" if self.year else ""
+        return f"{self.title}{year}" + (f" ({source})" if source else "")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter, as its signature says.
+
+    Attributes:
+        name: as written in recipes.
+        per_model: True when each model has its own value.
+        kinds: the accepted types, out of float, int, bool, str.
+        choices: the accepted words, for a `Literal`.
+        bound: the accepted range, for numbers.
+        default: `inspect.Parameter.empty` when it must be given.
+    """
+
+    name: str
+    per_model: bool
+    kinds: tuple[type, ...]
+    choices: tuple[Any, ...]
+    bound: Bound
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        """True when a recipe must give it."""
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def accepts(self) -> str:
+        """What it accepts, in words."""
+        words = [repr(choice) if isinstance(choice, str) else str(choice) for choice in self.choices]
+        if bool in self.kinds:
+            words.append("true or false")
+        if float in self.kinds or int in self.kinds:
+            kind = "a number" if float in self.kinds else "a whole number"
+            words.append(kind if self.bound == Bound() else f"{kind} in {self.bound}")
+        return " or ".join(words)
+
+    def check(self, value: Any) -> Any:
+        """Return one plain value, converted (1 and 0 count as booleans, whole numbers as floats).
+
+        Raises:
+            MethodError: it is of another type or out of range.
+        """
+        if isinstance(value, bool):
+            if bool in self.kinds or value in self.choices:
+                return value
+            value = float(value)
+        if isinstance(value, str):
+            if value in self.choices:
+                return value
+        elif isinstance(value, int | float):
+            if bool in self.kinds and value in (0, 1):
+                return bool(value)
+            if value in self.bound:
+                if float in self.kinds:
+                    return float(value)
+                if int in self.kinds and value == int(value):
+                    return int(value)
+        right = self.accepts
+        if isinstance(value, str) and self.choices:
+            right = f"{right}; {nearest(value, map(str, self.choices))}"
+        raise MethodError(f"{self.name} is {value!r}", right=f"{self.name}: {right}")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A step that wraps any method: a filter of one task vector, or a refiner of the merged one."""
+
+    name: str
+    role: Role
+    function: Callable[..., Any]
+    paper: Paper
+    parameters: Mapping[str, Parameter]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method and what the tool knows of it.
+
+    Attributes:
+        name: in recipes.
+        function: called with the (K, …) values and the parameters by name.
+        on: weights or task vectors.
+        base: what a base model is to it.
+        models: the fewest and most models it takes, the base not counted (None: any number).
+        parameters: by name, in the order of the signature, then those of the engine: `scaling` for every method on
+            task vectors, `embed_mismatch`.
+        wants_base: True when the function also takes the base's block as `base`.
+        status: "published", "community", or "reconstruction".
+        formula: one line, with the parameters' names.
+        differs: differences from the paper and from mergekit, as prose.
+        cost: in words.
+        unit: how much of a tensor one call must see.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    paper: Paper
+    on: On
+    base: BaseUse
+    models: tuple[int, int | None]
+    parameters: Mapping[str, Parameter]
+    wants_base: bool
+    status: str
+    formula: str
+    differs: str
+    cost: str
+    unit: Unit
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of its docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+
+_METHODS: dict[str, Method] = {}
+_EDITS: dict[str, Edit] = {}
+
+
+def merge_method(
+    *,
+    paper: Paper,
+    on: On = DELTAS,
+    base: BaseUse = REQUIRED,
+    models: tuple[int, int | None] = (1, None),
+    unit: Unit = ELEMENT,
+    cost: str = "one pass",
+    formula: str = "",
+    differs: str = "",
+    status: str = "published",
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a merge method under its function's name.
+
+    Args:
+        paper: its source.
+        on: `WEIGHTS` or `DELTAS`; on deltas the engine adds the base back and applies `scaling`.
+        base: what a base model is to it.
+        models: fewest and most models, the base not counted.
+        unit: `ROW` where vectors that are one row must be seen whole.
+        cost: in words: "one pass", "a few visits of each tensor", "two rounds over the model".
+        formula: one line of plain text, with the parameters' names.
+        differs: where it differs from the paper and from mergekit.
+        status: "published", "community" (no paper) or "reconstruction" (the paper's text was not enough).
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        parameters = _parameters(function)
+        if on is DELTAS or base is OPTIONAL:
+            parameters["scaling"] = Parameter("scaling", False, (float,), (), Bound(), 1.0)
+        parameters["embed_mismatch"] = Parameter(
+            "embed_mismatch", False, (), ("error", "common_submatrix"), Bound(), "error"
+        )
+        name = function.__name__
+        wants_base = "base" in inspect.signature(function).parameters
+        _METHODS[name] = Method(
+            name,
+            function,
+            paper,
+            on,
+            base,
+            models,
+            parameters,
+            wants_base,
+            status,
+            formula,
+            differs,
+            cost,
+            unit,
+        )
+        return function
+
+    return register
+
+
+def edit(*, role: Role, paper: Paper) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a filter or a refiner under its function's name.
+
+    A filter is called as `f(delta, **parameters)` for each model, a refiner as `f(merged, deltas, **parameters)`.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        _EDITS[name] = Edit(name, role, function, paper, _parameters(function))
+        return function
+
+    return register
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
+    keyword_only = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {p.name: _parameter(p, function.__globals__) for p in keyword_only if p.name != "base"}
+
+
+def _parameter(parameter: inspect.Parameter, names: dict[str, Any]) -> Parameter:
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        annotation = eval(annotation, names)  # our own source text, kept as text by `from __future__`
+    per_model, bound = False, Bound()
+    kinds: list[type] = []
+    choices: list[Any] = []
+
+    def walk(hint: Any) -> None:
+        nonlocal per_model, bound
+        origin = typing.get_origin(hint)
+        if origin is Annotated:
+            inner, *marks = typing.get_args(hint)
+            per_model |= any(isinstance(mark, _PerModelMark) for mark in marks)
+            bound = next((mark for mark in marks if isinstance(mark, Bound)), bound)
+            walk(inner)
+        elif origin is Literal:
+            choices.extend(typing.get_args(hint))
+        elif origin in (typing.Union, types.UnionType):
+            for part in typing.get_args(hint):
+                walk(part)
+        elif hint in (float, int, bool):
+            kinds.append(hint)
+        elif hint is type(None):
+            pass
+
+    walk(annotation)
+    return Parameter(parameter.name, per_model, tuple(kinds), tuple(choices), bound, parameter.default)
+
+
+@functools.cache
+def _load() -> None:
+    """Import every paper and every piece, which registers them."""
+    for package in ("cuvee.methods.papers", "cuvee.methods.pieces"):
+        module = importlib.import_module(package)
+        for found in pkgutil.iter_modules(module.__path__):
+            importlib.import_module(f"{package}.{found.name}")
+
+
+def methods() -> Mapping[str, Method]:
+    """Return every registered method by name, sorted."""
+    _load()
+    return dict(sorted(_METHODS.items()))
+
+
+def edits() -> Mapping[str, Edit]:
+    """Return every registered edit by name, sorted."""
+    _load()
+    return dict(sorted(_EDITS.items()))
+
+
+def find_method(name: str, *, where: str = "", planned: Iterable[str] = ()) -> Method:
+    """Return the method of that name.
+
+    Raises:
+        MethodError: there is none; the nearest name is suggested.
+    """
+    known = methods()
+    if name in known:
+        return known[name]
+    if name in planned:
+        raise MethodError(f"merge method {name!r} is not built yet", where=where, right="see README, Not yet")
+    raise MethodError(f"unknown merge method {name!r}", where=where, right=nearest(name, known))
+
+
+def find_edit(name: str, role: Role, *, where: str = "") -> Edit:
+    """Return the filter or refiner of that name.
+
+    Raises:
+        MethodError: there is none, or it belongs on the other side of the merge.
+    """
+    known = edits()
+    if name not in known:
+        of_role = [other for other, found in known.items() if found.role is role]
+        raise MethodError(f"unknown edit {name!r}", where=where, right=nearest(name, of_role))
+    if known[name].role is not role:
+        right = known[name].role.value
+        raise MethodError(
+            f"{name!r} cannot stand {role.value} the merge", where=where, right=f"{right}: [{name}]"
+        )
+    return known[name]
