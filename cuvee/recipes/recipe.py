@@ -1,0 +1,95 @@
+"""A recipe: what the user wants merged, as a value.
+
+    Recipe("ties", models=["math", "code"], base_model="llama", parameters={"density": 0.5})
+
+YAML becomes the same value (`recipes/yaml_form.py`). Settings are plain: a number, a word, a list of numbers (a
+gradient over the layers), or a list of `{"filter": …, "value": …}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Recipe", "RecipeModel", "place_of"]
+
+Setting = Any
+
+
+@dataclass(frozen=True)
+class RecipeModel:
+    """One model of a recipe.
+
+    Attributes:
+        model: a folder, a file, a hub id, `model+adapter`; in Python also a state dict or a module.
+        parameters: its own settings (weight, density …), each a number, a gradient or filter entries.
+    """
+
+    model: Any
+    parameters: Mapping[str, Setting] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to merge, and how.
+
+    Attributes:
+        merge_method: a name that `cuvee methods` lists.
+        models: `RecipeModel`s; bare models are wrapped.
+        base_model: the common ancestor, where the method has one.
+        parameters: settings for all models. In Python a per-model parameter may be a list of K values here;
+            from YAML (`from_yaml`) a list of numbers is always a gradient.
+        dtype: of the output, where `out_dtype` is not given. Arithmetic is `compute_dtype` whatever this says.
+        out_dtype: of the output; neither given: as the base stores it.
+        compute_dtype: "float32" or "float64".
+        seed: of all random draws.
+        exclude: glob patterns of tensors that are left out, carried from the base (without one: the first model).
+        only: glob patterns of the only tensors merged.
+        compat: None or "mergekit".
+        before: edits of each task vector, `[{"dare": {"density": 0.5}}]`.
+        after: edits of the merged task vector.
+        from_yaml: True when it was read from YAML.
+        text: the YAML as written, for the record.
+        places: key path -> "file:line:column", for errors.
+        notes: what reading the text has to say (keys without effect).
+    """
+
+    merge_method: str
+    models: Sequence[RecipeModel | Any] = ()
+    base_model: Any = None
+    parameters: Mapping[str, Setting] = field(default_factory=dict)
+    dtype: str | None = None
+    out_dtype: str | None = None
+    compute_dtype: str = "float32"
+    seed: int = 0
+    exclude: Sequence[str] = ()
+    only: Sequence[str] | None = None
+    compat: str | None = None
+    before: Sequence[Mapping[str, Mapping[str, Any]]] = ()
+    after: Sequence[Mapping[str, Mapping[str, Any]]] = ()
+    from_yaml: bool = False
+    text: str = ""
+    places: Mapping[tuple[Any, ...], str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        wrapped = tuple(m if isinstance(m, RecipeModel) else RecipeModel(m) for m in self.models)
+        object.__setattr__(self, "models", wrapped)
+        for patterns in ("exclude", "only"):
+            if isinstance(getattr(self, patterns), str):
+                object.__setattr__(self, patterns, (getattr(self, patterns),))
+
+    def place(self, *path: Any) -> str:
+        """Return where a key path was written, the nearest parent's place when it is not itself in the text."""
+        return place_of(self.places, path)
+
+
+def place_of(places: Mapping[tuple[Any, ...], str], path: tuple[Any, ...]) -> str:
+    """Return "file:line:column (key path)" of a key path or of its nearest parent that was written."""
+    spoken = ".".join(map(str, path))
+    for end in range(len(path), -1, -1):
+        if path[:end] in places:
+            place = places[path[:end]]
+            return f"{place} ({spoken})" if path else place
+    return spoken

@@ -1,0 +1,216 @@
+"""From settings to a method's arguments: the value of every parameter for one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cuvee.errors import MethodError, nearest, raise_all
+from cuvee.methods.registry import Method, Parameter, methods
+from cuvee.recipes.findings import Findings, KeyPath
+from cuvee.recipes.lineup import Expert, label, line_up
+from cuvee.recipes.recipe import Recipe
+from cuvee.recipes.settings import MISSING, Setting, check_setting, evaluate, is_filtered, is_listed, settle
+
+__all__ = ["Resolver", "read_settings", "resolve"]
+
+_ACCEPTED = "int8_mask"  # of mergekit: how its sign mask is stored; the result is the same
+
+
+@dataclass(frozen=True, eq=False)
+class Resolver:
+    """Gives a method's arguments, tensor by tensor. All values were checked when it was made.
+
+    Attributes:
+        method: whose arguments.
+        labels: how messages call the models.
+        places: where the models are written.
+        chains: parameter -> for each model (one row for a parameter of all) the settings that hold, nearest first.
+        required: the parameters that have no default here.
+    """
+
+    method: Method
+    labels: tuple[str, ...]
+    places: tuple[str, ...]
+    chains: Mapping[str, tuple[tuple[Setting, ...], ...]]
+    required: frozenset[str]
+
+    def for_tensor(self, name: str, position: float | None, *, model_count: int | None = None) -> dict[str, Any]:
+        """Return the keyword arguments for one tensor: a list of K values for a per-model parameter, else one value.
+
+        Args:
+            name: of the tensor; filters look at it.
+            position: of its layer, from 0 (first) to 1 (last); None outside the layers.
+            model_count: K, where the caller wants it checked.
+
+        Raises:
+            MethodError: a required parameter says nothing of this tensor.
+        """
+        if model_count is not None and model_count != len(self.labels):
+            raise ValueError(f"{model_count} models, and the recipe has {len(self.labels)}")
+        arguments: dict[str, Any] = {}
+        for parameter in self.method.parameters.values():
+            rows = self.chains[parameter.name]
+            values = [self._value(parameter, row, k, name, position) for k, row in enumerate(rows)]
+            arguments[parameter.name] = values if parameter.per_model else values[0]
+        return arguments
+
+    def constant(self, name: str) -> Any:
+        """Return the value or K values of a parameter that every tensor has, `MISSING` where tensors may differ."""
+        parameter = self.method.parameters[name]
+        values = [self._constant(parameter, row) for row in self.chains[name]]
+        if any(value is MISSING for value in values):
+            return MISSING
+        return values if parameter.per_model else values[0]
+
+    def _constant(self, parameter: Parameter, row: Sequence[Setting]) -> Any:
+        if not row:
+            return MISSING if parameter.name in self.required else parameter.default
+        return MISSING if is_listed(row[0]) else row[0]
+
+    def _value(self, parameter: Parameter, row: Sequence[Setting], k: int, name: str, position: float | None) -> Any:
+        for setting in row:
+            value = evaluate(setting, name, position)
+            if value is not MISSING:
+                return settle(parameter, value)
+        if parameter.name not in self.required:
+            return parameter.default
+        of = f" of {self.labels[k]}" if parameter.per_model else ""
+        raise MethodError(
+            f"no entry of {parameter.name}{of} is about tensor {name!r}, and {self.method.name} needs one",
+            where=self.places[k] if parameter.per_model else "",
+            right="an entry for the rest: - value: 1",
+        )
+
+
+def resolve(recipe: Recipe, method: Method) -> Resolver:
+    """Return the resolver of a recipe for a method.
+
+    Raises:
+        Problems: all that is wrong with models and settings, said together; or the one error that is.
+    """
+    findings = Findings(recipe.places)
+    resolver = read_settings(recipe, method, line_up(recipe, method, findings), findings)
+    raise_all(findings.errors)
+    return resolver
+
+
+def read_settings(
+    recipe: Recipe, method: Method, experts: Sequence[Expert], findings: Findings, *, insist: bool = True
+) -> Resolver:
+    """Return the resolver; what is wrong with names and values of parameters goes into `findings`.
+
+    Args:
+        insist: also note the required parameters that are missing.
+    """
+    reader = _Reader(recipe, method, findings)
+    shared = {n: reader.shared(n, setting, len(experts)) for n, setting in reader.known_shared()}
+    own = [reader.own(expert) for expert in experts]
+    chains: dict[str, tuple[tuple[Setting, ...], ...]] = {}
+    for name, parameter in method.parameters.items():
+        top = shared.get(name, ((),) * max(1, len(experts)))
+        rows = [(*mine.get(name, ()), *top[k]) for k, mine in enumerate(own)] if parameter.per_model else [top[0]]
+        chains[name] = tuple(rows)
+    labels = tuple(label(expert.entry.model, k) for k, expert in enumerate(experts))
+    places = tuple(recipe.place(*expert.path) for expert in experts)
+    resolver = Resolver(method, labels, places, chains, reader.required())
+    if insist:
+        reader.report_missing(resolver)
+    return resolver
+
+
+class _Reader:
+    """Reads the settings of one recipe for one method."""
+
+    def __init__(self, recipe: Recipe, method: Method, findings: Findings) -> None:
+        self.recipe = recipe
+        self.method = method
+        self.findings = findings
+
+    def required(self) -> frozenset[str]:
+        """Return the parameters without a default; mergekit insists on the weights of all methods that have them."""
+        parameters = self.method.parameters.values()
+        strict = {"weight"} if self.recipe.compat == "mergekit" else set()
+        return frozenset(p.name for p in parameters if p.required or (p.per_model and p.name in strict))
+
+    def known_shared(self) -> list[tuple[str, Setting]]:
+        """Return the settings for all models whose names the method knows."""
+        known = []
+        for name, setting in self.recipe.parameters.items():
+            if name in self.method.parameters:
+                if setting is not None or self.recipe.from_yaml:
+                    known.append((name, setting))
+            elif name != _ACCEPTED:
+                self._unknown(name, ("parameters", name), list(self.method.parameters))
+        return known
+
+    def shared(self, name: str, setting: Setting, count: int) -> tuple[tuple[Setting, ...], ...]:
+        """Return for each model what a setting for all models says to it."""
+        parameter, path = self.method.parameters[name], ("parameters", name)
+        if parameter.per_model and not self.recipe.from_yaml and is_listed(setting) and not is_filtered(setting):
+            if len(setting) != count:
+                self.findings.error(
+                    f"{name} has {len(setting)} values for {count} models",
+                    path,
+                    right="one value, or one for each model; a gradient stands in a model's own parameters",
+                    kind=MethodError,
+                )
+                return ((),) * count
+            return tuple(self._row(parameter, one, (*path, k)) for k, one in enumerate(setting))
+        return (self._row(parameter, setting, path),) * max(1, count)
+
+    def own(self, expert: Expert) -> dict[str, tuple[Setting, ...]]:
+        """Return what a model's own parameters say."""
+        rows: dict[str, tuple[Setting, ...]] = {}
+        per_model = [name for name, parameter in self.method.parameters.items() if parameter.per_model]
+        for name, setting in expert.entry.parameters.items():
+            path = (*expert.path, "parameters", name)
+            if name in per_model:
+                if setting is not None or self.recipe.from_yaml:
+                    rows[name] = self._row(self.method.parameters[name], setting, path)
+            elif name in self.method.parameters:
+                self.findings.warn(f"{name} has no effect here: it is one value for all models, under parameters", path)
+            elif name != _ACCEPTED:
+                self._unknown(name, path, per_model)
+        return rows
+
+    def report_missing(self, resolver: Resolver) -> None:
+        """Note the required parameters about which the recipe says nothing."""
+        for name in sorted(resolver.required):
+            parameter = self.method.parameters[name]
+            for k, row in enumerate(resolver.chains[name]):
+                if row:
+                    continue
+                if not parameter.per_model:
+                    self._missing(name, f"{self.method.name} needs {name}", ("parameters",), parameter)
+                elif k < len(resolver.labels):
+                    found = f"{self.method.name} needs {name} for each model, and {resolver.labels[k]} has none"
+                    self._missing(name, found, (), parameter, resolver.places[k])
+
+    def _missing(self, name: str, found: str, path: KeyPath, parameter: Parameter, where: str = "") -> None:
+        if self.method.parameters[name].required:
+            right = f"parameters: {{{name}: …}}, {parameter.accepts}"
+        else:
+            right = f"parameters: {{{name}: 1}}, or no compat: mergekit, with which mergekit's requirements hold"
+        self.findings.error(found, path, right=right, kind=MethodError, where=where)
+
+    def _row(self, parameter: Parameter, setting: Setting, path: KeyPath) -> tuple[Setting, ...]:
+        checked = check_setting(parameter, setting, path, self.findings, from_yaml=self.recipe.from_yaml)
+        # A setting that failed still counts as given, so that it is not said to be missing too.
+        return (parameter.default,) if checked is MISSING else (checked,)
+
+    def _unknown(self, name: str, path: KeyPath, known: list[str]) -> None:
+        right = nearest(str(name), known)
+        if name == "lambda":
+            right = "scaling" if "scaling" in known else right
+        elif right.startswith("one of: ") or name == "scaling":
+            others = [other.name for other in methods().values() if name in other.parameters]
+            right = f"leave it out; {_listed(others)} {'has' if len(others) == 1 else 'have'} it" if others else right
+        spoken = "scaling (lambda)" if name == "scaling" else name
+        self.findings.error(f"{self.method.name} has no parameter {spoken!r}", path, right=right, kind=MethodError)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
