@@ -1,0 +1,67 @@
+"""Cuvée makes one model out of many: model merging, streamed, in bounded memory, with a result that can be trusted.
+
+    import cuvee
+
+    cuvee.merge("recipe.yml", "out/")
+    merged = cuvee.merge_tensors("ties", [math, code], base, density=0.5)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cuvee._version import __version__
+
+if TYPE_CHECKING:
+    from cuvee.checkpoints.opening import open_model
+    from cuvee.engine.in_memory import merge_tensors
+    from cuvee.engine.plan import Plan, plan
+    from cuvee.engine.run import Report, merge, run
+    from cuvee.errors import CuveeError
+    from cuvee.methods.registry import methods
+    from cuvee.recipes import Recipe, RecipeModel, load_recipe
+
+_HOMES = {
+    "CuveeError": "cuvee.errors",
+    "Plan": "cuvee.engine.plan",
+    "Recipe": "cuvee.recipes",
+    "RecipeModel": "cuvee.recipes",
+    "Report": "cuvee.engine.run",
+    "load_recipe": "cuvee.recipes",
+    "merge": "cuvee.engine.run",
+    "merge_tensors": "cuvee.engine.in_memory",
+    "methods": "cuvee.methods.registry",
+    "open_model": "cuvee.checkpoints.opening",
+    "plan": "cuvee.engine.plan",
+    "run": "cuvee.engine.run",
+}
+
+__all__ = [
+    "CuveeError",
+    "Plan",
+    "Recipe",
+    "RecipeModel",
+    "Report",
+    "__version__",
+    "load_recipe",
+    "merge",
+    "merge_tensors",
+    "methods",
+    "open_model",
+    "plan",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Names load their module at first use, so that `cuvee --help` waits for none of them.
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'cuvee' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,117 @@
+"""Merging tensors that are in memory: the engine's rounds with one block a tensor, and no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cuvee.checkpoints.sources import Model
+from cuvee.engine.blocks import Formula, Task, rounded
+from cuvee.engine.matching import BASE
+from cuvee.engine.plan import _formula, _match, model_from_values
+from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.errors import raise_all
+from cuvee.recipes import Recipe, prepare
+from cuvee.tensors.dtypes import torch_dtype
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["merge_tensors"]
+
+
+class _Collecting(Handler):
+    """Keeps the output in memory."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def begin(self, task: Task) -> None:
+        self.tensors[task.name] = torch.empty(task.layout.numel, dtype=torch_dtype(task.dtype))
+
+    def deliver(self, task: Task, start: int, values: Tensor) -> None:
+        self.tensors[task.name][start : start + values.numel()] = rounded(values, task.dtype)
+
+    def finish(self, task: Task) -> None:
+        self.tensors[task.name] = self.tensors[task.name].reshape(task.layout.shape)
+
+
+def merge_tensors(
+    method: str,
+    models: Sequence[Mapping[str, Tensor]],
+    base: Mapping[str, Tensor] | None = None,
+    /,
+    *,
+    statistics: Mapping[str, Tensor] | None = None,
+    before: Sequence[Mapping[str, Mapping[str, Any]]] = (),
+    after: Sequence[Mapping[str, Mapping[str, Any]]] = (),
+    exclude: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    compat: str | None = None,
+    seed: int = 0,
+    context: Mapping[str, Any] | None = None,
+    compute_dtype: str = "float32",
+    block_elements: int | None = None,
+    **parameters: Any,
+) -> dict[str, Tensor]:
+    """Merge models that are in memory.
+
+    Args:
+        method: its name.
+        models: K maps from names to tensors, or modules.
+        base: the same, where the method has one.
+        statistics: data beside the models, keys as `mask/model0/<tensor>`.
+        before, after, exclude, only, compat, seed: as in `Recipe`.
+        context: what config.json would say (layers, heads, ties); inferred from names when None.
+        compute_dtype: "float32" or "float64".
+        block_elements: about how many elements are worked on at once; None: whole tensors.
+        parameters: the method's; a per-model one is a number or K entries.
+
+    Returns:
+        name -> tensor, on the CPU, in the dtype of the base or of the first model.
+
+    Raises:
+        CuveeError: all that is wrong, said together.
+    """
+    recipe = Recipe(
+        method,
+        models=models,
+        base_model=base,
+        parameters=parameters,
+        before=before,
+        after=after,
+        exclude=exclude,
+        only=only,
+        compat=compat,
+        seed=seed,
+        compute_dtype=compute_dtype,
+    )
+    prepared = prepare(recipe)
+    opened = {n: _model(one.model, f"model{n}", context) for n, one in enumerate(prepared.experts)}
+    if prepared.base is not None:
+        opened[BASE] = _model(prepared.base, "base", context)
+    matched = _match(recipe, prepared, opened)
+    raise_all(matched.errors)
+    plain = _formula(recipe, prepared, matched, "cpu")
+    formula = Formula(**{**vars(plain), "statistics": statistics or {}, "device": _device(opened.values())})
+    handler = _Collecting()
+    largest = max((task.layout.numel for task in matched.tasks), default=1)
+    run_rounds(matched.tasks, formula, handler, threads=1, block_elements=block_elements or max(1, largest))
+    return {name: handler.tensors[name] for name in sorted(handler.tensors)}
+
+
+def _model(values: Any, label: str, context: Mapping[str, Any] | None) -> Model:
+    model = values if isinstance(values, Model) else model_from_values(values, label)
+    if context is not None:
+        model.config = dict(context)
+    return model
+
+
+def _device(models: Any) -> str:
+    for model in models:
+        for source in model.tensors.values():
+            values = getattr(source, "values", None)
+            if values is not None and values.device.type != "cpu":
+                return str(values.device.type)
+    return "cpu"

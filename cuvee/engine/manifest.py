@@ -1,0 +1,149 @@
+"""The manifest and the model card: the lineage that travels with a published model.
+
+`cuvee.json` holds what decides the output and what came out: recipe, inputs with content hashes, tensors with hashes,
+version. It holds no times and no hosts, so that equal merges have equal manifests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cuvee._version import __version__
+from cuvee.checkpoints import fs
+from cuvee.engine.matching import BASE
+from cuvee.engine.plan import PROFILE, Plan, describe_recipe
+from cuvee.errors import CheckpointError, printable
+from cuvee.tensors.digests import model_digest
+
+__all__ = ["FORMAT", "MANIFEST_NAME", "build_manifest", "model_card", "read_manifest"]
+
+MANIFEST_NAME = "cuvee.json"
+FORMAT = 1
+_MOST_BYTES = 1 << 30
+
+
+def build_manifest(
+    plan: Plan, outputs: Mapping[str, str], inputs: Mapping[int, Mapping[str, str]], non_finite: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return the content of cuvee.json.
+
+    Args:
+        outputs: digest of each output tensor.
+        inputs: digest of each tensor read, by model and name.
+        non_finite: output tensors that hold NaN or Inf, and how many.
+    """
+    files = {name: shard.file for shard in plan.shards for name in shard.tensors}
+    manifest = {
+        "format": FORMAT,
+        "cuvee": __version__,
+        "plan": plan.plan_id,
+        "profile": PROFILE,
+        "recipe": describe_recipe(plan.recipe),
+        "recipe_text": plan.recipe.text,
+        "inputs": [_input(plan, number, inputs.get(number, {})) for number in plan.models],
+        "output": {
+            "digest": model_digest(outputs),
+            "tensors": {
+                task.name: {
+                    "file": files[task.name],
+                    "dtype": task.dtype.name,
+                    "shape": list(task.layout.shape),
+                    "blake3": outputs[task.name],
+                }
+                for task in sorted(plan.tasks, key=lambda task: task.name.encode("utf-8"))
+            },
+        },
+        "left_out": plan.matched.left_out,
+        "dropped": plan.matched.dropped,
+        "non_finite": dict(non_finite),
+        "warnings": list(plan.warnings),
+    }
+    return {key: value for key, value in manifest.items() if value not in ({}, [], "")}
+
+
+def _input(plan: Plan, number: int, digests: Mapping[str, str]) -> dict[str, Any]:
+    model = plan.models[number]
+    unread = sorted(set(model.tensors) - set(digests))
+    content: dict[str, Any] = {
+        "model": model.label,
+        "role": "base" if number == BASE else f"model {number}",
+        "digest": model_digest(digests),
+        "tensors": dict(sorted(digests.items())),
+    }
+    if unread:
+        content["unread"] = unread
+    return content
+
+
+def manifest_json(manifest: Mapping[str, Any]) -> bytes:
+    """Return the text of cuvee.json."""
+    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a published model.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of a newer version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = json.loads(fs.read_file(path, limit=_MOST_BYTES))
+    except OSError:
+        raise CheckpointError(
+            f"there is no {MANIFEST_NAME}", where=str(folder), right="the folder of a model that cuvee has published"
+        ) from None
+    except (ValueError, OverflowError, RecursionError):
+        raise CheckpointError(
+            "the manifest is damaged", where=str(path), right="merge again, or fetch the model again"
+        ) from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise CheckpointError("this is not a manifest of cuvee", where=str(path), right="a model that cuvee published")
+    if manifest["format"] > FORMAT:
+        raise CheckpointError(
+            f"the manifest has format {manifest['format']}, written by cuvee {printable(str(manifest.get('cuvee')))}; "
+            f"cuvee {__version__} reads up to {FORMAT}",
+            where=str(path),
+            right="pip install -U cuvee",
+        )
+    return manifest
+
+
+def _public_name(label: str) -> str:
+    """A local folder is called by its name alone: where it lies is nobody else's business."""
+    return Path(label).name if Path(label).is_absolute() else label
+
+
+def model_card(plan: Plan) -> bytes:
+    """Return the text of README.md: what the Hugging Face hub shows."""
+    names = [printable(_public_name(model.label)) for model in plan.models.values()]
+    listed = "\n".join(f"- `{name}`{' (base)' if n == BASE else ''}" for n, name in zip(plan.models, names, strict=True))
+    recipe = plan.recipe.text or json.dumps(describe_recipe(plan.recipe), indent=2, ensure_ascii=False)
+    left_out = "\n".join(f"- `{printable(name)}`: {reason}" for name, reason in sorted(plan.matched.left_out.items()))
+    method = plan.prepared.method
+    text = f"""---
+library_name: transformers
+tags:
+- merge
+- cuvee
+base_model:
+{chr(10).join(f"- {json.dumps(name, ensure_ascii=False)}" for name in dict.fromkeys(names))}
+---
+# A merge by Cuvée
+
+Made of {len(set(names))} models by **{method.name}** ({method.paper}) with cuvee {__version__}.
+
+{listed}
+
+## Recipe
+
+```yaml
+{recipe.strip()}
+```
+"""
+    if left_out:
+        text += f"\n## Not merged\n\n{left_out}\n"
+    return text.encode("utf-8", "backslashreplace")

@@ -1,0 +1,273 @@
+"""Matching: every tensor of every model becomes a task, is carried over, or is named in an error or the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from cuvee.architectures import Architecture, Role, describe
+from cuvee.checkpoints.sources import Cropped, Model, TensorSource
+from cuvee.engine.blocks import Input, Task
+from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printable
+from cuvee.tensors.dtypes import DType
+from cuvee.tensors.layout import Layout
+
+__all__ = ["BASE", "Matched", "Matching", "match"]
+
+BASE = -1
+_MOST_NAMES = 12
+
+Arguments = Callable[[str, float | None], Mapping[str, Any]]
+"""Returns a method's arguments for a tensor's name and its position among the layers."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What is to be matched.
+
+    Attributes:
+        models: the method's models, in order.
+        base: the base, where there is one; `on_deltas` says that the method is given task vectors.
+        exclude, only: patterns of tensors that are left out, or of the only ones merged.
+        crop_embeddings: embeddings and heads of different sizes are cropped to what they have in common.
+        dtype: of the output; None: as stored.
+    """
+
+    models: Sequence[Model]
+    base: Model | None
+    on_deltas: bool
+    arguments: Arguments
+    exclude: Sequence[str] = ()
+    only: Sequence[str] | None = None
+    crop_embeddings: bool = False
+    dtype: DType | None = None
+
+    @property
+    def everyone(self) -> list[tuple[int, Model]]:
+        """The base first, then the models, each with its number."""
+        first = [(BASE, self.base)] if self.base is not None and self.on_deltas else []
+        return first + list(enumerate(self.models))
+
+    @property
+    def reference(self) -> Model:
+        """The model whose config, files and left-out tensors the output takes."""
+        return self.base if self.base is not None else self.models[0]
+
+
+@dataclass
+class Matched:
+    """The tasks, and what there is to say.
+
+    Attributes:
+        tasks: one for each output tensor.
+        architecture: of the reference.
+        left_out: name -> why it was not merged and whose it is.
+        dropped: name -> why it is not in the output.
+        tied: whether the output's head is tied; None where the models do not say.
+        vocab_size: rows of cropped embeddings, else None.
+        warnings, errors: for the user.
+    """
+
+    architecture: Architecture
+    tasks: list[Task] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    tied: bool | None = None
+    vocab_size: int | None = None
+    warnings: list[str] = field(default_factory=list)
+    errors: list[CuveeError] = field(default_factory=list)
+
+
+def match(matching: Matching) -> Matched:
+    """Match the tensors of all models by name and shape."""
+    described = {number: _describe(model) for number, model in matching.everyone}
+    reference = described[matching.everyone[0][0]] if matching.base is None or matching.on_deltas else None
+    matched = Matched(reference or _describe(matching.reference))
+    tensors = {number: dict(model.tensors) for number, model in matching.everyone}
+    _resolve_ties(matching, described, tensors, matched)
+    missing: dict[str, list[int]] = {}
+    for name in dict.fromkeys(name for held in tensors.values() for name in held):
+        holders = {number: held[name] for number, held in tensors.items() if name in held}
+        _match_one(matching, matched, name, holders, missing)
+    _report_missing(matching, matched, missing)
+    _check_patterns(matching, matched, tensors)
+    matched.tasks.sort(key=lambda task: (*task.all_inputs[0].source.place, task.name))
+    return matched
+
+
+def _describe(model: Model) -> Architecture:
+    return describe({name: source.shape for name, source in model.tensors.items()}, model.config)
+
+
+def _resolve_ties(
+    matching: Matching,
+    described: Mapping[int, Architecture],
+    tensors: dict[int, dict[str, TensorSource]],
+    matched: Matched,
+) -> None:
+    """Give a tied model its head where another is untied; leave the head away where all are tied."""
+    aliases = {alias: target for found in described.values() for alias, target in found.tied.items()}
+    for alias, target in aliases.items():
+        untied = [n for n, held in tensors.items() if alias in held and alias not in described[n].tied]
+        if untied:
+            for held in tensors.values():
+                if alias not in held and target in held:
+                    held[alias] = held[target]
+            matched.tied = False
+            continue
+        matched.tied = True
+        if any(held.pop(alias, None) is not None for held in tensors.values()):
+            matched.dropped[alias] = f"tied to {target}"
+
+
+def _match_one(
+    matching: Matching,
+    matched: Matched,
+    name: str,
+    holders: Mapping[int, TensorSource],
+    missing: dict[str, list[int]],
+) -> None:
+    """Add the task of one name, or the reason why there is none."""
+    absent = [number for number, _ in matching.everyone if number not in holders]
+    first = next(iter(holders.values()))
+    meaning = matched.architecture.meaning(name)
+    shapes = {source.shape for source in holders.values()}
+    unreadable = next((source for source in holders.values() if source.dtype.itemsize == 0), None)
+    if unreadable is not None:
+        matched.errors.append(_undecoded(name, unreadable))
+        return
+    if reason := _reason_to_leave_out(matching, name):
+        _carry(matching, matched, name, holders, reason)
+    elif first.dtype.kind == "integer":
+        _carry(matching, matched, name, holders, "whole numbers are not merged")
+    elif meaning.role is Role.TASK_HEAD and (absent or len(shapes) > 1):
+        _carry(matching, matched, name, holders, "a task head that the models do not share")
+    elif absent:
+        missing[name] = absent
+    elif bad := next((source for source in holders.values() if not source.dtype.is_float), None):
+        matched.errors.append(_undecoded(name, bad))
+    else:
+        _merge(matching, matched, name, holders)
+
+
+def _reason_to_leave_out(matching: Matching, name: str) -> str:
+    for pattern in matching.exclude:
+        if fnmatchcase(name, pattern):
+            return f"exclude: {pattern}"
+    if matching.only is not None and not any(fnmatchcase(name, pattern) for pattern in matching.only):
+        return "not among only:"
+    return ""
+
+
+def _undecoded(name: str, source: TensorSource) -> CheckpointError:
+    return CheckpointError(
+        f"tensor {printable(name)!r} is stored as {source.dtype.name} without the scales that give it a meaning",
+        where=source.place[0],
+        right=f'the unquantized model, or exclude: ["{printable(name)}"]',
+    )
+
+
+def _place(matched: Matched, name: str) -> dict[str, Any]:
+    meaning = matched.architecture.meaning(name)
+    layers = matched.architecture.n_layers(name) if meaning.layer is not None else 0
+    return {"layer": meaning.layer, "layers": layers, "role": str(meaning.role)}
+
+
+def _carry(
+    matching: Matching, matched: Matched, name: str, holders: Mapping[int, TensorSource], reason: str
+) -> None:
+    """Copy a tensor from the reference where it has it, else from the first model that does."""
+    owned = matching.reference.tensors.get(name)
+    number, source = next(iter(holders.items())) if owned is None else (_number(matching), owned)
+    label = matching.reference.label if owned is not None else dict(matching.everyone)[number].label
+    dtype = matching.dtype if matching.dtype is not None and source.dtype.is_float else source.dtype
+    matched.tasks.append(Task(name, Layout(source.shape), dtype, (Input(number, source),), **_place(matched, name)))
+    matched.left_out[name] = f"{reason}; from {label}"
+
+
+def _number(matching: Matching) -> int:
+    return BASE if matching.base is not None else 0
+
+
+def _merge(matching: Matching, matched: Matched, name: str, holders: Mapping[int, TensorSource]) -> None:
+    shapes = {source.shape for source in holders.values()}
+    if len(shapes) > 1:
+        common = _common_shape(matching, matched, name, shapes)
+        if common is None:
+            matched.errors.append(_mismatch(matching, name, holders))
+            return
+        holders = {n: s if s.shape == common else Cropped(s, common) for n, s in holders.items()}
+        matched.vocab_size = common[0]
+    try:
+        arguments = matching.arguments(name, matched.architecture.position(name))
+    except CuveeError as error:
+        matched.errors.append(error)
+        return
+    inputs = {number: Input(number, source) for number, source in holders.items()}
+    base = inputs.pop(BASE, None)
+    first = next(iter(holders.values()))
+    matched.tasks.append(
+        Task(
+            name,
+            Layout(first.shape),
+            matching.dtype or getattr(first, "natural_dtype", first.dtype),
+            tuple(inputs[number] for number in sorted(inputs)),
+            base,
+            arguments,
+            **_place(matched, name),
+        )
+    )
+
+
+def _common_shape(
+    matching: Matching, matched: Matched, name: str, shapes: set[tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    role = matched.architecture.meaning(name).role
+    croppable = role in (Role.EMBEDDING, Role.HEAD) and all(len(shape) == 2 for shape in shapes)
+    if not (matching.crop_embeddings and croppable):
+        return None
+    return tuple(min(sizes) for sizes in zip(*shapes, strict=True))
+
+
+def _mismatch(matching: Matching, name: str, holders: Mapping[int, TensorSource]) -> IncompatibleModels:
+    labels = dict(matching.everyone)
+    said = [f"{source.shape} in {labels[number].label!r}" for number, source in holders.items()]
+    shown = printable(name)
+    return IncompatibleModels(
+        f"tensor {shown!r} is " + " and ".join(dict.fromkeys(said)),
+        where=", ".join(dict.fromkeys(source.place[0] for source in holders.values() if source.place[0])),
+        right=f'models of one size, or leave it out: exclude: ["{shown}"]'
+        + ("; for vocabularies: embed_mismatch: common_submatrix" if "embed" in name or "head" in name else ""),
+    )
+
+
+def _report_missing(matching: Matching, matched: Matched, missing: Mapping[str, Sequence[int]]) -> None:
+    """Say for each model which tensors it lacks, many names in one error."""
+    labels = dict(matching.everyone)
+    for number, model in labels.items():
+        names = [name for name, absent in missing.items() if number in absent]
+        if not names:
+            continue
+        have = [labels[n].label for n in labels if n not in missing[names[0]]]
+        shown = ", ".join(repr(printable(name)) for name in names[:_MOST_NAMES])
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        matched.errors.append(
+            IncompatibleModels(
+                f"{model.label!r} lacks {len(names)} tensors that {', '.join(map(repr, have))} have: {shown}{more}",
+                where=str(model.folder or (model.files[0].path if model.files else model.label)),
+                right="models of one architecture, or leave them out: exclude: "
+                + str([printable(name) for name in names[:3]]).replace("'", '"'),
+            )
+        )
+
+
+def _check_patterns(
+    matching: Matching, matched: Matched, tensors: Mapping[int, Mapping[str, TensorSource]]
+) -> None:
+    names = {name for held in tensors.values() for name in held}
+    for key, patterns in (("exclude", matching.exclude), ("only", matching.only or ())):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                matched.warnings.append(f"{key}: {pattern!r} matches no tensor")

@@ -1,0 +1,353 @@
+"""The plan: what a recipe will read, write and need, known before the first weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
+
+from cuvee._version import __version__
+from cuvee.checkpoints.opening import open_model
+from cuvee.checkpoints.sidecars import Sidecar, find_sidecars, merged_config
+from cuvee.checkpoints.sources import MemoryTensor, Model, Scratch
+from cuvee.checkpoints.writing import Shard, plan_shards
+from cuvee.engine.blocks import Formula, Input, Task, needs_base
+from cuvee.engine.budget import Budget, choose_budget
+from cuvee.engine.matching import BASE, Matched, Matching, match
+from cuvee.engine.rounds import Handler, Tally, run_rounds
+from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
+from cuvee.recipes import Prepared, Recipe, prepare
+from cuvee.tensors.dtypes import DTYPES, DType, parse_dtype
+from cuvee.tensors.layout import Layout
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["DEFAULT_SHARD_SIZE", "Plan", "describe_recipe", "model_from_values", "plan"]
+
+DEFAULT_SHARD_SIZE = 5 * 10**9
+PROFILE = "portable-1"
+_TRIALS = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done; `cuvee.run` does it.
+
+    Attributes:
+        recipe: what was asked.
+        prepared: what that means: method, models, edits.
+        models: the open inputs, the base under -1.
+        matched: tasks, what is left out, warnings.
+        formula: the computation.
+        shards: the output's files.
+        config: the output's config.json, None where the models have none.
+        sidecars: the other files carried over.
+        budget: threads, blocks and memory.
+        bytes_read: of weights, once.
+        bytes_written: of weights.
+        tally: visits of a tensor and rounds over the model, by a trial on a few elements.
+        plan_id: equal for equal outputs of equal inputs' headers.
+        warnings: for the user.
+    """
+
+    recipe: Recipe
+    prepared: Prepared
+    models: Mapping[int, Model]
+    matched: Matched
+    formula: Formula
+    shards: Sequence[Shard]
+    config: Mapping[str, Any] | None
+    sidecars: Sequence[Sidecar]
+    budget: Budget
+    bytes_read: int
+    bytes_written: int
+    tally: Tally
+    plan_id: str
+    warnings: Sequence[str] = field(default=())
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """One for each output tensor."""
+        return self.matched.tasks
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """How the user named the models."""
+        return {number: model.label for number, model in self.models.items()}
+
+    @property
+    def is_wide(self) -> bool:
+        """True when something is measured over several tensors."""
+        return self.tally.rounds > 1
+
+
+def plan(
+    recipe: Recipe | str | PathLike[str],
+    *,
+    memory: int | None = None,
+    threads: int | None = None,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    device: str = "cpu",
+    offline: bool = False,
+    token: str | None = None,
+) -> Plan:
+    """Plan a merge: open the models' headers, match their tensors, lay out the output.
+
+    Args:
+        recipe: a `Recipe`, or the path of a YAML file.
+        memory: the most anonymous memory to use, in bytes; None: what full speed needs.
+        threads: None: one for each core.
+        shard_size: the most bytes of tensors in one output file.
+        device: "cpu" or "cuda".
+        offline: never ask the hub.
+        token: for the hub.
+
+    Raises:
+        Problems: all that is wrong with recipe and models, said together; or the one error that is.
+    """
+    from cuvee.recipes import load_recipe
+
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe))
+    prepared = prepare(recipe)
+    models = _open_models(prepared, offline=offline, token=token)
+    matched = _match(recipe, prepared, models)
+    raise_all(matched.errors)
+    if not matched.tasks:
+        raise IncompatibleModels("the models have no tensors", right="models with weights")
+    formula = _formula(recipe, prepared, matched, device)
+    tally = _trial(matched.tasks, formula)
+    shards = plan_shards({task.name: (task.dtype, task.layout.shape) for task in matched.tasks}, shard_size)
+    reference = models.get(BASE, models[0])
+    sidecars, refused = find_sidecars(reference.folder) if reference.folder else ([], [])
+    warnings = [*prepared.warnings, *matched.warnings]
+    warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
+    warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes]
+    warnings += _kinship(matched.tasks, {n: m.label for n, m in models.items()})
+    config = _config(reference, matched)
+    return Plan(
+        recipe,
+        prepared,
+        models,
+        matched,
+        formula,
+        shards,
+        config,
+        sidecars,
+        choose_budget(matched.tasks, prepared.method, memory=memory, threads=threads, device=device),
+        sum(_bytes(one.source.dtype, task.layout) for task in matched.tasks for one in task.all_inputs),
+        sum(_bytes(task.dtype, task.layout) for task in matched.tasks),
+        tally,
+        _plan_id(recipe, prepared, matched, formula, shards, config, sidecars),
+        tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _bytes(dtype: DType, layout: Layout) -> int:
+    return layout.numel * dtype.itemsize
+
+
+def _open_models(prepared: Prepared, *, offline: bool, token: str | None) -> dict[int, Model]:
+    wanted = {number: one.model for number, one in enumerate(prepared.experts)}
+    if prepared.base is not None:
+        wanted[BASE] = prepared.base
+    opened: dict[str, Model] = {}
+    models: dict[int, Model] = {}
+    errors: dict[str, CuveeError] = {}
+    for number, reference in wanted.items():
+        key = str(reference) if isinstance(reference, str | Path) else f"memory {id(reference)}"
+        try:
+            if key not in opened and key not in errors:
+                opened[key] = _open(reference, number, offline=offline, token=token)
+            if key in opened:
+                models[number] = opened[key]
+        except Problems as several:
+            errors.update({f"{key} {i}": error for i, error in enumerate(several.errors)} | {key: several.errors[0]})
+        except CuveeError as error:
+            errors[key] = error
+    raise_all(list(dict.fromkeys(errors.values())))
+    return models
+
+
+def _open(reference: Any, number: int, *, offline: bool, token: str | None) -> Model:
+    if isinstance(reference, Model):
+        return reference
+    if isinstance(reference, str | Path):
+        return open_model(reference, offline=offline, token=token)
+    return model_from_values(reference, "base" if number == BASE else f"model{number}")
+
+
+def model_from_values(values: Any, label: str) -> Model:
+    """Return a state dict (name -> tensor) or a module as a model.
+
+    Raises:
+        IncompatibleModels: it is neither.
+    """
+    config = getattr(getattr(values, "config", None), "to_dict", lambda: None)()
+    if hasattr(values, "state_dict"):
+        values = values.state_dict()
+    if not isinstance(values, Mapping) or not all(isinstance(v, torch.Tensor) for v in values.values()):
+        raise IncompatibleModels(
+            f"{label} is a {type(values).__name__}", right="a path, a hub id, a module, or a dict from names to tensors"
+        )
+    return Model(label, {name: MemoryTensor(tensor, rank) for rank, (name, tensor) in enumerate(values.items())}, config)
+
+
+def _match(recipe: Recipe, prepared: Prepared, models: Mapping[int, Model]) -> Matched:
+    experts = [models[number] for number in range(len(prepared.experts))]
+    crop = recipe.parameters.get("embed_mismatch") == "common_submatrix" or recipe.compat == "mergekit"
+    spoken = recipe.out_dtype or recipe.dtype
+
+    def arguments(name: str, position: float | None) -> Mapping[str, Any]:
+        return prepared.resolver.for_tensor(name, position, model_count=len(experts))
+
+    return match(
+        Matching(
+            experts,
+            models.get(BASE),
+            needs_base(prepared.method, prepared.base is not None),
+            arguments,
+            tuple(recipe.exclude),
+            None if recipe.only is None else tuple(recipe.only),
+            crop,
+            parse_dtype(spoken) if spoken else None,
+        )
+    )
+
+
+def _formula(recipe: Recipe, prepared: Prepared, matched: Matched, device: str) -> Formula:
+    wide = recipe.compute_dtype == "float64" or any(task.dtype is DTYPES["F64"] for task in matched.tasks)
+    return Formula(
+        prepared.method,
+        prepared.before,
+        prepared.after,
+        recipe.seed,
+        recipe.compat,
+        "float64" if wide else "float32",
+        device,
+    )
+
+
+def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
+    """Run the method on a few elements for each set of arguments: errors come early, visits and rounds are counted."""
+    generator = torch.Generator().manual_seed(0)
+    formula = dataclasses.replace(formula, device="cpu")
+    tally = Tally()
+    seen: set[str] = set()
+    for task in tasks:
+        key = repr((task.arguments, len(task.all_inputs), task.base is None, len(task.layout.shape)))
+        if task.is_copy or key in seen or len(seen) >= _TRIALS:
+            continue
+        # Two leaves of one row make a method stream; a third set of arguments is only tried for its errors.
+        streams = len(seen) < 2 and len(task.layout.shape) > 1
+        seen.add(key)
+        fake = _fake_task(task, (2, 1 << 16) if streams else (4, 4), generator)
+        try:
+            took = run_rounds([fake], formula, Handler(), threads=1, block_elements=1)
+        except MethodError as error:
+            error.where = error.where.replace(fake.name, task.name) or f"tensor {task.name!r}"
+            raise
+        tally.visits, tally.rounds = max(tally.visits, took.visits), max(tally.rounds, took.rounds)
+    return Tally(max(tally.visits, 1), max(tally.rounds, 1))
+
+
+def _fake_task(task: Task, shape: tuple[int, ...], generator: torch.Generator) -> Task:
+    def fake() -> Input:
+        return Input(0, MemoryTensor(torch.randn(shape, generator=generator)))
+
+    base = fake() if task.base else None
+    return dataclasses.replace(task, layout=Layout(shape), inputs=tuple(fake() for _ in task.inputs), base=base)
+
+
+def _kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
+    """Look at the first leaf of some large matrices, and say which experts do not descend from the base."""
+    sampled = sorted((t for t in tasks if t.base and len(t.layout.shape) > 1), key=lambda t: -t.layout.numel)[:8]
+    sums: dict[int, list[float]] = {}
+    scratch = Scratch()
+    for task in sampled:
+        assert task.base is not None
+        stop = min(task.layout.numel, task.layout.leaf)
+        base = task.base.source.read(0, stop, scratch, "base").double().cpu().clone()
+        for one in task.inputs:
+            expert = one.source.read(0, stop, scratch, "expert").double().cpu()
+            found = sums.setdefault(one.model, [0.0, 0.0, 0.0])
+            for i, value in enumerate((base @ base, base @ expert, expert @ expert)):
+                found[i] += float(value)
+    warnings = []
+    for model, (bb, be, ee) in sums.items():
+        cosine = be / math.sqrt(bb * ee) if bb * ee > 0 else 1.0
+        distance = math.sqrt(max(bb - 2 * be + ee, 0.0) / bb) if bb > 0 else 0.0
+        if cosine < 0.3 and distance > 0.5:
+            warnings.append(
+                f"{labels[model]} does not look like a fine-tune of {labels[BASE]}: cosine {cosine:.2f}, "
+                f"‖delta‖ is {distance:.2f} of ‖base‖; a merge of unrelated models is noise"
+            )
+    return warnings
+
+
+def _config(reference: Model, matched: Matched) -> dict[str, Any] | None:
+    if reference.config is None:
+        return None
+    floats = [task for task in matched.tasks if task.dtype.is_float]
+    sizes: dict[str, int] = {}
+    for task in floats:
+        sizes[task.dtype.name] = sizes.get(task.dtype.name, 0) + task.layout.numel
+    dtype = DTYPES[max(sizes, key=lambda name: sizes[name])] if sizes else None
+    tied = matched.tied if matched.tied is False or reference.config.get("tie_word_embeddings") is not None else None
+    return merged_config(reference.config, dtype=dtype, tied=tied, vocab_size=matched.vocab_size)
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values, for records and hashes."""
+    plain = {
+        "merge_method": recipe.merge_method,
+        "models": [{"model": _name(m.model), "parameters": dict(m.parameters)} for m in recipe.models],
+        "base_model": None if recipe.base_model is None else _name(recipe.base_model),
+        "parameters": dict(recipe.parameters),
+        "dtype": recipe.dtype,
+        "out_dtype": recipe.out_dtype,
+        "compute_dtype": recipe.compute_dtype,
+        "seed": recipe.seed,
+        "exclude": list(recipe.exclude),
+        "only": None if recipe.only is None else list(recipe.only),
+        "compat": recipe.compat,
+        "before": [dict(step) for step in recipe.before],
+        "after": [dict(step) for step in recipe.after],
+    }
+    return {key: value for key, value in plain.items() if value not in (None, [], {})}
+
+
+def _name(reference: Any) -> str:
+    return str(reference) if isinstance(reference, str | Path) else f"<{type(reference).__name__} in memory>"
+
+
+def _plan_id(
+    recipe: Recipe,
+    prepared: Prepared,
+    matched: Matched,
+    formula: Formula,
+    shards: Sequence[Shard],
+    config: Mapping[str, Any] | None,
+    sidecars: Sequence[Sidecar],
+) -> str:
+    content = {
+        "version": __version__,
+        "recipe": describe_recipe(recipe),
+        "from_yaml": recipe.from_yaml,
+        "method": prepared.method.name,
+        "compute": formula.compute_dtype,
+        "tasks": [[t.name, list(t.layout.shape), t.dtype.name, repr(t.arguments)] for t in matched.tasks],
+        "shards": [shard.file for shard in shards],
+        "config": config,
+        "sidecars": [sidecar.name for sidecar in sidecars],
+    }
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
+    return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()

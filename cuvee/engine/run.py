@@ -1,0 +1,378 @@
+"""A run: the plan carried out as a transaction. Written beside, published by one rename, resumed where it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.journal import Journal, read_journal
+from cuvee.checkpoints.publishing import (
+    JOURNAL_NAME,
+    check_target,
+    leftovers,
+    locked,
+    os_errors,
+    publish,
+    staging_folder,
+)
+from cuvee.checkpoints.sidecars import config_json, copy_sidecars
+from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
+from cuvee.engine.allocator import keep_freed_memory
+from cuvee.engine.blocks import Observer, Task, rounded
+from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, manifest_json, model_card
+from cuvee.engine.plan import Plan, plan
+from cuvee.engine.recording import TaskRecord
+from cuvee.engine.rounds import Handler, Tally, run_rounds
+from cuvee.errors import ResourceError
+from cuvee.recipes import Recipe
+from cuvee.tensors.digests import TensorDigest
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Progress", "Report", "merge", "run"]
+
+_WRITE_BACK_BYTES = 64 << 20
+_SPARE_BYTES = 1 << 20
+
+
+@dataclass
+class Progress:
+    """How far a run is: bytes of output finished, of all.
+
+    Attributes:
+        done: bytes.
+        total: bytes.
+        stage: "resuming", "merging", "publishing".
+    """
+
+    done: int
+    total: int
+    stage: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        out: the published folder.
+        seconds: by stage ("merge", "publish", "total"), wall time.
+        tally: visits, rounds, and seconds of all threads by what they did.
+        bytes_read: of inputs, once.
+        bytes_written: of output.
+        resumed: tensors that an earlier run had finished.
+        non_finite: output tensors with NaN or Inf that were let through, and how many.
+        warnings: for the user.
+        digest: of the output model.
+    """
+
+    out: Path
+    seconds: Mapping[str, float]
+    tally: Tally
+    bytes_read: int
+    bytes_written: int
+    resumed: int
+    non_finite: Mapping[str, int]
+    warnings: Sequence[str]
+    digest: str
+
+    @property
+    def bottleneck(self) -> str:
+        """What the threads spent most time on: "read", "compute" or "write"."""
+        spent = self.tally.seconds
+        return max(spent, key=lambda what: spent[what]) if spent else "nothing"
+
+
+@dataclass
+class _Finished:
+    """What is known of the finished tensors."""
+
+    outputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[int, dict[str, str]] = field(default_factory=dict)
+    non_finite: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        self.outputs[record["tensor"]] = record["output"]
+        for number, digest in record["inputs"]:
+            self.inputs.setdefault(number, {})[record["tensor"]] = digest
+        if record["non_finite"]:
+            self.non_finite[record["tensor"]] = record["non_finite"]
+
+
+class _Writing(Handler):
+    """Records, writes and journals each tensor."""
+
+    def __init__(
+        self, plan: Plan, writer: ShardWriter, journal: Journal, finished: _Finished, *, allow_non_finite: bool
+    ) -> None:
+        self._plan = plan
+        self._writer = writer
+        self._journal = journal
+        self._finished = finished
+        self._allow = allow_non_finite
+        self._records: dict[str, TaskRecord] = {}
+        self._unsynced = 0
+        self.done = 0
+        self.write_back = threading.Event()
+
+    def begin(self, task: Task) -> None:
+        self._records[task.name] = TaskRecord(task, self._plan.labels, self._allow)
+
+    def observer(self, task: Task) -> Observer:
+        return self._records[task.name]
+
+    def visited(self, task: Task, visit: int) -> None:
+        if visit == 0:
+            self._records[task.name].check_inputs()
+
+    def deliver(self, task: Task, start: int, values: Tensor) -> None:
+        out = rounded(values, task.dtype)
+        self._records[task.name].wrote(start, out)
+        with os_errors(self._plan_out):
+            self._writer.write(task.name, start, out)
+
+    _plan_out = Path(".")
+
+    def finish(self, task: Task) -> None:
+        record = self._records.pop(task.name)
+        record.check_output()
+        line = {
+            "tensor": task.name,
+            "output": record.output.hexdigest(),
+            "inputs": [
+                [one.model, digest.hexdigest()] for one, digest in zip(task.all_inputs, record.inputs, strict=True)
+            ],
+            "non_finite": record.non_finite[-1],
+        }
+        with os_errors(self._plan_out):
+            self._journal.append(line)
+        self._finished.add(line)
+        size = task.layout.numel * task.dtype.itemsize
+        self.done += size
+        self._unsynced += size
+        if self._unsynced >= _WRITE_BACK_BYTES:
+            self._unsynced = 0
+            self.write_back.set()
+
+
+def run(
+    plan: Plan,
+    out: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    allow_nan: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Carry out a plan and publish the model.
+
+    Args:
+        out: the folder to publish. While the run is on its way, and after it was killed, it does not exist (or is the
+            old model); the same call goes on where a killed one stopped.
+        overwrite: replace a folder that is there, once the new model is complete.
+        allow_nan: let NaN and Inf through.
+        progress: called about ten times a second.
+
+    Raises:
+        ResourceError: the folder is taken, or the disk is full.
+        NonFinite: an input or the output holds NaN or Inf.
+        CheckpointError: an input cannot be read or changed meanwhile.
+    """
+    begin = time.perf_counter()
+    keep_freed_memory()
+    target = Path(os.path.abspath(out))
+    check_target(target, overwrite=overwrite)
+    with locked(target), os_errors(target):
+        staging = staging_folder(target, plan.plan_id)
+        for other in leftovers(target):
+            if other != staging:
+                fs.remove_tree(other)
+        check_space(plan, target, staging)
+        finished, resumed, tally = _merge(plan, staging, allow_nan, progress or (lambda _: None))
+        merged = time.perf_counter()
+        manifest = build_manifest(plan, finished.outputs, finished.inputs, finished.non_finite)
+        _write_beside(plan, staging, manifest)
+        for model in plan.models.values():
+            for file in model.files:
+                file.check_unchanged()
+        check_target(target, overwrite=overwrite)
+        publish(staging, target)
+    end = time.perf_counter()
+    seconds = {"merge": merged - begin, "publish": end - merged, "total": end - begin}
+    return Report(
+        target,
+        seconds,
+        tally,
+        plan.bytes_read,
+        plan.bytes_written,
+        resumed,
+        finished.non_finite,
+        tuple(plan.warnings),
+        manifest["output"]["digest"],
+    )
+
+
+def merge(
+    recipe: Recipe | str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False, **options: Any
+) -> Report:
+    """Plan and run in one.
+
+    Args:
+        recipe: a `Recipe`, or the path of a YAML file.
+        out: the folder to publish.
+        overwrite: replace a folder that is there.
+        options: those of `plan` and of `run`.
+    """
+    of_run = {name: options.pop(name) for name in ("allow_nan", "progress") if name in options}
+    check_target(Path(os.path.abspath(out)), overwrite=overwrite)
+    return run(plan(recipe, **options), out, overwrite=overwrite, **of_run)
+
+
+def check_space(plan: Plan, out: Path, staging: Path) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        ResourceError: with the bytes needed and free.
+    """
+    there = sum((staging / s.file).stat().st_blocks * 512 for s in plan.shards if (staging / s.file).is_file())
+    needed = sum(shard.layout.size for shard in plan.shards) + _SPARE_BYTES - there
+    free = fs.free_bytes(out.parent)
+    if needed > free:
+        raise ResourceError(
+            f"no space left on the disk: the output needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            where=str(out.parent),
+            right="free space, or a folder on another disk",
+        )
+
+
+def _merge(
+    plan: Plan, staging: Path, allow_nan: bool, progress: Callable[[Progress], None]
+) -> tuple[_Finished, int, Tally]:
+    """Write the shards into the staging folder, those tensors that are not there yet."""
+    finished = _Finished()
+    records = _resumable(plan, staging, allow_nan)
+    if records is None:
+        fs.remove_tree(staging)
+        fs.mkdir(staging)
+    writer = ShardWriter(staging, plan.shards, keep=records is not None)
+    journal = Journal(staging / JOURNAL_NAME)
+    try:
+        if records is None:
+            journal.append(_header(plan, allow_nan))
+        else:
+            _keep_what_is_true(plan, writer, records, finished, progress)
+        resumed = len(finished.outputs)
+        # What is measured over the whole model needs every tensor once more.
+        tasks = [task for task in plan.tasks if plan.is_wide or task.name not in finished.outputs]
+        handler = _Writing(plan, writer, journal, finished, allow_non_finite=allow_nan)
+        handler._plan_out = staging
+        handler.done = plan.bytes_written - sum(t.layout.numel * t.dtype.itemsize for t in tasks)
+        with _write_back_beside(writer, handler.write_back):
+            tally = run_rounds(
+                tasks,
+                plan.formula,
+                handler,
+                threads=plan.budget.threads,
+                block_elements=plan.budget.block_elements,
+                watch=lambda: progress(Progress(handler.done, plan.bytes_written, "merging")),
+            )
+        progress(Progress(plan.bytes_written, plan.bytes_written, "publishing"))
+        writer.sync()
+    finally:
+        journal.close()
+        writer.close()
+    return finished, resumed, tally
+
+
+class _write_back_beside:
+    """Starts the write-back of finished tensors in a thread beside, so that the last sync is short."""
+
+    def __init__(self, writer: ShardWriter, wanted: threading.Event) -> None:
+        self._writer = writer
+        self._wanted = wanted
+        self._over = False
+        self._thread = threading.Thread(target=self._work, name="cuvee-write-back", daemon=True)
+
+    def _work(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._over:
+                return
+            try:
+                self._writer.write_back()
+            except OSError:
+                return  # the last sync meets the same error and reports it
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._wanted.set()
+        self._thread.join()
+
+
+def _header(plan: Plan, allow_nan: bool) -> dict[str, Any]:
+    files = [asdict(file.opened) for model in plan.models.values() for file in model.files]
+    return {"plan": plan.plan_id, "allow_nan": allow_nan, "files": sorted(files, key=lambda file: str(file["path"]))}
+
+
+def _resumable(plan: Plan, staging: Path, allow_nan: bool) -> list[dict[str, Any]] | None:
+    """Return the records of an earlier run of the same plan on the same inputs; None when there is none."""
+    if not staging.is_dir() or staging.is_symlink() or not all(model.files for model in plan.models.values()):
+        return None
+    records = read_journal(staging / JOURNAL_NAME)
+    same = bool(records) and records[0] == json.loads(json.dumps(_header(plan, allow_nan)))
+    return records[1:] if same else None
+
+
+def _keep_what_is_true(
+    plan: Plan,
+    writer: ShardWriter,
+    records: Sequence[Mapping[str, Any]],
+    finished: _Finished,
+    progress: Callable[[Progress], None],
+) -> None:
+    """Count a journaled tensor as finished when its bytes still have the digest that the journal names."""
+    tasks = {task.name: task for task in plan.tasks}
+    done = 0
+    for record in records:
+        task = tasks.get(record["tensor"])
+        if task is not None and _digest_of_written(writer, task) == record["output"]:
+            finished.add(record)
+            done += task.layout.numel * task.dtype.itemsize
+            progress(Progress(done, plan.bytes_written, "resuming"))
+
+
+def _digest_of_written(writer: ShardWriter, task: Task) -> str:
+    digest = TensorDigest(task.dtype, task.layout)
+    for start, stop in task.layout.blocks(1 << 20):
+        buffer = torch.empty((stop - start) * task.dtype.itemsize, dtype=torch.uint8)
+        if not writer.read(task.name, start, memoryview(buffer.numpy()), task.dtype.itemsize):
+            return ""
+        digest.add(start, buffer)
+    return digest.hexdigest()
+
+
+def _write_beside(plan: Plan, staging: Path, manifest: Mapping[str, Any]) -> None:
+    """Write everything but the weights."""
+    fs.unlink(staging / JOURNAL_NAME)
+    copy_sidecars(list(plan.sidecars), staging)
+    files = {MANIFEST_NAME: manifest_json(manifest), "README.md": model_card(plan)}
+    if plan.config is not None:
+        files["config.json"] = config_json(plan.config)
+    if len(plan.shards) > 1:
+        files[INDEX_NAME] = index_json(plan.shards)
+    for name, content in files.items():
+        fs.unlink(staging / name)
+        fs.write_file(staging / name, content)
