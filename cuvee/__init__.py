@@ -1,9 +1,9 @@
 """Cuvée makes one model out of many: model merging, streamed, in bounded memory, with a result that can be trusted.
 
-    import cuvee
+import cuvee
 
-    cuvee.merge("recipe.yml", "out/")
-    merged = cuvee.merge_tensors("ties", [math, code], base, density=0.5)
+cuvee.merge("recipe.yml", "out/")
+merged = cuvee.merge_tensors("ties", [math, code], base, density=0.5)
 """
 
 from __future__ import annotations

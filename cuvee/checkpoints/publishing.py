@@ -1,8 +1,8 @@
 """Publishing: a model is written beside its place, under a hidden name, and appears by one rename when all is there.
 
-    out/                        the published model, or nothing
-    .out.cuvee-1a2b3c4d5e6f/    a run on its way, named by its plan; journal.jsonl tells what is finished
-    .out.cuvee.lock             held while a run writes to out/
+out/                        the published model, or nothing
+.out.cuvee-1a2b3c4d5e6f/    a run on its way, named by its plan; journal.jsonl tells what is finished
+.out.cuvee.lock             held while a run writes to out/
 """
 
 from __future__ import annotations

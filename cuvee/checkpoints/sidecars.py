@@ -14,7 +14,20 @@ from cuvee.tensors.dtypes import DType
 
 __all__ = ["Sidecar", "copy_sidecars", "find_sidecars", "merged_config"]
 
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz", ".tflite"}
+_WEIGHTS = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".ot",
+    ".npz",
+    ".tflite",
+}
 _OURS = {"config.json", "README.md", "cuvee.json"}
 _CHUNK = 1 << 20
 

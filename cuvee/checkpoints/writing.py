@@ -13,6 +13,7 @@ from cuvee.checkpoints import fs
 from cuvee.checkpoints.safetensors_format import FileLayout, lay_out
 from cuvee.errors import RecipeError
 from cuvee.tensors.dtypes import DType
+from cuvee.tensors.raw import raw_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,11 @@ def plan_shards(tensors: Mapping[str, tuple[DType, tuple[int, ...]]], shard_size
         groups[-1].append(name)
         filled += size
     count = len(groups)
-    files = ["model.safetensors"] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    files = (
+        ["model.safetensors"]
+        if count == 1
+        else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    )
     shards = []
     for file, names in zip(files, groups, strict=True):
         held = {name: tensors[name] for name in names}
@@ -112,12 +117,9 @@ class ShardWriter:
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Write flat elements of a tensor from `start` on; on the CPU, in the output's dtype."""
-        import torch
-
         if values.numel():
             fd, offset = self._places[name]
-            raw = memoryview(values.contiguous().view(torch.uint8).numpy())
-            fs.pwrite(fd, raw, offset + start * values.element_size())
+            fs.pwrite(fd, raw_bytes(values), offset + start * values.element_size())
 
     def read(self, name: str, start: int, buffer: memoryview, itemsize: int) -> bool:
         """Read back what was written; False when it is not all there."""

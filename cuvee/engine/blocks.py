@@ -124,9 +124,7 @@ class Observer(Protocol):
         """All inputs are in the compute dtype: (inputs, elements)."""
 
 
-def compute_block(
-    task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None = None
-) -> Tensor:
+def compute_block(task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None = None) -> Tensor:
     """Return the block's flat values in the compute dtype (a copy's: in its own).
 
     Raises:
@@ -174,7 +172,7 @@ def _apply(task: Task, formula: Formula, blocks: Tensor) -> Tensor:
     method = formula.method
     arguments = {k: v for k, v in (task.arguments or {}).items() if k not in ENGINE_PARAMETERS}
     if task.base is None:
-        return method.function(blocks, **arguments)  # type: ignore[no-any-return]
+        return method.function(blocks, **arguments)
     base, deltas = blocks[0], blocks[1:].sub_(blocks[0])
     if method.wants_base:
         arguments["base"] = base
@@ -204,5 +202,3 @@ def needs_base(method: Method, has_base: bool) -> bool:
 def rounded(values: Tensor, dtype: DType) -> Tensor:
     """Return flat values rounded once to the output's dtype, on the CPU."""
     return values.to(torch_dtype(dtype)).cpu()
-
-

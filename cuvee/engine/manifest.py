@@ -120,7 +120,9 @@ def _public_name(label: str) -> str:
 def model_card(plan: Plan) -> bytes:
     """Return the text of README.md: what the Hugging Face hub shows."""
     names = [printable(_public_name(model.label)) for model in plan.models.values()]
-    listed = "\n".join(f"- `{name}`{' (base)' if n == BASE else ''}" for n, name in zip(plan.models, names, strict=True))
+    listed = "\n".join(
+        f"- `{name}`{' (base)' if n == BASE else ''}" for n, name in zip(plan.models, names, strict=True)
+    )
     recipe = plan.recipe.text or json.dumps(describe_recipe(plan.recipe), indent=2, ensure_ascii=False)
     left_out = "\n".join(f"- `{printable(name)}`: {reason}" for name, reason in sorted(plan.matched.left_out.items()))
     method = plan.prepared.method

@@ -175,9 +175,7 @@ def _place(matched: Matched, name: str) -> dict[str, Any]:
     return {"layer": meaning.layer, "layers": layers, "role": str(meaning.role)}
 
 
-def _carry(
-    matching: Matching, matched: Matched, name: str, holders: Mapping[int, TensorSource], reason: str
-) -> None:
+def _carry(matching: Matching, matched: Matched, name: str, holders: Mapping[int, TensorSource], reason: str) -> None:
     """Copy a tensor from the reference where it has it, else from the first model that does."""
     owned = matching.reference.tensors.get(name)
     number, source = next(iter(holders.items())) if owned is None else (_number(matching), owned)
@@ -208,11 +206,12 @@ def _merge(matching: Matching, matched: Matched, name: str, holders: Mapping[int
     inputs = {number: Input(number, source) for number, source in holders.items()}
     base = inputs.pop(BASE, None)
     first = next(iter(holders.values()))
+    stored: DType = getattr(first, "natural_dtype", first.dtype)
     matched.tasks.append(
         Task(
             name,
             Layout(first.shape),
-            matching.dtype or getattr(first, "natural_dtype", first.dtype),
+            matching.dtype or stored,
             tuple(inputs[number] for number in sorted(inputs)),
             base,
             arguments,
@@ -263,9 +262,7 @@ def _report_missing(matching: Matching, matched: Matched, missing: Mapping[str, 
         )
 
 
-def _check_patterns(
-    matching: Matching, matched: Matched, tensors: Mapping[int, Mapping[str, TensorSource]]
-) -> None:
+def _check_patterns(matching: Matching, matched: Matched, tensors: Mapping[int, Mapping[str, TensorSource]]) -> None:
     names = {name for held in tensors.values() for name in held}
     for key, patterns in (("exclude", matching.exclude), ("only", matching.only or ())):
         for pattern in patterns:

@@ -198,7 +198,9 @@ def model_from_values(values: Any, label: str) -> Model:
         raise IncompatibleModels(
             f"{label} is a {type(values).__name__}", right="a path, a hub id, a module, or a dict from names to tensors"
         )
-    return Model(label, {name: MemoryTensor(tensor, rank) for rank, (name, tensor) in enumerate(values.items())}, config)
+    return Model(
+        label, {name: MemoryTensor(tensor, rank) for rank, (name, tensor) in enumerate(values.items())}, config
+    )
 
 
 def _match(recipe: Recipe, prepared: Prepared, models: Mapping[int, Model]) -> Matched:

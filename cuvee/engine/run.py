@@ -35,6 +35,7 @@ from cuvee.errors import ResourceError
 from cuvee.recipes import Recipe
 from cuvee.tensors.digests import TensorDigest
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.raw import raw_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -358,7 +359,7 @@ def _digest_of_written(writer: ShardWriter, task: Task) -> str:
     digest = TensorDigest(task.dtype, task.layout)
     for start, stop in task.layout.blocks(1 << 20):
         buffer = torch.empty((stop - start) * task.dtype.itemsize, dtype=torch.uint8)
-        if not writer.read(task.name, start, memoryview(buffer.numpy()), task.dtype.itemsize):
+        if not writer.read(task.name, start, raw_bytes(buffer), task.dtype.itemsize):
             return ""
         digest.add(start, buffer)
     return digest.hexdigest()

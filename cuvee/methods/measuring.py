@@ -257,7 +257,7 @@ def measured(
     Raises:
         Pending: the measurement is not finished.
     """
-    parts = list(values) if isinstance(values, list | tuple) else [values]
+    parts: list[torch_types.Tensor] = list(values) if isinstance(values, list | tuple) else [values]  # type: ignore[list-item]
     call = current(parts[0][0] if reduction.stacked else parts[0])
     place = call.place
     if over == "row" and len(place.layout.shape) < 2:
@@ -271,9 +271,7 @@ def measured(
     state = call.states.get(key)
     at_once = call.alone or (place.is_whole and scope == "tensor")
     while True:
-        miss = Miss(
-            reduction, state, _partials(reduction, parts, over, place, state), place.stop - place.start
-        )
+        miss = Miss(reduction, state, _partials(reduction, parts, over, place, state), place.stop - place.start)
         if not at_once:
             call.misses[key] = miss
             raise Pending
@@ -352,9 +350,7 @@ class Accumulator:
             return
         if self.fold == "count":
             for _, partial in miss.partials:
-                self._total = (
-                    partial.copy() if self._total is None else np.add(self._total, partial, out=self._total)
-                )
+                self._total = partial.copy() if self._total is None else np.add(self._total, partial, out=self._total)
             return
         self._waiting.update(miss.partials)
         while self._next in self._waiting:

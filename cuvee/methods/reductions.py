@@ -44,8 +44,8 @@ class Sums:
             return torch.count_nonzero(values, axis).cpu().numpy()
         if self.of == "sign":
             return torch.sign(values).to(torch.int64).sum(axis).cpu().numpy()
-        wide = _float64(values.abs() if self.of == "abs" else values)
-        return _sum(wide if self.of == "abs" else wide * wide, axis)
+        wide = _float64(values)
+        return _sum(abs(wide) if self.of == "abs" else wide * wide, axis)
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)
@@ -121,12 +121,14 @@ class Ranks:
         magnitude: rank |x| instead of x.
         resolve_ties: find which of the equal values are among the k; without, `Ranked.tie` is None.
         digits: 2 for float32 values, 4 for float64.
+        of_nonzero: `counts` is called with the number of values that are not zero.
     """
 
     counts: Any
     magnitude: bool = True
     resolve_ties: bool = True
     digits: int = 2
+    of_nonzero: bool = False
 
     stacked: ClassVar[bool] = False
 
@@ -138,25 +140,24 @@ class Ranks:
         if isinstance(state, _Ties):
             return np.array([np.count_nonzero(keys == key) for key in state.keys], np.int64)
         if state is None:
-            return digit_counts(keys, [None], self.digits - 1)
+            counts = digit_counts(keys, [None], self.digits - 1)
+            nonzero = np.count_nonzero(keys) if self.of_nonzero else 0
+            return np.append(counts, [[nonzero]], axis=1)
         return digit_counts(keys, state.prefixes, state.digit)
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         if isinstance(state, _Ties):
             return Done(self._ranked(state, folded))
         if state is None:
-            state = _Stage(self.digits - 1, tuple(_Target(None, k) for k in self.counts(numel)))
-            counts = {None: folded[0]}  # also where every k is 0 and nothing is looked for
+            wanted = self.counts(int(folded[0, -1]) if self.of_nonzero else numel)
+            state = _Stage(self.digits - 1, tuple(_Target(None, k) for k in wanted))
+            rows: dict[int | None, NDArray[np.int64]] = {None: folded[0, :-1]}
         else:
-            counts = dict(zip(state.prefixes, folded, strict=True))
-        found = [_descend(target, counts) for target in state.targets]
+            rows = dict(zip(state.prefixes, folded, strict=True))
+        found = [_descend(target, rows) for target in state.targets]
         targets = tuple(target for target, _ in found)
         if state.digit > 0:
-            return (
-                Again(_Stage(state.digit - 1, targets))
-                if any(t.remaining for t in targets)
-                else self._last(found)
-            )
+            return Again(_Stage(state.digit - 1, targets)) if any(t.remaining for t in targets) else self._last(found)
         return self._last(found)
 
     def _last(self, found: Sequence[tuple[_Target, int]]) -> Done | Again:

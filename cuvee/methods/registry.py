@@ -404,7 +404,5 @@ def find_edit(name: str, role: Role, *, where: str = "") -> Edit:
         raise MethodError(f"unknown edit {name!r}", where=where, right=nearest(name, of_role))
     if known[name].role is not role:
         right = known[name].role.value
-        raise MethodError(
-            f"{name!r} cannot stand {role.value} the merge", where=where, right=f"{right}: [{name}]"
-        )
+        raise MethodError(f"{name!r} cannot stand {role.value} the merge", where=where, right=f"{right}: [{name}]")
     return known[name]

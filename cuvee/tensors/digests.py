@@ -9,6 +9,7 @@ from blake3 import blake3
 
 from cuvee.tensors.dtypes import DType
 from cuvee.tensors.layout import Layout
+from cuvee.tensors.raw import raw_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ class TensorDigest:
 
     def add(self, start: int, values: Tensor) -> None:
         """Add the flat elements from `start` on; a run of whole leaves."""
-        raw = memoryview(values.view(_uint8()).numpy()) if values.numel() else memoryview(b"")
+        raw = raw_bytes(values)
         step = self._layout.leaf * self._dtype.itemsize
         first = start // self._layout.leaf
         for number, begin in enumerate(range(0, len(raw), step)):
@@ -54,9 +55,3 @@ def model_digest(tensors: Mapping[str, str]) -> str:
 def _lines(tensors: Mapping[str, str]) -> Iterable[bytes]:
     for name in sorted(tensors, key=lambda name: name.encode("utf-8")):
         yield f"{name}\0{tensors[name]}\n".encode()
-
-
-def _uint8() -> object:
-    import torch
-
-    return torch.uint8

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["bernoulli", "draw_key", "philox_words"]
+__all__ = ["bernoulli", "draw_key", "drawn_words", "limits_of", "philox_words"]
 
 _M0, _M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 _W0, _W1 = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
@@ -35,9 +35,7 @@ def draw_key(seed: int, tensor: str, model: int, purpose: int = 0) -> tuple[int,
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
 
 
-def bernoulli(
-    key: tuple[int, int], start: int, stop: int, probability: float | Tensor, device: torch.device
-) -> Tensor:
+def bernoulli(key: tuple[int, int], start: int, stop: int, probability: float | Tensor, device: torch.device) -> Tensor:
     """Return for the elements `[start, stop)` whether their draw is below `probability`.
 
     Args:
@@ -52,15 +50,22 @@ def bernoulli(
     if device.type != "cpu":
         words = philox_words(key, first, last, device)
         halves = torch.stack((words & _MASK32, (words >> 32) & _MASK32), dim=-1).reshape(-1)
-        limits = _limits(torch.as_tensor(probability, device=device)).to(torch.int64)
+        limits = limits_of(torch.as_tensor(probability, device=device)).to(torch.int64)
         return halves[start - 2 * first : stop - 2 * first] < limits
-    drawn = _numpy_words(key, first, last).view(np.uint32)[start - 2 * first : stop - 2 * first]
+    drawn = drawn_words(key, start, stop)
     if isinstance(probability, float | int):
         return torch.from_numpy(drawn < np.uint32(min(round(probability * 2**32), _MASK32)))
-    return torch.from_numpy(drawn < _limits(probability).numpy().astype(np.uint32))
+    return torch.from_numpy(drawn < limits_of(probability).numpy().astype(np.uint32))
 
 
-def _limits(probability: Tensor) -> Tensor:
+def drawn_words(key: tuple[int, int], start: int, stop: int) -> NDArray[np.uint32]:
+    """Return the draws of the elements `[start, stop)`: 32-bit words."""
+    first, last = start // 2, -(-stop // 2)
+    return _numpy_words(key, first, last).view(np.uint32)[start - 2 * first : stop - 2 * first]
+
+
+def limits_of(probability: Tensor) -> Tensor:
+    """Return the limits, as float64 whole numbers, that a draw must be below to happen with `probability`."""
     return (probability.double() * 2.0**32).round().clamp(0, _MASK32)
 
 

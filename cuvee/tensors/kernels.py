@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["available", "consensus_kernel", "count_digit", "count_digit_below"]
+__all__ = ["available", "consensus_kernel", "count_digit", "count_digit_below", "rank_drop_kernel", "variance_kernel"]
 
 _CHUNK = 512
 
@@ -35,7 +35,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     def compile_once() -> Callable[..., Any]:
         import numba
 
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, cache=True)(function)
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
@@ -62,36 +62,117 @@ def count_digit_below(keys: NDArray[np.uint32], prefix: int, counts: NDArray[np.
 
 @_compiled
 def consensus_kernel(
-    deltas: NDArray[np.float32], weights: NDArray[np.float32], normalize: bool, out: NDArray[np.float32]
+    deltas: NDArray[np.float32],
+    votes: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    normalize: bool,
+    floor: float,
+    out: NDArray[np.float32],
 ) -> None:
-    """`pieces.vote.sign_consensus` with a balanced vote counting as plus: (K, n) float32 into (n,)."""
+    """`pieces.vote.weigh_consensus`: (K, n) float32 into (n,)."""
     models, size = deltas.shape
     signs = np.empty(_CHUNK, np.float32)
     merged = np.empty(_CHUNK, np.float32)
     divisor = np.empty(_CHUNK, np.float32)
-    zero, one = np.float32(0.0), np.float32(1.0)
+    zero, one, least = np.float32(0.0), np.float32(1.0), np.float32(floor)
     for begin in range(0, size, _CHUNK):
         end = min(begin + _CHUNK, size)
         signs[:] = zero
         for k in range(models):
-            delta, w = deltas[k, begin:end], weights[k]
+            delta, vote = deltas[k, begin:end], votes[k]
             for i in range(delta.size):
-                signs[i] += delta[i] * w
+                signs[i] += delta[i] * vote
         for i in range(_CHUNK):
             signs[i] = one if signs[i] >= zero else -one
         merged[:] = zero
         divisor[:] = zero
         for k in range(models):
-            delta, w = deltas[k, begin:end], weights[k]
+            delta, vote, w = deltas[k, begin:end], votes[k], weights[k]
             for i in range(delta.size):
-                value = delta[i] * w
-                agrees = value * signs[i] > zero
-                merged[i] += value if agrees else zero
+                agrees = delta[i] * vote * signs[i] > zero
+                merged[i] += delta[i] * w if agrees else zero
                 divisor[i] += w if agrees else zero
         target = out[begin:end]
-        if normalize:
-            for i in range(target.size):
-                target[i] = merged[i] / (one if divisor[i] == zero else divisor[i])
-        else:
+        if not normalize:
             for i in range(target.size):
                 target[i] = merged[i]
+        elif least > zero:
+            for i in range(target.size):
+                target[i] = merged[i] / (least if divisor[i] < least else divisor[i])
+        else:
+            for i in range(target.size):
+                target[i] = merged[i] / (one if divisor[i] == zero else divisor[i])
+
+
+@_compiled
+def variance_kernel(deltas: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """`papers.sce.variance`: the population variance over K models, (K, n) float32 into (n,)."""
+    models, size = deltas.shape
+    count = np.float32(models)
+    zero = np.float32(0.0)
+    center = np.empty(_CHUNK, np.float32)
+    for begin in range(0, size, _CHUNK):
+        end = min(begin + _CHUNK, size)
+        target = out[begin:end]
+        center[:] = zero
+        for k in range(models):
+            delta = deltas[k, begin:end]
+            for i in range(delta.size):
+                center[i] += delta[i]
+        for i in range(_CHUNK):
+            center[i] = center[i] / count
+        for i in range(target.size):
+            target[i] = zero
+        for k in range(models):
+            delta = deltas[k, begin:end]
+            for i in range(delta.size):
+                away = delta[i] - center[i]
+                target[i] += away * away
+        for i in range(target.size):
+            target[i] = target[i] / count
+
+
+@_compiled
+def rank_drop_kernel(
+    keys: NDArray[np.uint32],
+    ordered: NDArray[np.uint32],
+    drawn: NDArray[np.uint32],
+    limits: NDArray[np.uint32],
+    keep: NDArray[np.bool_],
+) -> None:
+    """`pieces.drop`: keep[r, j] = drawn[r, j] < limits[rank of keys[r, j] in its row], for keys above zero.
+
+    Args:
+        keys: (rows, length) magnitudes' keys; entries that are zero are not kept, which changes nothing.
+        ordered: the rows sorted.
+        drawn: (rows, length).
+        limits: (length,) not falling.
+        keep: (rows, length), the result.
+    """
+    rows, length = keys.shape
+    lowest, highest = limits[0], limits[length - 1]
+    steps = (length - 1) / max(1.0, float(highest) - float(lowest))
+    for r in range(rows):
+        row, sorted_row, draws, kept = keys[r], ordered[r], drawn[r], keep[r]
+        for j in range(length):
+            u, key = draws[j], row[j]
+            if u < lowest:
+                kept[j] = key != 0
+                continue
+            if u >= highest or key == 0:
+                kept[j] = False
+                continue
+            # The first rank whose limit is above the draw: near the straight line that the limits round.
+            need = int((float(u) - float(lowest)) * steps)
+            while need > 0 and limits[need - 1] > u:
+                need -= 1
+            while limits[need] <= u:
+                need += 1
+            pivot = sorted_row[need]
+            if key != pivot:
+                kept[j] = key > pivot
+                continue
+            rank = np.searchsorted(sorted_row, key)
+            for i in range(j):
+                rank += row[i] == key
+            kept[j] = rank >= need

@@ -37,8 +37,8 @@ def ordered_keys(values: Tensor, magnitude: bool) -> NDArray[Any]:
     wide = values.dtype == torch.float64
     if not magnitude:
         values = values + 0.0  # -0.0 is equal to 0.0
-    unsigned = np.uint64 if wide else np.uint32
-    bits = values.contiguous().view(torch.int64 if wide else torch.int32).cpu().numpy().view(unsigned)
+    unsigned: Any = np.uint64 if wide else np.uint32
+    bits: NDArray[Any] = values.contiguous().view(torch.int64 if wide else torch.int32).cpu().numpy().view(unsigned)
     top = unsigned(1 << (63 if wide else 31))
     if magnitude:
         return bits & ~top
@@ -47,9 +47,7 @@ def ordered_keys(values: Tensor, magnitude: bool) -> NDArray[Any]:
 
 def value_of_key(key: int, digits: int, magnitude: bool) -> float:
     """Return the float whose ordered key is `key`."""
-    unsigned, real, top = (
-        (np.uint64, np.float64, 1 << 63) if digits == 4 else (np.uint32, np.float32, 1 << 31)
-    )
+    unsigned, real, top = (np.uint64, np.float64, 1 << 63) if digits == 4 else (np.uint32, np.float32, 1 << 31)
     if not magnitude:
         key = key ^ top if key & top else ~key & (2 * top - 1)
     return float(np.array([key], unsigned).view(real)[0])
@@ -76,9 +74,7 @@ def digit_counts(keys: NDArray[Any], prefixes: Sequence[int | None], digit: int)
     return counts
 
 
-def _digit_counts_compiled(
-    keys: NDArray[np.uint32], prefixes: Sequence[int | None], digit: int
-) -> NDArray[np.int64]:
+def _digit_counts_compiled(keys: NDArray[np.uint32], prefixes: Sequence[int | None], digit: int) -> NDArray[np.int64]:
     """As `digit_counts`: 1 ns a key instead of 4, see benchmarks/merge_speed.py."""
     counts = np.zeros((len(prefixes), _SIZE), np.int64)
     for row, prefix in enumerate(prefixes):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cuvee.methods.measuring import measured
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import ROW, Paper, merge_method
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
 
 if TYPE_CHECKING:
@@ -50,4 +50,4 @@ def arcee_fusion(deltas: Tensor, *, base: Tensor) -> Tensor:
     importance = (changed.abs() * divergence).reshape(delta.shape)
     ranks = Ranks(Quartiles(), magnitude=False, resolve_ties=False, digits=digits_of(delta.dtype))
     q1, median, q3 = measured(ranks, importance)
-    return torch.where(importance >= median.value + 1.5 * (q3.value - q1.value), delta, 0)
+    return keep_where(importance >= median.value + 1.5 * (q3.value - q1.value), delta)

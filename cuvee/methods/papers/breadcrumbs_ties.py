@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cuvee.methods.measuring import each
-from cuvee.methods.pieces.vote import sign_consensus
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.pieces.trim import keep_band, keep_largest_of_rows
+from cuvee.methods.pieces.vote import sign_consensus
 from cuvee.methods.registry import ROW, Fraction, Paper, PerModel, merge_method
 
 if TYPE_CHECKING:

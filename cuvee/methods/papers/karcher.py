@@ -21,9 +21,7 @@ else:
 
 
 @merge_method(
-    paper=Paper(
-        "Functionality-Oriented LLM Merging on the Fisher-Rao Manifold", arxiv="2603.04972", year=2026
-    ),
+    paper=Paper("Functionality-Oriented LLM Merging on the Fisher-Rao Manifold", arxiv="2603.04972", year=2026),
     on=WEIGHTS,
     base=MEMBER,
     cost="two visits of each tensor",

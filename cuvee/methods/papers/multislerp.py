@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     formula="m = Σ weight_i · x_i/‖x_i‖;  out = [base +] (m/‖m‖) · Σ weight_i ‖x_i‖",
     differs="mergekit adds a step in the tangent space that is identically zero; this is its closed form.",
 )
-def multislerp(
-    values: Tensor, *, weight: PerModel[float], normalize_weights: bool = True, eps: float = 1e-8
-) -> Tensor:
+def multislerp(values: Tensor, *, weight: PerModel[float], normalize_weights: bool = True, eps: float = 1e-8) -> Tensor:
     """Take the mean direction of K tensors and their mean norm.
 
     Args:
@@ -57,6 +55,4 @@ def multislerp(
         return linear_combination(values, toward / length * float(w @ norms))
     if len(values) == 2 or not norms.any():
         return linear_combination(values, w)
-    raise MethodError(
-        "the weighted directions of the models cancel", right="other weights, or the method linear"
-    )
+    raise MethodError("the weighted directions of the models cancel", right="other weights, or the method linear")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.pieces.vote import sum_models
 from cuvee.methods.registry import Bound, Paper, merge_method
-from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.masking import keep_where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,4 +25,4 @@ def ram(deltas: Tensor, *, epsilon: Annotated[float, Bound(0)] = 1e-5) -> Tensor
         epsilon: changes up to this count as none.
     """
     changed = deltas.abs() > epsilon
-    return sum_models(torch.where(changed, deltas, 0)) / changed.sum(0).clamp(min=1)
+    return sum_models([keep_where(c, d) for c, d in zip(changed, deltas, strict=True)]) / changed.sum(0).clamp(min=1)

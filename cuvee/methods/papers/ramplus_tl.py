@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.vote import sum_models
@@ -17,9 +15,7 @@ if TYPE_CHECKING:
 
 
 @merge_method(
-    paper=Paper(
-        "Behavior Knowledge Merge in Reinforced Agentic Models (RAM+)", arxiv="2601.13572", year=2026
-    ),
+    paper=Paper("Behavior Knowledge Merge in Reinforced Agentic Models (RAM+)", arxiv="2601.13572", year=2026),
     cost="two visits of each tensor",
     formula="ρ_i = #shared_i / #unique_i by tensor;  unique entries · (1 + r · clip(ρ_i, 0, alpha)), shared ones averaged",
     differs="As mergekit, by tensor; the official code counts over the whole model (method ram_plus, not built yet).",
@@ -44,9 +40,7 @@ def ramplus_tl(
     shared, unique = changed & (count >= 2), changed & (count == 1)
     counts = measured(Sums("nonzero"), [*shared, *unique]).astype(float)
     k = len(deltas)
-    scales = [
-        1 + r * min(max(s / max(u, epsilon), 0.0), alpha) for s, u in zip(counts[:k], counts[k:], strict=True)
-    ]
+    scales = [1 + r * min(max(s / max(u, epsilon), 0.0), alpha) for s, u in zip(counts[:k], counts[k:], strict=True)]
     alone = sum_models(
         torch.where(unique, deltas, 0)
         * torch.tensor(scales, dtype=deltas.dtype, device=deltas.device).reshape(-1, *[1] * (deltas.ndim - 1))

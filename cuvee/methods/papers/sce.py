@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cuvee.methods.measuring import current, measured
 from cuvee.methods.pieces.trim import among_largest
-from cuvee.methods.pieces.vote import sum_models
+from cuvee.methods.pieces.vote import sum_models, weigh_consensus
 from cuvee.methods.reductions import Ranks, Sums
 from cuvee.methods.registry import Fraction, Paper, merge_method
+from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Count:
-    """A number of entries, whatever n is."""
+class ShareOfNonzero:
+    """int(share · n), where n counts the entries that are not zero."""
 
-    k: int
+    share: float
 
     def __call__(self, n: int) -> tuple[int, ...]:
-        return (self.k,)
+        return (int(self.share * n),)
 
 
 @merge_method(
@@ -38,9 +38,7 @@ class Count:
     "for the weights and merges all. mergekit falls back to equal weights when Σ mean(τ²) < 1e-6, which the deltas of "
     "language models usually are (compat: mergekit keeps that); here only when it is zero.",
 )
-def sce(
-    deltas: Tensor, *, select_topk: Fraction = 1.0, variant: Literal["mergekit", "fuseai"] = "mergekit"
-) -> Tensor:
+def sce(deltas: Tensor, *, select_topk: Fraction = 1.0, variant: Literal["mergekit", "fuseai"] = "mergekit") -> Tensor:
     """Weigh models by the energy of their most varied entries, and merge the entries that agree in sign.
 
     Args:
@@ -53,28 +51,31 @@ def sce(
     """
     selected = _select(deltas, select_topk)
     energies = measured(Sums("square"), list(selected)) / max(1, current(deltas[0]).place.layout.numel)
-    floor = 1e-6 if variant == "mergekit" and current().compat == "mergekit" else 0.0
+    least = 1e-6 if variant == "mergekit" and current().compat == "mergekit" else 0.0
     total = float(energies.sum())
-    uniform = total < floor or total == 0.0
+    uniform = total < least or total == 0.0
     weights = [1.0 / len(deltas) if uniform else float(e) / total for e in energies]
-    return _erase(deltas if variant == "fuseai" else selected, weights, clamp=variant == "mergekit")
+    kept = deltas if variant == "fuseai" else selected
+    floor = 1e-6 if variant == "mergekit" else 0.0
+    return weigh_consensus(kept, [1.0] * len(deltas), weights, normalize=True, floor=floor)
 
 
 def _select(deltas: Tensor, share: float) -> Tensor:
     if share >= 1:
         return deltas
+    varied = variance(deltas)
+    ranks = Ranks(ShareOfNonzero(share), of_nonzero=True, digits=digits_of(deltas.dtype))
+    (ranked,) = measured(ranks, varied)
+    chosen = among_largest(varied, ranked, current(varied).place)
+    return torch.stack([keep_where(chosen, delta) for delta in deltas])
+
+
+def variance(deltas: Tensor) -> Tensor:
+    """Return the population variance over the K models, element by element."""
+    if kernels.available() and deltas.device.type == "cpu" and deltas.dtype == torch.float32:
+        result = torch.empty_like(deltas[0])
+        kernels.variance_kernel(deltas.reshape(len(deltas), -1).numpy(), result.reshape(-1).numpy())
+        return result
     center = sum_models(deltas) / len(deltas)
-    variance = sum_models((deltas - center) ** 2) / len(deltas)
-    varied = int(measured(Sums("nonzero"), variance))
-    (ranked,) = measured(Ranks(Count(int(share * varied)), digits=digits_of(deltas.dtype)), variance)
-    return torch.where(among_largest(variance, ranked, current(variance).place), deltas, 0)
-
-
-def _erase(deltas: Tensor, weights: list[float], *, clamp: bool) -> Tensor:
-    signs = torch.where(sum_models(deltas) >= 0, 1.0, -1.0).to(deltas.dtype)
-    merged, divisor = torch.zeros_like(signs), torch.zeros_like(signs)
-    for delta, w in zip(deltas, weights, strict=True):
-        agrees = delta * signs > 0
-        merged.add_(torch.where(agrees, delta * w, 0))
-        divisor.add_(torch.where(agrees, w, 0.0).to(deltas.dtype))
-    return merged / (divisor.clamp(min=1e-6) if clamp else torch.where(divisor == 0, 1.0, divisor))
+    away = [delta - center for delta in deltas]
+    return sum_models([one * one for one in away]) / len(deltas)

@@ -54,9 +54,7 @@ def ties(
     Returns:
         (…); one model at density 1 comes back as it is.
     """
-    trimmed = each(
-        _trimmed, deltas, density, rescale=rescale, scope=trim_scope, inclusive=inclusive_threshold
-    )
+    trimmed = each(_trimmed, deltas, density, rescale=rescale, scope=trim_scope, inclusive=inclusive_threshold)
     return sign_consensus(trimmed, weight, normalize=normalize, tie_sign=tie_sign, merge_func=merge_func)
 
 

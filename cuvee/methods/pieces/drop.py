@@ -11,11 +11,14 @@ from cuvee.errors import MethodError
 from cuvee.methods.measuring import current, remembered
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.registry import Fraction, Paper, Role, edit
-from cuvee.tensors.draws import bernoulli, draw_key
+from cuvee.tensors import kernels
+from cuvee.tensors.draws import bernoulli, draw_key, drawn_words, limits_of
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import ordered_keys
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["dare", "drop_at_random", "drop_by_rank", "keep_mask", "magprune", "row_ranks"]
@@ -56,7 +59,7 @@ def drop_at_random(delta: Tensor, density: float, *, rescale: Rescale = True) ->
         return delta
     if density <= 0:
         return torch.zeros_like(delta)
-    kept = torch.where(keep_mask(delta, float(density)), delta, 0)
+    kept = keep_where(keep_mask(delta, float(density)), delta)
     return rescale_kept(kept, delta, rescale, density)
 
 
@@ -69,9 +72,7 @@ def row_ranks(delta: Tensor) -> Tensor:
     Returns:
         int64, (rows, length).
     """
-    rows = (
-        delta.reshape(len(delta), -1) if len(current(delta).place.layout.shape) > 1 else delta.reshape(1, -1)
-    )
+    rows = delta.reshape(len(delta), -1) if len(current(delta).place.layout.shape) > 1 else delta.reshape(1, -1)
     if rows.device.type == "cpu" and rows.dtype == torch.float32:
         # Key and index in one word: NumPy's vectorised sort is far faster than any stable argsort.
         packed = ordered_keys(rows, magnitude=True).astype(np.uint64) << np.uint64(32)
@@ -103,17 +104,42 @@ def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Resc
             right=f"0 < density - epsilon and density + epsilon < 1, such as epsilon: "
             f"{0.9 * min(density, 1 - density):.2g}",
         )
+    by_rank = _rank_probabilities(density, epsilon, _row_length(delta))
+    needs_each = rescale == "expected" or current(delta).statistics
+    if not needs_each and kernels.available() and delta.device.type == "cpu" and delta.dtype == torch.float32:
+        return rescale_kept(keep_where(_compiled_mask(delta, by_rank), delta), delta, rescale, density)
+    probability = by_rank.to(delta.device)[row_ranks(delta)].reshape(delta.shape)
+    kept = keep_where(keep_mask(delta, lambda: probability), delta)
+    return rescale_kept(kept, delta, rescale, probability.to(delta.dtype))
 
-    def probability() -> Tensor:
-        ranks = row_ranks(delta)
-        length = ranks.shape[-1]
-        if length == 1:
-            return torch.full(delta.shape, density, dtype=torch.float64, device=delta.device)
-        rising = (density - epsilon) + (2 * epsilon / (length - 1)) * ranks.double()
-        return rising.reshape(delta.shape)
 
-    kept = torch.where(keep_mask(delta, probability), delta, 0)
-    return rescale_kept(kept, delta, rescale, probability().to(delta.dtype) if rescale == "expected" else 1.0)
+def _row_length(delta: Tensor) -> int:
+    return delta.numel() // len(delta) if len(current(delta).place.layout.shape) > 1 else delta.numel()
+
+
+def _rank_probabilities(density: float, epsilon: float, length: int) -> Tensor:
+    """Return the probability of each rank, (length,) float64; in a row of one, the density itself."""
+    if length == 1:
+        return torch.tensor([density], dtype=torch.float64)
+    return (density - epsilon) + (2 * epsilon / (length - 1)) * torch.arange(length, dtype=torch.float64)
+
+
+def _compiled_mask(delta: Tensor, by_rank: Tensor) -> Tensor:
+    """The mask from sorted rows alone: only a draw between two limits asks for a rank, and few of those for a tie."""
+    call = current(delta)
+    key = draw_key(call.seed, call.place.tensor, call.model_index, call.ordinal("draw"))
+
+    def draw() -> NDArray[np.uint8]:
+        keys = ordered_keys(delta, magnitude=True).reshape(-1, len(by_rank))
+        drawn = drawn_words(key, call.place.start, call.place.stop).reshape(keys.shape)
+        keep = np.empty(keys.shape, np.bool_)
+        kernels.rank_drop_kernel(
+            keys, np.sort(keys, axis=-1), drawn, limits_of(by_rank).numpy().astype(np.uint32), keep
+        )
+        return np.packbits(keep)
+
+    packed = remembered("mask", draw)
+    return torch.from_numpy(np.unpackbits(packed, count=delta.numel()).view(np.bool_)).reshape(delta.shape)
 
 
 @edit(role=Role.FILTER, paper=Paper("DARE", arxiv="2311.03099", year=2023))
@@ -123,8 +149,6 @@ def dare(delta: Tensor, *, density: Fraction, rescale: Rescale = True) -> Tensor
 
 
 @edit(role=Role.FILTER, paper=Paper("DELLA-Merging (MagPrune)", arxiv="2406.11617", year=2024))
-def magprune(
-    delta: Tensor, *, density: Fraction, epsilon: Fraction = 0.15, rescale: Rescale = True
-) -> Tensor:
+def magprune(delta: Tensor, *, density: Fraction, epsilon: Fraction = 0.15, rescale: Rescale = True) -> Tensor:
     """Keep each entry of a task vector at random, the larger ones of a row more often."""
     return drop_by_rank(delta, density, epsilon, rescale=rescale)

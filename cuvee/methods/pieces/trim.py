@@ -9,6 +9,7 @@ from cuvee.methods.measuring import Place, Scope, current, measured
 from cuvee.methods.reductions import Ranked, Ranks
 from cuvee.methods.registry import Fraction, Paper, Role, edit
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
 
 if TYPE_CHECKING:
@@ -77,9 +78,7 @@ def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     return flat_mask.reshape(mask.shape)
 
 
-def keep_largest(
-    delta: Tensor, density: float, *, scope: Scope = "tensor", inclusive: bool = False
-) -> Tensor:
+def keep_largest(delta: Tensor, density: float, *, scope: Scope = "tensor", inclusive: bool = False) -> Tensor:
     """Zero all but the largest entries by magnitude.
 
     Args:
@@ -99,7 +98,7 @@ def keep_largest(
     magnitude = delta.abs()
     ranks = Ranks(KeepShare(density, rule), resolve_ties=not inclusive, digits=digits_of(delta.dtype))
     (ranked,) = measured(ranks, delta, scope=scope)
-    return torch.where(among_largest(magnitude, ranked, current(delta).place), delta, 0)
+    return keep_where(among_largest(magnitude, ranked, current(delta).place), delta)
 
 
 def keep_band(delta: Tensor, density: float, gamma: float) -> Tensor:
@@ -118,7 +117,7 @@ def keep_band(delta: Tensor, density: float, gamma: float) -> Tensor:
     magnitude = delta.abs()
     wide, largest = measured(Ranks(counts, digits=digits_of(delta.dtype)), delta)
     kept = among_largest(magnitude, wide, call.place) & ~among_largest(magnitude, largest, call.place)
-    return torch.where(kept, delta, 0)
+    return keep_where(kept, delta)
 
 
 def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0) -> Tensor:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cuvee.methods.measuring import measured, spread
+from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Sums
 from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.masking import keep_where, sign_or_plus
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MergeFunc", "TieSign", "elect_signs", "sign_consensus"]
+__all__ = ["MergeFunc", "TieSign", "elect_signs", "sign_consensus", "sum_models", "weigh_consensus"]
 
 TieSign = Literal["plus", "global_majority"]
 MergeFunc = Literal["weighted_mean", "sum", "mean", "max"]
@@ -31,7 +34,7 @@ def elect_signs(votes: Tensor, tie_sign: TieSign = "plus") -> Tensor:
         (…), values in {−1, 1}; 0 only where the whole model is balanced too.
     """
     if tie_sign == "plus":
-        return torch.where(votes >= 0, 1.0, -1.0).to(votes.dtype)
+        return sign_or_plus(votes)
     majority = int(measured(Sums("sign"), votes, scope="model"))
     signs = torch.sign(votes)
     return torch.where(signs == 0, float((majority > 0) - (majority < 0)), signs)
@@ -56,45 +59,55 @@ def sign_consensus(
     Source: TIES-Merging, arXiv 2306.01708, steps 2 and 3; weights as in mergekit.
     """
     weights = [float(w) for w in spread(weight, len(deltas))]
-    if tie_sign == "plus" and merge_func in ("weighted_mean", "sum") and _has_kernel(deltas):
-        return _compiled_consensus(deltas, weights, normalize and merge_func == "weighted_mean")
-    weighted = torch.stack([delta * w for delta, w in zip(deltas, weights, strict=True)])
-    signs = elect_signs(sum_models(weighted), tie_sign)
-    agrees = weighted * signs > 0
+    if tie_sign == "plus" and merge_func in ("weighted_mean", "sum"):
+        return weigh_consensus(deltas, weights, weights, normalize=normalize and merge_func == "weighted_mean")
+    signs = elect_signs(weighted_sum(deltas, weights), tie_sign)
+    agrees = [delta * w * signs > 0 for delta, w in zip(deltas, weights, strict=True)]
     if merge_func == "max":
-        return signs * torch.where(agrees, deltas.abs(), 0).amax(0)
+        return signs * torch.stack([keep_where(a, d) for a, d in zip(agrees, deltas.abs(), strict=True)]).amax(0)
     if merge_func == "mean":
-        count = agrees.sum(0).clamp(min=1)
-        return sum_models(torch.where(agrees, deltas, 0)) / count
-    merged = sum_models(torch.where(agrees, weighted, 0))
-    if merge_func == "sum" or not normalize:
+        count = torch.stack(agrees).sum(0).clamp(min=1)
+        return sum_models([keep_where(a, delta) for a, delta in zip(agrees, deltas, strict=True)]) / count
+    return _weigh(deltas, agrees, weights, normalize=normalize and merge_func == "weighted_mean", floor=0.0)
+
+
+def weigh_consensus(
+    deltas: Tensor, votes: list[float], weights: list[float], *, normalize: bool, floor: float = 0.0
+) -> Tensor:
+    """Elect signs by Σ votes_i τ_i, a balanced vote counting as plus, and add weights_i τ_i of those that agree.
+
+    Args:
+        deltas: (K, …).
+        normalize: divide by the weights of those that agree.
+        floor: the least divisor; 0: a divisor of 0 counts as 1.
+    """
+    if kernels.available() and deltas.device.type == "cpu" and deltas.dtype == torch.float32:
+        merged = torch.empty_like(deltas[0])
+        kernels.consensus_kernel(
+            deltas.reshape(len(deltas), -1).numpy(),
+            np.array(votes, np.float32),
+            np.array(weights, np.float32),
+            normalize,
+            floor,
+            merged.reshape(-1).numpy(),
+        )
         return merged
-    return merged / consensus_weight(agrees, weights, merged)
+    signs = sign_or_plus(weighted_sum(deltas, votes))
+    agrees = [delta * vote * signs > 0 for delta, vote in zip(deltas, votes, strict=True)]
+    return _weigh(deltas, agrees, weights, normalize=normalize, floor=floor)
 
 
-def sum_models(values: Tensor) -> Tensor:
+def _weigh(deltas: Tensor, agrees: list[Tensor], weights: list[float], *, normalize: bool, floor: float) -> Tensor:
+    merged = sum_models([keep_where(a, delta * w) for a, delta, w in zip(agrees, deltas, weights, strict=True)])
+    if not normalize:
+        return merged
+    divisor = sum_models([agree.to(deltas.dtype) * w for agree, w in zip(agrees, weights, strict=True)])
+    return merged / (divisor.clamp(min=floor) if floor > 0 else divisor + (divisor == 0))
+
+
+def sum_models(values: Tensor | Sequence[Tensor]) -> Tensor:
     """Return the sum over the K models, in their order."""
-    total = values[0].clone()
-    for value in values[1:]:
+    total = torch.zeros_like(values[0])
+    for value in values:
         total.add_(value)
     return total
-
-
-def consensus_weight(agrees: Tensor, weights: list[float], like: Tensor) -> Tensor:
-    """Return the summed weight of the models that agree at each element, 1 where it is 0."""
-    total = torch.zeros_like(like)
-    for agree, w in zip(agrees, weights, strict=True):
-        total.add_(torch.where(agree, w, 0.0).to(like.dtype))
-    return torch.where(total == 0, 1.0, total)
-
-
-def _has_kernel(deltas: Tensor) -> bool:
-    return kernels.available() and deltas.device.type == "cpu" and deltas.dtype == torch.float32
-
-
-def _compiled_consensus(deltas: Tensor, weights: list[float], normalize: bool) -> Tensor:
-    """The same bits from one pass through the cache instead of twenty."""
-    merged = torch.empty_like(deltas[0])
-    flat = deltas.reshape(len(deltas), -1).numpy()
-    kernels.consensus_kernel(flat, np.array(weights, np.float32), normalize, merged.reshape(-1).numpy())
-    return merged

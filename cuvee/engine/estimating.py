@@ -1,0 +1,121 @@
+"""How long a plan will take: an estimate from a sample of the method and of the disk, on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+from cuvee.checkpoints.sources import MemoryTensor, Scratch
+from cuvee.engine.blocks import Input, Observer, Task, rounded
+from cuvee.engine.plan import Plan
+from cuvee.engine.recording import TaskRecord
+from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.errors import MethodError
+from cuvee.tensors.dtypes import torch_dtype
+from cuvee.tensors.layout import Layout
+from cuvee.tensors.lazy_torch import torch
+
+__all__ = ["Estimate", "estimate"]
+
+_SAMPLE_ELEMENTS = 1 << 18
+_SAMPLE_BYTES = 8 << 20
+_MEMORY_BYTES_PER_S = 4e9  # of a read that the page cache answers, one thread
+_WRITE_BYTES_PER_S = 1e9  # cannot be sampled without writing
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A guess at the wall time of a run, start-up not counted.
+
+    Attributes:
+        read_s: for the first reading in each round.
+        compute_s: for arithmetic and digests, all threads at work.
+        write_s: for the output.
+    """
+
+    read_s: float
+    compute_s: float
+    write_s: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.read_s + self.compute_s + self.write_s
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Estimate a plan's wall time from a sample of a few MB."""
+    again = plan.bytes_read * max(0, plan.tally.visits - plan.tally.rounds)
+    merged = sum(task.layout.numel for task in plan.tasks if not task.is_copy)
+    return Estimate(
+        plan.bytes_read * plan.tally.rounds / _sampled_read_rate(plan),
+        merged * _sampled_seconds_per_element(plan) + again / (_MEMORY_BYTES_PER_S * plan.budget.threads),
+        plan.bytes_written / _WRITE_BYTES_PER_S,
+    )
+
+
+def _sampled_read_rate(plan: Plan) -> float:
+    """Return the bytes per second at which the first bytes of the largest tensor are read."""
+    task = max(plan.tasks, key=lambda task: task.layout.numel)
+    source = task.all_inputs[0].source
+    stop = min(task.layout.numel, _SAMPLE_BYTES // max(1, source.dtype.itemsize))
+    begin = time.perf_counter()
+    source.read(0, stop, Scratch(), "sample")
+    seconds = max(time.perf_counter() - begin, 1e-9)
+    return max(1e6, stop * source.dtype.itemsize / seconds)
+
+
+def _sampled_seconds_per_element(plan: Plan) -> float:
+    """Return the seconds that all threads together take for one output element, all visits and digests included."""
+    merged = [task for task in plan.tasks if not task.is_copy]
+    if not merged:
+        return 0.0
+    one = _sample(max(merged, key=lambda task: task.layout.numel))
+    tasks = [replace(one, name=f"{one.name} {number}") for number in range(plan.budget.threads)]
+    best = math.inf
+    for _ in range(2):  # the first run meets cold code and fresh memory
+        begin = time.perf_counter()
+        try:
+            run_rounds(
+                tasks,
+                plan.formula,
+                _Recording(),
+                threads=plan.budget.threads,
+                block_elements=plan.budget.block_elements,
+            )
+        except MethodError:
+            return 0.0
+        best = min(best, time.perf_counter() - begin)
+    return best / (len(tasks) * max(1, one.layout.numel))
+
+
+def _sample(task: Task) -> Task:
+    """Return a task like this one on a few random elements in memory."""
+    columns = math.prod(task.layout.shape[1:]) if len(task.layout.shape) > 1 else 0
+    columns = min(columns, _SAMPLE_ELEMENTS)
+    shape = (max(1, _SAMPLE_ELEMENTS // columns), columns) if columns else (_SAMPLE_ELEMENTS,)
+    generator = torch.Generator().manual_seed(0)
+
+    def fake(one: Input) -> Input:
+        values = torch.randn(shape, generator=generator).to(torch_dtype(one.source.dtype))
+        return Input(one.model, MemoryTensor(values))
+
+    base = fake(task.base) if task.base else None
+    return replace(task, layout=Layout(shape), inputs=tuple(map(fake, task.inputs)), base=base)
+
+
+class _Recording(Handler):
+    """Digests and rounds as a run does, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, TaskRecord] = {}
+
+    def begin(self, task: Task) -> None:
+        self._records[task.name] = TaskRecord(task, {}, allow_non_finite=True)
+
+    def observer(self, task: Task) -> Observer:
+        return self._records[task.name]
+
+    def deliver(self, task: Task, start: int, values: torch.Tensor) -> None:
+        self._records[task.name].wrote(start, rounded(values, task.dtype))
