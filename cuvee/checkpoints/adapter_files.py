@@ -93,13 +93,14 @@ def _open_weights(folder: Path, names: list[str]) -> tuple[ModelFile, Mapping[st
 def _sort(adapter: Adapter, stored: Mapping[str, TensorSource]) -> None:
     """Put each tensor where its key says."""
     labels: set[str] = set()
+    saved: dict[str, TensorSource] = {}
     for key, tensor in stored.items():
         if not tensor.dtype.is_float:
             raise CheckpointError(
                 f"the adapter's tensor {printable(key)[:200]!r} is {tensor.dtype.name}: its numbers cannot be added",
                 right="an adapter in float32, float16 or bfloat16",
             )
-        target, name, label = _meaning(adapter, key)
+        target, name, label = _meaning(adapter, saved, key)
         if label:
             labels.add(label)
         if target is None:
@@ -110,6 +111,8 @@ def _sort(adapter: Adapter, stored: Mapping[str, TensorSource]) -> None:
                 right="save the adapter again with PEFT",
             )
         target[name] = tensor
+    # PEFT may save such a tensor under its plain name as well
+    adapter.tensors.update(saved)
     if len(labels) > 1:
         raise CheckpointError(
             f"the file holds {len(labels)} adapters: {listing(sorted(labels))}",
@@ -119,7 +122,9 @@ def _sort(adapter: Adapter, stored: Mapping[str, TensorSource]) -> None:
         raise CheckpointError("the adapter holds no tensors", right="fetch the file again")
 
 
-def _meaning(adapter: Adapter, key: str) -> tuple[dict[str, TensorSource] | None, str, str | None]:
+def _meaning(
+    adapter: Adapter, saved: dict[str, TensorSource], key: str
+) -> tuple[dict[str, TensorSource] | None, str, str | None]:
     """Return where a key belongs (None: nowhere), under which name, and the name of its adapter where it has one."""
     name = key.removeprefix(_PREFIX)
     if match := _UPDATE.fullmatch(name):
@@ -128,7 +133,7 @@ def _meaning(adapter: Adapter, key: str) -> tuple[dict[str, TensorSource] | None
     if match := _ROWS.fullmatch(name):
         return adapter.tokens, match["module"], match["adapter"]
     if match := _SAVED.fullmatch(name):
-        return adapter.tensors, match["module"] + match["rest"], match["adapter"]
+        return saved, match["module"] + match["rest"], match["adapter"]
     if _OTHER_KINDS.fullmatch(name):
         raise CheckpointError(
             f"the adapter has a key of another kind: {printable(key)[:200]!r}",

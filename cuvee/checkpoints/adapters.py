@@ -13,7 +13,7 @@ from cuvee.checkpoints.adapter_files import Adapter, open_adapter
 from cuvee.checkpoints.adapter_names import Names
 from cuvee.checkpoints.folders import listing
 from cuvee.checkpoints.sources import Model, TensorSource
-from cuvee.checkpoints.ties import tie_of, untied_config
+from cuvee.checkpoints.ties import has_vocabulary_rows, tie_of, untied_config
 from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printable, raise_all
 
 __all__ = ["apply_adapter"]
@@ -111,7 +111,11 @@ class _Application:
         self._below[self._names.find(name) or name] = tensor
 
     def _replace_whole(self, name: str, tensor: TensorSource) -> None:
-        self._replace(name, tensor, may_resize=self._is_saved(name))
+        tie = self._tie
+        if tie and name == tie.head and not self._is_saved(name) and not self._is_saved(tie.embedding):
+            # saved because the vocabulary grew: still the one tensor that embedding and head share
+            name = tie.embedding
+        self._replace(name, tensor, may_resize=self._is_saved(name) or has_vocabulary_rows(name))
 
     def _replace(self, name: str, tensor: TensorSource, *, may_resize: bool) -> None:
         found = self._names.find(name)
@@ -122,7 +126,7 @@ class _Application:
             self.tensors[name] = tensor
             return
         if tensor.shape != self.tensors[found].shape:
-            if not may_resize:
+            if not may_resize or tensor.shape[1:] != self.tensors[found].shape[1:]:
                 raise self._other_shape(name, str(tensor.shape), self.tensors[found].shape)
             sizes = f"{self.tensors[found].shape} by {tensor.shape}"
             self.notes.append(f"the adapter replaces {printable(found)} with one of another size: {sizes}")
@@ -239,7 +243,8 @@ class _Application:
             return
         embedding, head = self._tie
         if head not in self.tensors:
-            is_trained = embedding in self._updated or self._is_saved(embedding)
+            is_changed = self.tensors[embedding] is not self._base.tensors[embedding]
+            is_trained = embedding in self._updated or (is_changed and self._is_saved(embedding))
             if not is_trained or self._adapter.config.keeps_ties:
                 return
             original = self._below.get(embedding, self._base.tensors[embedding])

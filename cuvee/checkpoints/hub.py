@@ -70,8 +70,11 @@ def fetch(
     client = _Client(model, revision or "main", token, offline=offline)
     if offline:
         return client.cached()
-    with client.said_in_words():
-        commit, sizes = client.list_files()
+    try:
+        with client.said_in_words():
+            commit, sizes = client.list_files()
+    except _Unreachable as error:
+        return client.cached_instead(error)
     wanted = [name for name in sizes if _is_safe(name)]
     first = _small_file(wanted, adapter=adapter)
     if first is None:
@@ -164,6 +167,10 @@ def _import() -> Any:
     return huggingface_hub
 
 
+class _Unreachable(CheckpointError):
+    """The hub does not answer."""
+
+
 class _Client:
     """One model of the hub, asked through huggingface_hub.
 
@@ -224,6 +231,15 @@ class _Client:
             )
         return Snapshot(Path(folder), Path(folder).name)
 
+    def cached_instead(self, error: _Unreachable) -> Snapshot:
+        """Return what the cache has where the hub cannot be reached; raise `error` where it has nothing."""
+        try:
+            snapshot = self.cached()
+        except CheckpointError:
+            raise error from None
+        note = f"{error.found}; {self._model} is read from the local cache, where {self.revision} may be older"
+        return Snapshot(snapshot.folder, snapshot.commit, (note,))
+
     @contextmanager
     def said_in_words(self) -> Iterator[None]:
         """Turn every error of the library into one of ours."""
@@ -263,9 +279,10 @@ class _Client:
             return self._error(f"the hub does not let this user read {self._model} (HTTP {status})", login)
         if status is not None:
             return self._error(f"the hub answered HTTP {status} for {self._model}", "try again later")
-        return self._error(
+        return _Unreachable(
             f"the hub cannot be reached: {type(error).__name__}: {printable(str(error))[:200]}",
-            f"check the network; or fetch it once and go offline: hf download {self._model}",
+            where=self.where,
+            right=f"check the network; or fetch it once, with one: hf download {self._model}",
         )
 
     @property

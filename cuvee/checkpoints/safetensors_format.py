@@ -95,6 +95,16 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 64
 
 
+def _count(shape: list[int]) -> int:
+    """Return the number of elements, or of those so far where 64 bits overflow: a later 0 must not hide it."""
+    numel = 1
+    for size in shape:
+        numel *= size
+        if numel >= 1 << 64:
+            break
+    return numel
+
+
 def _entry(file: ModelFile, name: str, entry: Any, data_start: int) -> StoredTensor:
     where = f"{file.path}, tensor {printable(name)!r}"
     try:
@@ -109,10 +119,11 @@ def _entry(file: ModelFile, name: str, entry: Any, data_start: int) -> StoredTen
         ) from None
     if not isinstance(shape, list) or not all(map(_is_size, (*shape, begin, end))):
         raise CheckpointError("shape and data_offsets must be whole numbers", where=where, right=_REFETCH)
-    bits = math.prod(shape) * dtype.bits
-    if bits % 8 or bits >= 1 << 67 or end - begin != bits // 8:
+    numel = _count(shape)
+    bits = numel * dtype.bits
+    if numel >= 1 << 64 or bits % 8 or bits >= 1 << 67 or end - begin != bits // 8:
         raise CheckpointError(
-            f"{dtype.name} {shape} needs {bits / 8:g} bytes, but the header gives it {end - begin}",
+            f"{dtype.name} {str(shape)[:100]} needs {bits / 8:g} bytes, but the header gives it {end - begin}",
             where=where,
             right=_REFETCH,
         )

@@ -6,9 +6,14 @@ from typing import Any, NamedTuple
 
 from cuvee.checkpoints.sources import Model
 
-__all__ = ["Tie", "tie_of", "untied_config"]
+__all__ = ["Tie", "has_vocabulary_rows", "tie_of", "untied_config"]
 
 _EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
+
+
+def has_vocabulary_rows(name: str) -> bool:
+    """True for embeddings and heads, whose rows are the vocabulary."""
+    return any(part in _EMBEDDINGS or part == "lm_head" for part in name.split(".")[-2:])
 
 
 class Tie(NamedTuple):

@@ -23,6 +23,7 @@ from cuvee.errors import CheckpointError, printable
 __all__ = ["open_torch_pickle"]
 
 MAX_PICKLE_BYTES = 64 << 20
+MAX_DIRECTORY_BYTES = 64 << 20
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _CONVERT = (
@@ -81,6 +82,13 @@ class _FileView(io.RawIOBase):
         self._at = max(0, origin + offset)
         return self._at
 
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._file.opened.size - self._at)
+        size = left if size < 0 else min(size, left)
+        if size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its directory has {size} bytes")
+        return super().read(size) or b""
+
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         view = view[: max(0, min(len(view), self._file.opened.size - self._at))]
@@ -110,7 +118,15 @@ class _Archive:
         try:
             with zipfile.ZipFile(_FileView(file)) as archive:
                 infos = archive.infolist()
-        except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, EOFError) as error:
+        except (
+            zipfile.BadZipFile,
+            ValueError,
+            struct.error,
+            NotImplementedError,
+            EOFError,
+            LookupError,
+            OverflowError,
+        ) as error:
             raise CheckpointError(f"the archive is damaged: {printable(str(error))[:200]}") from None
         return cls._checked(file, infos)
 

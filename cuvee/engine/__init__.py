@@ -1,1 +1,1 @@
-"""."""
+"""The engine: matching, plan, rounds, run. It knows no method by name."""

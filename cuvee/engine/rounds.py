@@ -125,7 +125,9 @@ class _Rounds:
 
     def _blocks(self, task: Task) -> list[tuple[int, int]]:
         whole_row = self.formula.method.unit is ROW and len(task.layout.shape) < 2
-        return task.layout.blocks(task.layout.numel if whole_row and not task.is_copy else self.block_elements)
+        if whole_row and not task.is_copy and task.layout.numel:
+            return [(0, task.layout.numel)]
+        return task.layout.blocks(self.block_elements)
 
     def work(self) -> None:
         """Take blocks and compute them until there are none left, or until something fails."""

@@ -192,6 +192,7 @@ def run(
     keep_freed_memory()
     target = Path(os.path.abspath(out))
     check_target(target, overwrite=overwrite)
+    _check_not_an_input(plan, target)
     with locked(target), os_errors(target):
         staging = staging_folder(target, plan.plan_id)
         for other in leftovers(target):
@@ -236,6 +237,18 @@ def merge(
     of_run = {name: options.pop(name) for name in ("allow_nan", "progress") if name in options}
     check_target(Path(os.path.abspath(out)), overwrite=overwrite)
     return run(plan(recipe, **options), out, overwrite=overwrite, **of_run)
+
+
+def _check_not_an_input(plan: Plan, out: Path) -> None:
+    """Refuse to replace a folder that an input lies in."""
+    for model in plan.models.values():
+        for file in model.files:
+            if file.path.resolve().is_relative_to(out.resolve()):
+                raise ResourceError(
+                    f"the output folder holds an input, {model.label!r}, and would be replaced",
+                    where=str(out),
+                    right="name another folder",
+                )
 
 
 def check_space(plan: Plan, out: Path, staging: Path) -> None:

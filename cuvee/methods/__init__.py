@@ -1,1 +1,1 @@
-"""."""
+"""Merge methods: the registry, measuring, pieces and papers."""

@@ -260,18 +260,20 @@ def measured(
     parts: list[torch_types.Tensor] = list(values) if isinstance(values, list | tuple) else [values]  # type: ignore[list-item]
     call = current(parts[0][0] if reduction.stacked else parts[0])
     place = call.place
-    if over == "row" and len(place.layout.shape) < 2:
+    if len(place.layout.shape) < 2:
         over = "all"
     if over == "row":
         rows = [_finish_rows(reduction, part) for part in parts]
-        return rows if len(parts) > 1 or isinstance(values, list | tuple) else rows[0]
+        return rows if isinstance(values, list | tuple) else rows[0]
     key = call.key(reduction, scope)
     if key in call.answers:
         return call.answers[key]
     state = call.states.get(key)
     at_once = call.alone or (place.is_whole and scope == "tensor")
+    many = isinstance(values, list | tuple)
+    flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
     while True:
-        miss = Miss(reduction, state, _partials(reduction, parts, over, place, state), place.stop - place.start)
+        miss = Miss(reduction, state, _partials(reduction, flat, over, place, state, many=many), place.stop - place.start)
         if not at_once:
             call.misses[key] = miss
             raise Pending
@@ -291,11 +293,18 @@ def _finish_rows(reduction: Reduction, values: torch_types.Tensor) -> Any:
 
 
 def _partials(
-    reduction: Reduction, parts: Sequence[torch_types.Tensor], over: Over, place: Place, state: Any
+    reduction: Reduction,
+    flat: Sequence[torch_types.Tensor],
+    over: Over,
+    place: Place,
+    state: Any,
+    *,
+    many: bool,
 ) -> list[tuple[int, NDArray[Any]]]:
-    """Return the partials of a block: one for all of it where whole numbers are counted, else one a leaf."""
-    many = len(parts) > 1
-    flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
+    """Return the partials of a block: one for all of it where whole numbers are counted, else one a leaf.
+
+    `many`: a list was measured, of any length; the partials have a leading dimension for it.
+    """
 
     def measure(start: int, stop: int) -> NDArray[Any]:
         if over == "column":

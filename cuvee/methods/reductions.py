@@ -10,7 +10,7 @@ import numpy as np
 
 from cuvee.methods.measuring import Again, Done, Fold
 from cuvee.tensors.lazy_torch import torch
-from cuvee.tensors.order import DIGIT, digit_counts, ordered_keys, value_of_key
+from cuvee.tensors.order import DIGIT, count_equal, count_nonzero, digit_counts, ordered_keys, value_of_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,10 +138,10 @@ class Ranks:
     def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[Any]:
         keys = ordered_keys(values, self.magnitude)
         if isinstance(state, _Ties):
-            return np.array([np.count_nonzero(keys == key) for key in state.keys], np.int64)
+            return np.array([count_equal(keys, key) for key in state.keys], np.int64)
         if state is None:
             counts = digit_counts(keys, [None], self.digits - 1)
-            nonzero = np.count_nonzero(keys) if self.of_nonzero else 0
+            nonzero = count_nonzero(keys) if self.of_nonzero else 0
             return np.append(counts, [[nonzero]], axis=1)
         return digit_counts(keys, state.prefixes, state.digit)
 

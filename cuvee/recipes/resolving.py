@@ -196,9 +196,8 @@ class _Reader:
         self.findings.error(found, path, right=right, kind=MethodError, where=where)
 
     def _row(self, parameter: Parameter, setting: Setting, path: KeyPath) -> tuple[Setting, ...]:
-        checked = check_setting(parameter, setting, path, self.findings, from_yaml=self.recipe.from_yaml)
-        # A setting that failed still counts as given, so that it is not said to be missing too.
-        return (parameter.default,) if checked is MISSING else (checked,)
+        # A setting that failed stands as MISSING in its row: it was given, and is not said to be missing too.
+        return (check_setting(parameter, setting, path, self.findings, from_yaml=self.recipe.from_yaml),)
 
     def _unknown(self, name: str, path: KeyPath, known: list[str]) -> None:
         right = nearest(str(name), known)

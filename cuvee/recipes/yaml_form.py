@@ -137,11 +137,11 @@ class _Form:
 
     def _check_parts(self, root: Entries) -> None:
         """Note that the recipe names no method or no models, where nothing in the text stands for them."""
-        known = {key for key in root.entries if key in _KEYS or key in _LATER}
-        stand_in = {"merge_method": (), "models": ("slices", "modules")}
-        for key, right in (("merge_method", "merge_method: linear"), ("models", "models: [first, second]")):
-            if _is_absent(root, key) and not _misspelt(key, root) and known.isdisjoint(stand_in[key]):
-                self.findings.error(f"there is no {key}", (), right=right)
+        if _is_absent(root, "merge_method") and not _misspelt("merge_method", root, _KEYS):
+            self.findings.error("there is no merge_method", (), right="merge_method: linear")
+        stand_ins = [key for key in ("slices", "modules") if key in root.entries]
+        if _is_absent(root, "models") and not stand_ins and not _misspelt("models", root, _KEYS):
+            self.findings.error("there are no models", (), right="models: [first, second]")
 
     def _check_keys(
         self,
@@ -207,7 +207,7 @@ class _Form:
         if not _is_absent(node, "parameters"):
             parameters = self._parameters(node.entries["parameters"][1], (*path, "parameters")) or {}
         if "model" not in node.entries:
-            if not _misspelt("model", node):
+            if not _misspelt("model", node, _MODEL_KEYS):
                 self.findings.error("the entry names no model", path, right="model: a folder, a file or a hub id")
             return RecipeModel(None, parameters)
         return RecipeModel(self._reference(node.entries["model"][1], (*path, "model")), parameters)
@@ -284,9 +284,9 @@ def _is_absent(node: Entries, key: str) -> bool:
     return key not in node.entries or _is_empty(node.entries[key][1])
 
 
-def _misspelt(key: str, node: Entries) -> bool:
+def _misspelt(key: str, node: Entries, known: tuple[str, ...]) -> bool:
     """True when an unknown key is meant for `key`, so that it need not be said to be missing too."""
-    others = [other for other in node.entries if other not in _KEYS and other not in _MODEL_KEYS]
+    others = [other for other in node.entries if other not in known]
     return bool(difflib.get_close_matches(key, others, n=1, cutoff=0.55))
 
 

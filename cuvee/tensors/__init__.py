@@ -1,1 +1,1 @@
-"""."""
+"""Arithmetic on blocks: dtypes, layout, order, draws, digests, kernels."""

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["DIGIT", "digit_counts", "digits_of", "ordered_keys", "value_of_key"]
+__all__ = [
+    "DIGIT",
+    "Keys",
+    "count_equal",
+    "count_nonzero",
+    "device_keys",
+    "digit_counts",
+    "digits_of",
+    "ordered_keys",
+    "value_of_key",
+]
 
+Keys = Union[NDArray[Any], "Tensor"]
 DIGIT = 16
 _SIZE = 1 << DIGIT
 
@@ -25,24 +36,53 @@ def digits_of(dtype: Any) -> int:
     return 4 if dtype == torch.float64 else 2
 
 
-def ordered_keys(values: Tensor, magnitude: bool) -> NDArray[Any]:
-    """Return unsigned whole numbers in the order of `values` (of |values| when `magnitude`).
+def ordered_keys(values: Tensor, magnitude: bool) -> Keys:
+    """Return whole numbers whose unsigned order is that of `values` (of |values| when `magnitude`).
 
     Args:
         values: float32 or float64, any shape.
 
     Returns:
-        uint32 or uint64 of the same shape. On any device but the CPU, only the keys travel.
+        uint32 or uint64 of the same shape as a NumPy array; on a GPU int64 on the same device, where float64 keys of
+        signed values are bit patterns.
     """
+    if values.device.type != "cpu":
+        return device_keys(values, magnitude)
     wide = values.dtype == torch.float64
-    if not magnitude:
-        values = values + 0.0  # -0.0 is equal to 0.0
     unsigned: Any = np.uint64 if wide else np.uint32
-    bits: NDArray[Any] = values.contiguous().view(torch.int64 if wide else torch.int32).cpu().numpy().view(unsigned)
+    bits: NDArray[Any] = values.contiguous().view(torch.int64 if wide else torch.int32).numpy().view(unsigned)
     top = unsigned(1 << (63 if wide else 31))
     if magnitude:
         return bits & ~top
     return np.where(bits & top, ~bits, bits | top)
+
+
+def device_keys(values: Tensor, magnitude: bool) -> Tensor:
+    """As `ordered_keys`, in int64 on the values' device."""
+    wide = values.dtype == torch.float64
+    bits = values.contiguous().view(torch.int64) if wide else values.contiguous().view(torch.int32).to(torch.int64)
+    low = (1 << 63) - 1 if wide else (1 << 31) - 1
+    if magnitude:
+        return bits & low
+    everything = -1 if wide else (1 << 32) - 1
+    top = -(1 << 63) if wide else 1 << 31
+    return torch.where(bits < 0, ~bits & everything, bits | top)
+
+
+def count_equal(keys: Keys, key: int) -> int:
+    """Return how many keys equal `key`."""
+    if isinstance(keys, np.ndarray):
+        return int(np.count_nonzero(keys == key))
+    return int((keys == _as_int64(key)).sum())
+
+
+def count_nonzero(keys: Keys) -> int:
+    """Return how many keys are not zero."""
+    return int(np.count_nonzero(keys)) if isinstance(keys, np.ndarray) else int(torch.count_nonzero(keys))
+
+
+def _as_int64(key: int) -> int:
+    return key - (1 << 64) if key >> 63 else key
 
 
 def value_of_key(key: int, digits: int, magnitude: bool) -> float:
@@ -53,33 +93,47 @@ def value_of_key(key: int, digits: int, magnitude: bool) -> float:
     return float(np.array([key], unsigned).view(real)[0])
 
 
-def digit_counts(keys: NDArray[Any], prefixes: Sequence[int | None], digit: int) -> NDArray[np.int64]:
+def digit_counts(keys: Keys, prefixes: Sequence[int | None], digit: int) -> NDArray[np.int64]:
     """Count the values of one digit, among the keys that begin with each prefix.
 
     Args:
-        keys: unsigned, flat.
+        keys: as `ordered_keys` gives them.
         prefixes: the higher digits to match; None matches all.
         digit: which digit, 0 the lowest.
 
     Returns:
         (len(prefixes), 65536) counts.
     """
-    if kernels.available() and keys.dtype == np.uint32:
-        return _digit_counts_compiled(keys, prefixes, digit)
-    counts = np.empty((len(prefixes), _SIZE), np.int64)
-    shift = keys.dtype.type(DIGIT * digit)
-    for row, prefix in enumerate(prefixes):
-        chosen = keys if prefix is None else keys[(keys >> (shift + DIGIT)) == prefix]
-        counts[row] = np.bincount(((chosen >> shift) & (_SIZE - 1)).ravel(), minlength=_SIZE)
-    return counts
-
-
-def _digit_counts_compiled(keys: NDArray[np.uint32], prefixes: Sequence[int | None], digit: int) -> NDArray[np.int64]:
-    """As `digit_counts`: 1 ns a key instead of 4, see benchmarks/merge_speed.py."""
     counts = np.zeros((len(prefixes), _SIZE), np.int64)
     for row, prefix in enumerate(prefixes):
-        if prefix is None:
-            kernels.count_digit(keys.ravel(), DIGIT * digit, counts[row])
+        if not isinstance(keys, np.ndarray):
+            counts[row] = _count_on_device(keys, prefix, digit)
+        elif kernels.available() and keys.dtype == np.uint32:
+            _count_compiled(keys.ravel(), prefix, digit, counts[row])
         else:
-            kernels.count_digit_below(keys.ravel(), prefix, counts[row])
+            counts[row] = _count(keys, prefix, digit)
     return counts
+
+
+def _count(keys: NDArray[Any], prefix: int | None, digit: int) -> NDArray[np.int64]:
+    shift = keys.dtype.type(DIGIT * digit)
+    chosen = keys if prefix is None else keys[(keys >> (shift + DIGIT)) == prefix]
+    return np.bincount(((chosen >> shift) & (_SIZE - 1)).ravel().astype(np.int64), minlength=_SIZE)
+
+
+def _count_compiled(keys: NDArray[np.uint32], prefix: int | None, digit: int, counts: NDArray[np.int64]) -> None:
+    """As `_count`: a tenth of the time, see benchmarks/merge_speed.py."""
+    if prefix is None:
+        kernels.count_digit(keys, DIGIT * digit, counts)
+    else:
+        kernels.count_digit_below(keys, prefix, counts)
+
+
+def _count_on_device(keys: Tensor, prefix: int | None, digit: int) -> NDArray[np.int64]:
+    shift = DIGIT * digit
+    flat = keys.reshape(-1)
+    if prefix is not None:
+        # An arithmetic shift repeats the top bit: compare the digits that are there.
+        higher = (flat >> (shift + DIGIT)) & ((1 << (64 - shift - DIGIT)) - 1)
+        flat = flat[higher == prefix]
+    return torch.bincount((flat >> shift) & (_SIZE - 1), minlength=_SIZE).cpu().numpy()

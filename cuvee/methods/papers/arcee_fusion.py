@@ -42,7 +42,7 @@ def arcee_fusion(deltas: Tensor, *, base: Tensor) -> Tensor:
         base: (…), the base's own weights.
     """
     (delta,) = deltas
-    vector = base.ndim == 1 or base.shape[-1] == base.numel()
+    vector = base.ndim < 2 or base.shape[-1] == base.numel()
     rows, changed = (base.reshape(1, -1), delta.reshape(1, -1)) if vector else (base, delta)
     p = torch.softmax(rows + changed, dim=-1) + 1e-8
     q = torch.softmax(rows, dim=-1) + 1e-8

@@ -1,0 +1,130 @@
+"""`cuvee`: the commands, and what becomes of a command that fails or is stopped."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cuvee._version import __version__
+from cuvee.cli.clock import Clock, process_age
+from cuvee.cli.stopping import Stopped, stoppable
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+__all__ = ["COMMANDS", "build", "main"]
+
+COMMANDS = {
+    "merge": "Merge models as a recipe says, and publish the result.",
+    "plan": "Say what a merge will read, write, need and compute; read no weights.",
+    "methods": "List the merge methods, or show the page of one.",
+    "inspect": "Show what a model is made of.",
+    "compare": "Show how fine-tuned models differ from their base, and from each other.",
+    "verify": "Check every tensor of a merged model against its manifest.",
+}
+_HELP = """One model out of many: merge neural networks, streamed, in bounded memory.
+
+A first merge:
+  cuvee methods                   which methods there are
+  cuvee methods ties              what one does, its parameters, a recipe to start from
+  cuvee plan recipe.yml           what a merge will do
+  cuvee merge recipe.yml out/     do it
+"""
+
+clock = Clock()
+"""The time that the running command has taken."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and end the process with its exit code.
+
+    Args:
+        arguments: the command line after the program's name; None: that of the process.
+    """
+    global clock
+    clock = Clock(age=process_age() if arguments is None else 0.0)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code of the process."""
+    try:
+        with stoppable():
+            _call(arguments)
+            sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        _forget_stdout()
+        return 0
+    except BaseException as error:
+        try:
+            return _failed(error, arguments)
+        except BrokenPipeError:
+            _forget_stdout()
+            return 2
+
+
+def _call(arguments: list[str]) -> None:
+    build(arguments[0] if arguments else "")(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def _failed(error: BaseException, arguments: list[str]) -> int:
+    """Say why the command failed; returns its exit code."""
+    from cuvee.cli.failing import BUG, USER_ERROR, Interrupted, as_user_error, tell, tell_bug
+    from cuvee.cli.usage import usage_error
+
+    as_json = "--json" in arguments
+    if isinstance(error, Stopped):
+        tell(Interrupted("stopped", right="the same command again, which goes on where it stopped"), as_json=as_json)
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else USER_ERROR
+    if type(error).__module__.startswith("cyclopts."):
+        tell(usage_error(error, COMMANDS), as_json=as_json)  # type: ignore[arg-type]
+        return USER_ERROR
+    if (known := as_user_error(error)) is not None:
+        tell(known, as_json=as_json)
+        return USER_ERROR
+    tell_bug(error, as_json=as_json)
+    return BUG
+
+
+def _forget_stdout() -> None:
+    """Send what is still to be flushed nowhere: the reader of our output has left."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def build(called: str = "") -> App:
+    """Return the command line; the file of a command is imported when it is called.
+
+    Args:
+        called: the command whose own help is wanted in full; of the others the list above says enough.
+    """
+    from cyclopts import App, Group, Parameter
+
+    from cuvee.cli.help_pages import HelpPages
+
+    options: dict[str, Any] = {"show_default": False, "negative": ()}
+    app = App(
+        name="cuvee",
+        help=_HELP,
+        help_format="plaintext",
+        help_formatter=HelpPages(),
+        version=__version__,
+        default_parameter=Parameter(**options),
+        group_parameters=Group("Options", sort_key=6),
+        suppress_keyboard_interrupt=False,
+    )
+    app["--help"].group = app["--version"].group = Group("Options", sort_key=6)
+    for place, (name, summary) in enumerate(COMMANDS.items()):
+        said = {} if name == called else {"help": summary}
+        app.command(f"cuvee.cli.{name}:{name}", name=name, sort_key=place, **said)
+    return app

@@ -1,0 +1,197 @@
+"""`cuvee compare`: how experts differ from their base, and from each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cuvee.cli import app
+from cuvee.cli.amounts import in_cosine, in_number, in_share, in_short
+from cuvee.cli.heat_map import HeatMap, draw, save_png
+from cuvee.cli.merge import print_left_out, print_warnings
+from cuvee.cli.options import AsJson, Exclude, Offline, Only, Png, Threads, Token
+from cuvee.cli.planning import said_meanwhile
+from cuvee.cli.progress import Bar
+from cuvee.cli.screen import heading, indented, print_json, prose, safe, screen, show, styled, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cuvee.engine.comparing import Comparison, Contrast
+
+__all__ = ["compare"]
+
+_MOST_ROWS = 32
+
+
+def compare(
+    base: str,
+    /,
+    *experts: str,
+    only: Only = None,
+    exclude: Exclude = None,
+    png: Png = None,
+    threads: Threads = None,
+    offline: Offline = False,
+    token: Token = None,
+    json: AsJson = False,
+) -> None:
+    """Show how fine-tuned models differ from their base, and from each other.
+
+    Reads every weight once. For the whole model, each role and each layer: the length of the task vectors (expert − base)
+    beside the base, their cosines, how often their signs agree, and the share of elements where they interfere.
+
+    Args:
+        base: the model that the others were fine-tuned from: a folder, a file, a hub id.
+        experts: one or more fine-tuned models.
+    """
+    clock = app.clock
+    if not experts:
+        from cuvee.cli.usage import UsageError
+
+        raise UsageError("EXPERT is missing", where="cuvee compare", right=f"cuvee compare {base} EXPERT…")
+    with clock.phase("import"), said_meanwhile("loading torch"):
+        import torch  # noqa: F401
+
+        import cuvee.engine.comparing as comparing
+        from cuvee.checkpoints.opening import open_model
+    with said_meanwhile("opening"):
+        base_model, *others = (open_model(one, offline=offline, token=token) for one in (base, *experts))
+    with clock.phase("compare"), Bar() as bar:
+        found = comparing.compare(
+            base_model,
+            others,
+            exclude=exclude or (),
+            only=only,
+            threads=threads,
+            progress=lambda done, total: bar.show(done, total, "comparing"),
+        )
+    if png is not None:
+        save_png(_heat_maps(found), png, title=f"{', '.join(found.experts)} against {found.base}")
+    if json:
+        print_json(_as_object(found) | {"png": png, "seconds": {**clock.phases, "total": clock.total}})
+    else:
+        _print_comparison(screen(), found)
+        if png is not None:
+            show(screen(), "", styled(f"{png} has the heat maps", "bold green"))
+
+
+def _print_comparison(console: Console, found: Comparison) -> None:
+    total = found.total()
+    count = len(found.experts)
+    show(console, heading(f"Task vectors from {safe(found.base)}"))
+    made = table("", "expert", "‖τ‖", "‖τ‖/‖θ₀‖", "changed", *_cosine_titles(count), numbers=(0, *range(2, 5 + count)), fold=(1,))
+    for k, label in enumerate(found.experts):
+        cosines = [in_cosine(float(c)) if j != k else "1" for j, c in enumerate(total.cosines[k])] if count > 1 else []
+        numbers = (in_short(total.norms[k]), in_short(total.ratios[k]), in_share(total.changed_shares[k]), *cosines)
+        made.add_row(styled(k + 1, "dim"), styled(label, "cyan"), *map(styled, numbers))
+    show(console, indented(made))
+    if count > 1:
+        show(console, "", *map(prose, _in_words(total, count)))
+    show(console, "", heading("By role"), indented(_contrast_table("role", _by_role(found))))
+    layers = _by_layer(found)
+    if layers:
+        show(console, "", heading("By layer"), indented(_contrast_table("layer", layers)))
+    for one in _heat_maps(found):
+        lines = draw(one, width=console.width - 2, coloured=console.color_system is not None)
+        show(console, "", *map(indented, lines))
+    left_out = {name: reason.rpartition("; from ")[0] for name, reason in found.left_out.items()}
+    print_left_out(console, left_out, title="Not compared")
+    print_warnings(console, found.warnings)
+
+
+def _cosine_titles(count: int) -> list[str]:
+    return [f"cos {k + 1}" for k in range(count)] if count > 1 else []
+
+
+def _in_words(total: Contrast, count: int) -> list[str]:
+    return [
+        f"agree: in {in_share(total.mean_agreement)} of the elements that both experts of a pair have changed, their "
+        "signs are equal (chance: 50 %).",
+        f"interference: in {in_share(total.interference)} of all elements, at least two experts pull in opposite "
+        f"directions (chance, where all change everything: {in_share(1 - 2.0 ** (1 - count))}).",
+    ]
+
+
+Group = tuple[str, "Contrast"]
+
+
+def _by_role(found: Comparison) -> list[Group]:
+    sums = found.by(lambda place: place.role)
+    return [(role, sums[role]) for role in found.roles]
+
+
+def _by_layer(found: Comparison) -> list[Group]:
+    """Return the layers of every stack, neighbours together where there are many, and what is in none."""
+    stacks = found.stacks
+    steps = {stack: math.ceil(length / _MOST_ROWS) for stack, length in stacks.items()}
+    sums = found.by(lambda p: None if p.layer is None else (p.stack, p.layer // steps[p.stack]))
+    groups: list[Group] = []
+    for place in sorted(place for place in sums if place is not None):
+        stack, number = place
+        first, last = number * steps[stack], min((number + 1) * steps[stack], stacks[stack]) - 1
+        layers = f"{first}" if first == last else f"{first}–{last}"
+        groups.append((layers if len(stacks) == 1 else f"{stack} {layers}", sums[place]))
+    if groups and None in sums:
+        groups.append(("outside", sums[None]))
+    return groups
+
+
+def _contrast_table(title: str, groups: Sequence[Group]) -> Any:
+    several = len(groups[0][1].changed) > 1 if groups else False
+    titles = ("params", "‖τ‖/‖θ₀‖", "changed", *(("cosine", "agree", "interference") if several else ()))
+    made = table(title, *titles, numbers=range(1, 1 + len(titles)), fold=(0,))
+    for label, one in groups:
+        changed = sum(one.changed_shares) / len(one.changed_shares)
+        pairs = (in_cosine(one.mean_cosine), in_share(one.mean_agreement), in_share(one.interference)) if several else ()
+        numbers = (in_number(one.parameters), in_short(one.mean_ratio), in_share(changed), *pairs)
+        made.add_row(styled(label), *map(styled, numbers))
+    return made
+
+
+def _heat_maps(found: Comparison) -> list[HeatMap]:
+    """Return layer by role: how far the experts have gone, and where they interfere."""
+    from cuvee.engine.comparing import Contrast
+
+    nothing = Contrast.none(len(found.experts))
+    cells = found.by(lambda place: (place.stack, place.layer, place.role))
+    maps = []
+    for stack, length in found.stacks.items():
+        roles = [role for role in found.roles if any((stack, layer, role) in cells for layer in range(length))]
+        rows = [[cells.get((stack, layer, role), nothing) for layer in range(length)] for role in roles]
+        of = f" in {safe(stack)}" if len(found.stacks) > 1 else ""
+        maps.append(HeatMap(f"‖τ‖/‖θ₀‖{of}", roles, [[cell.mean_ratio for cell in row] for row in rows]))
+        if len(found.experts) > 1:
+            shares = [[cell.interference for cell in row] for row in rows]
+            maps.append(HeatMap(f"interference{of}", roles, shares, as_share=True))
+    return maps
+
+
+def _as_object(found: Comparison) -> dict[str, Any]:
+    layers = found.by(lambda place: (place.stack, place.layer))
+    cells = found.by(lambda place: (place.stack, place.layer, place.role))
+    return {
+        "base": found.base,
+        "experts": found.experts,
+        "total": _numbers(found.total()),
+        "roles": {role: _numbers(one) for role, one in _by_role(found)},
+        "layers": [{"stack": s, "layer": j, **_numbers(one)} for (s, j), one in layers.items() if j is not None],
+        "cells": [{"stack": s, "layer": j, "role": role, **_numbers(one)} for (s, j, role), one in cells.items()],
+        "left_out": found.left_out,
+        "warnings": found.warnings,
+    }
+
+
+def _numbers(one: Contrast) -> dict[str, Any]:
+    return {
+        "parameters": one.parameters,
+        "base_norm": one.base_norm,
+        "norms": one.norms,
+        "ratios": one.ratios,
+        "changed": one.changed_shares,
+        "cosines": one.cosines.tolist(),
+        "sign_agreement": one.agreement.tolist(),
+        "interference": one.interference,
+        "contested": one.contested / one.parameters if one.parameters else None,
+    }

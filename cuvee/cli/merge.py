@@ -1,0 +1,169 @@
+"""`cuvee merge`: carry out a recipe and publish the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cuvee.cli import app
+from cuvee.cli.amounts import in_bytes, in_seconds, plural
+from cuvee.cli.options import AllowNan, AsJson, Overwrite, Quiet
+from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_recipe
+from cuvee.cli.progress import Bar
+from cuvee.cli.screen import heading, print_json, prose, rows, safe, screen, show, styled
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cuvee.cli.clock import Clock
+    from cuvee.engine.plan import Plan
+    from cuvee.engine.run import Progress, Report
+
+__all__ = ["merge", "print_left_out", "print_warnings"]
+
+_MOST_NAMES = 3
+
+
+def merge(
+    recipe: str,
+    out: str,
+    /,
+    *,
+    overwrite: Overwrite = False,
+    allow_nan: AllowNan = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+    options: PlanOptions = PlanOptions(),
+) -> None:
+    """Merge models as a recipe says, and publish the result.
+
+    The folder appears when the model is complete, and not before. A run that was stopped goes on where it stopped when
+    the same command is given again.
+
+    Args:
+        recipe: YAML file; mergekit's work too. `cuvee methods NAME` prints one to start from.
+        out: folder to publish.
+    """
+    from cuvee.checkpoints.publishing import check_target
+
+    clock = app.clock
+    target = Path(os.path.abspath(out))
+    check_target(target, overwrite=overwrite)
+    asked = read_recipe(recipe, options)
+    load_engine(options.device, clock)
+    planned = make_plan(asked, options, clock)
+    report = _run(planned, target, overwrite=overwrite, allow_nan=allow_nan, with_bar=not quiet)
+    clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}
+    if json:
+        print_json(_as_object(planned, report, clock))
+        return
+    if quiet:
+        _warn(report.warnings)
+    else:
+        _print_report(out, planned, report, clock)
+
+
+def _run(planned: Plan, target: Path, *, overwrite: bool, allow_nan: bool, with_bar: bool) -> Report:
+    from cuvee.engine.run import run
+
+    moved = planned.bytes_read + planned.bytes_written
+    with Bar(wanted=with_bar) as bar:
+
+        def progress(now: Progress) -> None:
+            measuring = now.stage == "merging" and now.done == 0 and planned.is_wide
+            bar.show(moved * now.done / max(1, now.total), moved, "measuring" if measuring else now.stage)
+
+        return run(planned, target, overwrite=overwrite, allow_nan=allow_nan, progress=progress)
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    console = screen(stderr=True)
+    for warning in warnings:
+        console.print(styled(f"warning: {warning}", "yellow"), soft_wrap=True)
+
+
+def _print_report(out: str, planned: Plan, report: Report, clock: Clock) -> None:
+    console = screen()
+    files = plural(len(planned.shards), "file")
+    size = f"{in_bytes(report.bytes_written)}, {plural(len(planned.tasks), 'tensor')} in {files}"
+    if report.resumed:
+        size += f"; {plural(report.resumed, 'tensor')} had been finished by an earlier run"
+    show(console, styled(f"{out} is published", "bold green"))
+    show(
+        console,
+        rows(
+            (
+                ("size", size),
+                ("time", f"{in_seconds(clock.total)}: {_phases(clock.phases)}"),
+                ("speed", _speed(report)),
+                ("digest", report.digest),
+            )
+        ),
+    )
+    print_left_out(console, planned.matched.left_out, planned.matched.dropped)
+    if report.non_finite:
+        total = sum(report.non_finite.values())
+        said = (
+            f"{plural(total, 'value')} in {plural(len(report.non_finite), 'tensor')}: {_some(list(report.non_finite))}"
+        )
+        show(console, "", styled("NaN or Inf, let through", "bold yellow"), prose(said))
+    print_warnings(console, report.warnings)
+
+
+def _phases(phases: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {in_seconds(seconds)}" for name, seconds in phases.items())
+
+
+def _speed(report: Report) -> str:
+    moved = (report.bytes_read + report.bytes_written) / max(report.seconds["total"], 1e-9)
+    spent = report.tally.seconds
+    total = sum(spent.values())
+    if not total:
+        return ""
+    shares = ", ".join(f"{what} {100 * spent.get(what, 0.0) / total:.0f} %" for what in ("read", "compute", "write"))
+    return f"{in_bytes(moved)}/s read and written; bottleneck: {report.bottleneck} ({shares})"
+
+
+def print_left_out(
+    console: Console, left_out: Mapping[str, str], dropped: Mapping[str, str] = {}, *, title: str = "Not merged"
+) -> None:
+    """Print which tensors were left out, and why; of many names the first."""
+    if not left_out and not dropped:
+        return
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in {**left_out, **{n: f"{reason}; not in the output" for n, reason in dropped.items()}}.items():
+        by_reason.setdefault(reason, []).append(name)
+    show(console, "", heading(title))
+    for reason, names in by_reason.items():
+        show(console, prose(f"{plural(len(names), 'tensor')}, {reason}"), prose(_some(names), "dim"))
+
+
+def print_warnings(console: Console, warnings: Sequence[str]) -> None:
+    """Print the warnings."""
+    if warnings:
+        show(console, "", styled("Warnings", "bold yellow"), *map(prose, warnings))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(map(safe, names[:_MOST_NAMES])) + more
+
+
+def _as_object(planned: Plan, report: Report, clock: Clock) -> dict[str, Any]:
+    return {
+        "out": str(report.out),
+        "digest": report.digest,
+        "bytes_read": report.bytes_read,
+        "bytes_written": report.bytes_written,
+        "resumed": report.resumed,
+        "warnings": report.warnings,
+        "left_out": planned.matched.left_out,
+        "dropped": planned.matched.dropped,
+        "non_finite": report.non_finite,
+        "bottleneck": report.bottleneck,
+        "visits": report.tally.visits,
+        "rounds": report.tally.rounds,
+        "seconds": {**clock.phases, "total": clock.total},
+    }

@@ -1,0 +1,122 @@
+"""From a recipe's file and the options of the command line to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cyclopts import Parameter
+
+from cuvee.checkpoints.writing import parse_size
+from cuvee.cli.clock import Clock
+from cuvee.cli.options import Compat, Device, Memory, Offline, Seed, ShardSize, Threads, Token
+from cuvee.cli.screen import screen
+
+if TYPE_CHECKING:
+    from cuvee.engine.plan import Plan
+    from cuvee.recipes import Recipe
+
+__all__ = ["PlanOptions", "load_engine", "make_plan", "read_recipe", "said_meanwhile"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of every command that plans a merge.
+
+    Raises:
+        RecipeError: a size is none.
+    """
+
+    seed: Seed = None
+    compat: Compat = None
+    shard_size: ShardSize = "5GB"
+    device: Device = "cpu"
+    threads: Threads = None
+    memory: Memory = None
+    offline: Offline = False
+    token: Token = None
+
+    def __post_init__(self) -> None:
+        _ = self.shard_bytes, self.memory_bytes
+
+    @property
+    def shard_bytes(self) -> int:
+        """`--shard-size` in bytes."""
+        return parse_size(self.shard_size, where="--shard-size")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`--memory` in bytes."""
+        return None if self.memory is None else parse_size(self.memory, where="--memory")
+
+
+def read_recipe(path: str, options: PlanOptions) -> Recipe:
+    """Read a recipe and what the command line changes of it, which is noted at the end of its text.
+
+    Raises:
+        CuveeError: all that is wrong with it, said together.
+    """
+    from cuvee.recipes import load_recipe, prepare
+
+    recipe = load_recipe(path)
+    if options.seed is not None:
+        recipe = replace(recipe, seed=options.seed, text=_noted(recipe.text, f"--seed {options.seed}"))
+    if options.compat is not None:
+        recipe = replace(recipe, compat=options.compat, text=_noted(recipe.text, f"--compat {options.compat}"))
+    prepare(recipe)  # what is wrong is said before torch is waited for
+    return recipe
+
+
+def _noted(text: str, option: str) -> str:
+    return f"{text.rstrip()}\n# on the command line: {option}\n"
+
+
+def load_engine(device: str, clock: Clock) -> None:
+    """Import torch and the engine.
+
+    Raises:
+        ResourceError: torch has no such device.
+    """
+    with clock.phase("import"), said_meanwhile("loading torch"):
+        import torch
+
+        import cuvee.engine.run  # noqa: F401
+
+        if device == "cuda" and not torch.cuda.is_available():
+            from cuvee.errors import ResourceError
+
+            raise ResourceError(f"torch {torch.__version__} finds no CUDA device here", right="--device cpu")
+
+
+def make_plan(recipe: Recipe, options: PlanOptions, clock: Clock) -> Plan:
+    """Plan a merge.
+
+    Raises:
+        CuveeError: all that is wrong with the models, said together.
+    """
+    from cuvee.engine.plan import plan
+
+    with clock.phase("plan"), said_meanwhile("planning"):
+        return plan(
+            recipe,
+            memory=options.memory_bytes,
+            threads=options.threads,
+            shard_size=options.shard_bytes,
+            device=options.device,
+            offline=options.offline,
+            token=options.token,
+        )
+
+
+@contextmanager
+def said_meanwhile(what: str) -> Iterator[None]:
+    """Say what is being waited for, in a terminal, until it is there."""
+    console = screen(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what, spinner="dots"):
+        yield

@@ -1,0 +1,43 @@
+"""`cuvee verify`: is a merged model still what was published?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cuvee.cli import app
+from cuvee.cli.amounts import in_bytes, in_seconds, plural
+from cuvee.cli.options import AsJson, Threads
+from cuvee.cli.planning import said_meanwhile
+from cuvee.cli.progress import Bar
+from cuvee.cli.screen import print_json, rows, screen, show, styled
+
+__all__ = ["verify"]
+
+
+def verify(folder: str, /, *, threads: Threads = None, json: AsJson = False) -> None:
+    """Check every tensor of a merged model against its manifest.
+
+    Reads all weights again, and compares names, shapes, dtypes and digests with cuvee.json. Ends with 2 when something
+    is not as it was published.
+
+    Args:
+        folder: a model that `cuvee merge` has published.
+    """
+    clock = app.clock
+    with clock.phase("import"), said_meanwhile("loading torch"):
+        import cuvee.engine.verifying as verifying
+        from cuvee.errors import raise_all
+    with clock.phase("verify"), Bar() as bar:
+        found = verifying.verify(
+            Path(folder), threads=threads, progress=lambda done, total: bar.show(done, total, "verifying")
+        )
+    raise_all(found.problems)
+    if json:
+        facts = {"folder": folder, "ok": True, "digest": found.digest, "tensors": found.tensors, "bytes": found.bytes}
+        print_json({**facts, "seconds": {**clock.phases, "total": clock.total}})
+        return
+    seconds = clock.phases["verify"]
+    rate = found.bytes / max(seconds, 1e-9)
+    read = f"{in_bytes(found.bytes)}, {plural(found.tensors, 'tensor')}, in {in_seconds(seconds)}: {in_bytes(rate)}/s"
+    show(screen(), styled(f"{folder} is what was published", "bold green"))
+    show(screen(), rows((("read", read), ("digest", found.digest))))

@@ -1,0 +1,246 @@
+"""Verifying: every tensor of a published model against its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.folders import MAX_INDEX_BYTES, list_names, member
+from cuvee.checkpoints.json_text import read_object
+from cuvee.checkpoints.safetensors_format import open_safetensors
+from cuvee.checkpoints.sources import ModelFile, StoredTensor
+from cuvee.checkpoints.writing import INDEX_NAME
+from cuvee.engine.blocks import Formula, Observer, Task
+from cuvee.engine.blocks import Input as EngineInput
+from cuvee.engine.budget import CPU_BLOCK, default_threads
+from cuvee.engine.manifest import MANIFEST_NAME, read_manifest
+from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.errors import CheckpointError, printable
+from cuvee.methods.registry import find_method
+from cuvee.tensors.digests import TensorDigest, model_digest
+from cuvee.tensors.dtypes import DTYPES, DType
+from cuvee.tensors.layout import Layout
+
+__all__ = ["Verified", "verify"]
+
+_AGAIN = "merge again, or fetch the file again"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification has found.
+
+    Attributes:
+        tensors: number of tensors whose bytes were read.
+        bytes: of them.
+        digest: of the model, from what was read; empty where something is wrong.
+        problems: all that is wrong, in the order of files and names; none when the model is what was published.
+    """
+
+    tensors: int
+    bytes: int
+    digest: str
+    problems: tuple[CheckpointError, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What the manifest says of one tensor."""
+
+    file: str
+    dtype: DType
+    shape: tuple[int, ...]
+    digest: str
+
+
+@dataclass
+class _Found:
+    """What the files hold, and what is wrong with them."""
+
+    files: list[ModelFile] = field(default_factory=list)
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    problems: list[CheckpointError] = field(default_factory=list)
+
+
+def verify(
+    folder: Path, *, threads: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> Verified:
+    """Compare a published model with its manifest: names, shapes, dtypes, and the digest of every tensor.
+
+    Args:
+        threads: None: one for each core.
+        progress: called with the bytes read and the bytes of all tensors.
+
+    Raises:
+        CheckpointError: there is no manifest, it is damaged, or a file cannot be read.
+    """
+    manifest = read_manifest(folder)
+    entries, recorded = _entries(manifest, folder)
+    found = _Found()
+    digests = {name: entry.digest for name, entry in entries.items()}
+    if model_digest(digests) != recorded:
+        found.problems.append(
+            CheckpointError(
+                "the digests of the tensors in the manifest do not give the model's digest: it was changed",
+                where=str(folder / MANIFEST_NAME),
+                right=_AGAIN,
+            )
+        )
+    try:
+        for file in sorted({entry.file for entry in entries.values()}):
+            _open(folder, file, entries, found)
+        _check_strangers(folder, entries, found)
+        handler = _Digesting(found.tensors, progress or (lambda done, total: None))
+        _read(found.tensors, handler, threads or default_threads())
+        for one in found.files:
+            one.check_unchanged()
+    finally:
+        for one in found.files:
+            one.close()
+    for name, digest in handler.digests.items():
+        if digest != entries[name].digest:
+            found.problems.append(_altered(folder, name, entries[name]))
+    problems = sorted(found.problems, key=lambda problem: (problem.where, problem.found))
+    digest = "" if problems else model_digest(handler.digests)
+    return Verified(len(handler.digests), handler.done, digest, tuple(problems))
+
+
+def _entries(manifest: Mapping[str, Any], folder: Path) -> tuple[dict[str, _Entry], str]:
+    """Return what the manifest says of the output.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    try:
+        output = manifest["output"]
+        entries = {
+            str(name): _Entry(str(e["file"]), DTYPES[e["dtype"]], tuple(map(int, e["shape"])), str(e["blake3"]))
+            for name, e in output["tensors"].items()
+        }
+        return entries, str(output["digest"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(
+            "the manifest does not say which tensors the model has", where=str(folder / MANIFEST_NAME), right=_AGAIN
+        ) from None
+
+
+def _open(folder: Path, name: str, entries: Mapping[str, _Entry], found: _Found) -> None:
+    """Open one file and hold what its header says against the manifest."""
+    try:
+        file, stored, _ = open_safetensors(member(folder, name))
+    except CheckpointError as error:
+        where = error.where if name in error.where else str(folder / name)
+        found.problems.append(CheckpointError(error.found, where=where, right=_AGAIN))
+        return
+    found.files.append(file)
+    where = str(folder / name)
+    for tensor in stored.values():
+        entry = entries.get(tensor.name)
+        if entry is None or entry.file != name:
+            said = "is not in the manifest" if entry is None else f"belongs into {printable(entry.file)} by the manifest"
+            found.problems.append(CheckpointError(f"tensor {printable(tensor.name)!r} {said}", where=where, right=_AGAIN))
+    for wanted, entry in entries.items():
+        if entry.file == name:
+            _hold(wanted, entry, stored.get(wanted), where, found)
+
+
+def _hold(name: str, entry: _Entry, stored: StoredTensor | None, where: str, found: _Found) -> None:
+    shown = printable(name)
+    if stored is None:
+        found.problems.append(CheckpointError(f"tensor {shown!r} is missing", where=where, right=_AGAIN))
+    elif (stored.dtype, stored.shape) != (entry.dtype, entry.shape):
+        found.problems.append(
+            CheckpointError(
+                f"tensor {shown!r} is {stored.dtype.name} {list(stored.shape)} in the file "
+                f"and {entry.dtype.name} {list(entry.shape)} in the manifest",
+                where=where,
+                right=_AGAIN,
+            )
+        )
+    else:
+        found.tensors[name] = stored
+
+
+def _check_strangers(folder: Path, entries: Mapping[str, _Entry], found: _Found) -> None:
+    """Name weights that the manifest does not know, and an index that says something else."""
+    files = {entry.file for entry in entries.values()}
+    for name in list_names(folder):
+        if name.endswith(".safetensors") and name not in files:
+            found.problems.append(
+                CheckpointError(
+                    "the manifest does not name this file", where=str(folder / name), right="move it out of the folder"
+                )
+            )
+    if not fs.exists(folder / INDEX_NAME):
+        if len(files) > 1:
+            found.problems.append(CheckpointError("the index is missing", where=str(folder / INDEX_NAME), right=_AGAIN))
+        return
+    where = str(folder / INDEX_NAME)
+    try:
+        index = read_object(member(folder, INDEX_NAME), limit=MAX_INDEX_BYTES).get("weight_map")
+    except CheckpointError as error:
+        found.problems.append(CheckpointError(error.found, where=where, right=_AGAIN))
+        return
+    if index != {name: entry.file for name, entry in entries.items()}:
+        found.problems.append(
+            CheckpointError("the index names other tensors or files than the manifest", where=where, right=_AGAIN)
+        )
+
+
+def _altered(folder: Path, name: str, entry: _Entry) -> CheckpointError:
+    return CheckpointError(
+        f"tensor {printable(name)!r} does not have the values that were published",
+        where=str(folder / entry.file),
+        right=_AGAIN,
+    )
+
+
+class _Digesting(Handler):
+    """Digests every tensor as it is read."""
+
+    def __init__(self, tensors: Mapping[str, StoredTensor], progress: Callable[[int, int], None]) -> None:
+        self._open: dict[str, _Digest] = {}
+        self._progress = progress
+        self._total = sum(Layout(t.shape).numel * t.dtype.itemsize for t in tensors.values())
+        self.digests: dict[str, str] = {}
+        self.done = 0
+
+    def begin(self, task: Task) -> None:
+        self._open[task.name] = _Digest(task)
+
+    def observer(self, task: Task) -> Observer:
+        return self._open[task.name]
+
+    def finish(self, task: Task) -> None:
+        self.digests[task.name] = self._open.pop(task.name).digest.hexdigest()
+        self.done += task.layout.numel * task.dtype.itemsize
+
+    def watch(self) -> None:
+        """Say how far it is."""
+        self._progress(self.done, self._total)
+
+
+class _Digest(Observer):
+    """The digest of one tensor on its way."""
+
+    def __init__(self, task: Task) -> None:
+        self.digest = TensorDigest(task.dtype, task.layout)
+
+    def read(self, number: int, start: int, raw: Any) -> None:
+        """Add a block."""
+        self.digest.add(start, raw)
+
+    def loaded(self, start: int, values: Any) -> None:
+        """The values themselves do not matter."""
+
+
+def _read(tensors: Mapping[str, StoredTensor], handler: _Digesting, threads: int) -> None:
+    tasks = [
+        Task(name, Layout(stored.shape), stored.dtype, (EngineInput(0, stored),))
+        for name, stored in sorted(tensors.items(), key=lambda item: item[1].place)
+    ]
+    formula = Formula(find_method("passthrough"))
+    run_rounds(tasks, formula, handler, threads=threads, block_elements=CPU_BLOCK, watch=handler.watch)
