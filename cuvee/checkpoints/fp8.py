@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cuvee.checkpoints.quantized import quantization_of
 from cuvee.checkpoints.sources import Scratch, TensorSource, read_all
 from cuvee.errors import CheckpointError, printable
 from cuvee.tensors.dtypes import DTYPES, DType, torch_dtype
@@ -184,9 +185,7 @@ def _where(name: str, tensor: TensorSource) -> str:
 
 def _configured_block(config: Mapping[str, Any] | None) -> tuple[int, int] | None:
     """Return rows and columns of a block by config.json, None where it names none."""
-    quantization = (config or {}).get("quantization_config")
-    if not isinstance(quantization, dict):
-        return None
+    quantization = quantization_of(config)
     sizes = [quantization.get("weight_block_size")]
     groups = quantization.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "allow_many_files",
     "Fingerprint",
     "append",
     "close",
@@ -83,6 +85,12 @@ def is_folder(path: Path) -> bool:
 def real_path(path: Path) -> Path:
     """Return the path with every link followed; what does not exist stays as it is."""
     return Path(os.path.realpath(path))
+
+
+def allow_many_files() -> None:
+    """Raise this process's limit of open files to what the system allows: sharded models hold many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def open_read(path: Path) -> int:

@@ -15,6 +15,9 @@ from cuvee.errors import CheckpointError, printable
 __all__ = ["LoraConfig", "read_lora_config"]
 
 MAX_CONFIG_BYTES = 16 << 20
+MAX_PATTERNS = 20_000
+MAX_NAME = 200  # of a module that patterns are matched against: bounds the time that takes
+Patterns = tuple[tuple[re.Pattern[str], float], ...]
 _MERGE_IN_PEFT = "merge it in PEFT, and name the result: model.merge_and_unload().save_pretrained(OTHER)"
 # options that make the update something other than s·B·A
 _UNREAD_OPTIONS = {
@@ -38,8 +41,8 @@ class LoraConfig:
     Attributes:
         rank: of modules that no pattern names.
         alpha: of modules that no pattern names.
-        rank_pattern: pattern to rank; the first that matches wins.
-        alpha_pattern: pattern to alpha.
+        rank_pattern: patterns of names, each with its rank; the first that matches wins.
+        alpha_pattern: patterns of names, each with its alpha.
         is_rank_stabilized: s = alpha / √r instead of alpha / r.
         has_magnitudes: `use_dora`: each update comes with a vector of magnitudes.
         is_transposed: `fan_in_fan_out`: the weights are stored as (in, out).
@@ -52,8 +55,8 @@ class LoraConfig:
 
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
     is_rank_stabilized: bool
     has_magnitudes: bool
     is_transposed: bool
@@ -69,29 +72,23 @@ class LoraConfig:
         Raises:
             CheckpointError: the config says another rank.
         """
-        said = _first_match(self.rank_pattern, module, self.rank, self.path)
+        if len(module) > MAX_NAME and (self.rank_pattern or self.alpha_pattern):
+            raise CheckpointError(
+                f"a module's name has {len(module)} letters", where=str(self.path), right=f"names of at most {MAX_NAME}"
+            )
+        said = _first_match(self.rank_pattern, module, self.rank)
         if said != rank:
             raise CheckpointError(
                 f"the factors of {printable(module)[:200]!r} have rank {rank}, but adapter_config.json says {said}",
                 where=str(self.path),
                 right="fetch both files of the adapter again, from one revision",
             )
-        alpha = _first_match(self.alpha_pattern, module, self.alpha, self.path)
+        alpha = _first_match(self.alpha_pattern, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.is_rank_stabilized else rank) if rank else 0.0
 
 
-def _first_match(patterns: Mapping[str, float], module: str, default: float, path: Path) -> float:
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except (re.error, RecursionError, OverflowError) as error:
-            raise CheckpointError(
-                f"pattern {printable(pattern)[:100]!r} is no regular expression: {error}",
-                where=str(path),
-                right="mend adapter_config.json",
-            ) from None
-    return default
+def _first_match(patterns: Patterns, module: str, default: float) -> float:
+    return next((value for pattern, value in patterns if pattern.match(module)), default)
 
 
 def read_lora_config(path: Path) -> LoraConfig:
@@ -106,8 +103,8 @@ def read_lora_config(path: Path) -> LoraConfig:
     return LoraConfig(
         rank=int(read.number("r", 8)),
         alpha=read.number("lora_alpha", 8),
-        rank_pattern={key: int(value) for key, value in read.pattern("rank_pattern").items()},
-        alpha_pattern=read.pattern("alpha_pattern"),
+        rank_pattern=read.patterns("rank_pattern"),
+        alpha_pattern=read.patterns("alpha_pattern"),
         is_rank_stabilized=read.flag("use_rslora"),
         has_magnitudes=read.flag("use_dora"),
         is_transposed=read.flag("fan_in_fan_out"),
@@ -175,19 +172,29 @@ class _Fields:
             raise self._wrong(key, "true or false")
         return bool(value)
 
-    def pattern(self, key: str) -> dict[str, float]:
-        """Return a map from patterns to numbers."""
+    def patterns(self, key: str) -> Patterns:
+        """Return patterns of names, compiled, each with its number."""
         value = self._config.get(key) or {}
-        if not isinstance(value, dict) or not all(map(_is_number, value.values())):
-            raise self._wrong(key, "a map from patterns to numbers")
-        slow = next((pattern for pattern in value if _is_slow(pattern)), None)
-        if slow is not None:
+        if not isinstance(value, dict) or not all(map(_is_number, value.values())) or len(value) > MAX_PATTERNS:
+            raise self._wrong(key, f"a map from at most {MAX_PATTERNS} patterns to numbers")
+        return tuple((self._compiled(key, pattern), float(number)) for pattern, number in value.items())
+
+    def _compiled(self, key: str, pattern: str) -> re.Pattern[str]:
+        where = f"{self._path}, key {key!r}"
+        if _is_slow(pattern):
             raise CheckpointError(
-                f"pattern {printable(slow)[:100]!r} could take forever to match",
-                where=f"{self._path}, key {key!r}",
-                right="a pattern with at most 4 of * and +, none within another",
+                f"pattern {printable(pattern)[:100]!r} could take forever to match",
+                where=where,
+                right="a pattern with at most two of .* and .+, and no repeated group",
             )
-        return {name: float(number) for name, number in value.items()}
+        try:
+            return re.compile(rf"(?:.*\.)?(?:{pattern})$")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise CheckpointError(
+                f"pattern {printable(pattern)[:100]!r} is no regular expression: {error}",
+                where=where,
+                right="mend adapter_config.json",
+            ) from None
 
     def names(self, key: str) -> tuple[str, ...]:
         """Return a list of names."""
@@ -212,8 +219,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_slow(pattern: str) -> bool:
-    """True for regular expressions that backtrack without end."""
+    """True for regular expressions that may backtrack without end: too many choices, or choices within choices."""
+    wide = len(re.findall(r"(?:\.|\]|\\[DSWw])(?:[*+]|\{\d*,)", pattern))
     repeats = len(re.findall(r"[*+]|\{\d*,", pattern))
-    nested = re.search(r"[*+}]\s*[^()]*\)\s*(?:[*+]|\{)", pattern)
-    refers_back = re.search(r"\\\d|\(\?[P(=!<]", pattern)
-    return len(pattern) > 1000 or repeats > 4 or nested is not None or refers_back is not None
+    options = pattern.count("?") + len(re.findall(r"\([^()]*\|", pattern))
+    nested = re.search(r"\)\s*(?:[*+]|\{)|\([^()]*\(", pattern)
+    refers_back = re.search(r"\\[1-9]|\(\?[P(=!<]", pattern)
+    too_many = len(pattern) > 1000 or wide > 2 or repeats > 3 or options > 4
+    return too_many or nested is not None or refers_back is not None

@@ -12,8 +12,9 @@ from typing import Any
 from cuvee.checkpoints.sources import TensorSource
 from cuvee.errors import CheckpointError, printable
 
-__all__ = ["refuse_quantized", "without_quantization"]
+__all__ = ["quantization_of", "refuse_quantized", "without_quantization"]
 
+_KEYS = ("quantization_config", "compression_config")
 _METHODS = {
     "aqlm": "AQLM", "auto-round": "AutoRound", "awq": "AWQ", "bitnet": "BitNet", "bitsandbytes": "bitsandbytes",
     "compressed-tensors": "compressed-tensors", "eetq": "EETQ", "fbgemm_fp8": "FBGEMM fp8", "fp8": "fp8",
@@ -76,16 +77,15 @@ def _refusal(found: str, name: str, tensor: TensorSource, config: Mapping[str, A
     )
 
 
-def _quantization(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    for key in ("quantization_config", "compression_config"):
-        value = (config or {}).get(key)
-        if isinstance(value, dict):
-            return value
-    return {}
+def quantization_of(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the quantization_config of a model, or that of a part of it such as `text_config`; empty without one."""
+    parts = [config or {}, *(part for part in (config or {}).values() if isinstance(part, dict))]
+    found = (part.get(key) for part in parts for key in _KEYS)
+    return next((value for value in found if isinstance(value, dict)), {})
 
 
 def _method(config: Mapping[str, Any] | None) -> str:
-    method = _quantization(config).get("quant_method")
+    method = quantization_of(config).get("quant_method")
     return _METHODS.get(method, printable(method)[:60]) if isinstance(method, str) else ""
 
 
@@ -94,10 +94,15 @@ def _original(config: Mapping[str, Any] | None) -> str:
     return f" (config.json says it came from {printable(name)[:100]!r})" if isinstance(name, str) and name else ""
 
 
+def _without_keys(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _KEYS}
+
+
 def without_quantization(config: dict[str, Any] | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """Return config.json as it is for plain weights, and a note where that took something away."""
-    if config is None or not _quantization(config):
+    if config is None or not quantization_of(config):
         return config, ()
-    kept = {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
+    kept = {key: _without_keys(value) if isinstance(value, dict) else value for key, value in config.items()}
+    kept = _without_keys(kept)
     method = _method(config) or "unnamed"
     return kept, (f"the quantization_config ({method}) is dropped: the weights are plain numbers",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _WEIGHTS = {
 }
 _OURS = {"config.json", "README.md", "cuvee.json"}
 _CHUNK = 1 << 20
+_MODULE = re.compile(r"\d+_[A-Za-z]+/")  # sentence-transformers: a module with weights of its own, such as 2_Dense
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,23 @@ class Sidecar:
 def find_sidecars(folder: Path) -> tuple[list[Sidecar], list[str]]:
     """Return the non-weight files of a model's folder and the names of those that are left behind.
 
-    Links that lead out of the folder are left behind, unless into the blobs of the hub's cache. Hidden files are skipped.
+    The weights of sentence-transformers modules (`2_Dense/`) count as sidecars: they are not merged. Links that lead out of the folder are left behind, unless into the blobs of the hub's cache. Hidden files are skipped.
     """
     found: list[Sidecar] = []
     refused: list[str] = []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
-        if path.suffix.lower() in _WEIGHTS or path.name.endswith(".index.json") or name in _OURS:
+        if name in _OURS or (_holds_weights(path) and not _MODULE.match(name)):
             continue
         if path.is_symlink() and not _is_inside(path, folder):
             refused.append(name)
         elif path.is_file():
             found.append(Sidecar(name, path))
     return found, refused
+
+
+def _holds_weights(path: Path) -> bool:
+    return path.suffix.lower() in _WEIGHTS or path.name.endswith(".index.json")
 
 
 def _files(folder: Path) -> Iterator[Path]:

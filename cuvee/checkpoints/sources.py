@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cuvee.checkpoints import fs
 from cuvee.errors import CheckpointError, printable
-from cuvee.tensors.dtypes import DType, dtype_of_torch, torch_dtype
+from cuvee.tensors.dtypes import DTYPES, DType, dtype_of_torch, torch_dtype
 from cuvee.tensors.raw import raw_bytes
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Cropped", "MemoryTensor", "Model", "ModelFile", "Scratch", "StoredTensor", "TensorSource", "read_all"]
+__all__ = [
+    "Cropped",
+    "MemoryTensor",
+    "Model",
+    "ModelFile",
+    "Scratch",
+    "StoredTensor",
+    "TensorSource",
+    "natural_dtype",
+    "read_all",
+]
 
 
 class Scratch:
@@ -231,6 +241,17 @@ class Model:
         """Close its files."""
         for file in self.files:
             file.close()
+
+
+def natural_dtype(source: TensorSource, config: Mapping[str, Any] | None) -> DType:
+    """Return the dtype in which a tensor is meant to be stored: what lies under an adapter, the config's for fp8."""
+    for inner in ("base", "source"):
+        if hasattr(source, inner):
+            return natural_dtype(getattr(source, inner), config)
+    if not hasattr(source, "codes"):
+        return source.dtype
+    named = str((config or {}).get("dtype") or (config or {}).get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    return next((dtype for dtype in DTYPES.values() if dtype.torch == named and dtype.is_float), DTYPES["BF16"])
 
 
 def read_all(source: TensorSource, dtype: torch.dtype | None = None) -> torch.Tensor:

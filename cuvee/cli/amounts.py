@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["in_bytes", "in_cosine", "in_number", "in_seconds", "in_share", "in_short", "plural"]
+__all__ = ["in_bytes", "in_clock", "in_cosine", "in_number", "in_seconds", "in_share", "in_short", "plural"]
 
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -35,6 +35,12 @@ def in_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def in_clock(seconds: float) -> str:
+    """Return `0:43`, `12:05`, `1:02:05`, which keeps its width while it runs down."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def in_share(share: float) -> str:

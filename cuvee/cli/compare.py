@@ -39,8 +39,8 @@ def compare(
 ) -> None:
     """Show how fine-tuned models differ from their base, and from each other.
 
-    Reads every weight once. For the whole model, each role and each layer: the length of the task vectors (expert − base)
-    beside the base, their cosines, how often their signs agree, and the share of elements where they interfere.
+    Reads every weight once. Says of the whole model, of each role and of each layer how long the task vectors (expert −
+    base) are beside the base, their cosines, how often their signs agree, and in which share of elements they interfere.
 
     Args:
         base: the model that the others were fine-tuned from: a folder, a file, a hub id.
@@ -81,7 +81,9 @@ def _print_comparison(console: Console, found: Comparison) -> None:
     total = found.total()
     count = len(found.experts)
     show(console, heading(f"Task vectors from {safe(found.base)}"))
-    made = table("", "expert", "‖τ‖", "‖τ‖/‖θ₀‖", "changed", *_cosine_titles(count), numbers=(0, *range(2, 5 + count)), fold=(1,))
+    made = table(
+        "", "expert", "‖τ‖", "‖τ‖/‖θ₀‖", "changed", *_cosine_titles(count), numbers=(0, *range(2, 5 + count)), fold=(1,)
+    )
     for k, label in enumerate(found.experts):
         cosines = [in_cosine(float(c)) if j != k else "1" for j, c in enumerate(total.cosines[k])] if count > 1 else []
         numbers = (in_short(total.norms[k]), in_short(total.ratios[k]), in_share(total.changed_shares[k]), *cosines)
@@ -144,7 +146,9 @@ def _contrast_table(title: str, groups: Sequence[Group]) -> Any:
     made = table(title, *titles, numbers=range(1, 1 + len(titles)), fold=(0,))
     for label, one in groups:
         changed = sum(one.changed_shares) / len(one.changed_shares)
-        pairs = (in_cosine(one.mean_cosine), in_share(one.mean_agreement), in_share(one.interference)) if several else ()
+        pairs = (
+            (in_cosine(one.mean_cosine), in_share(one.mean_agreement), in_share(one.interference)) if several else ()
+        )
         numbers = (in_number(one.parameters), in_short(one.mean_ratio), in_share(changed), *pairs)
         made.add_row(styled(label), *map(styled, numbers))
     return made

@@ -1,4 +1,4 @@
-"""Heat maps of layers by roles: coloured blocks in the terminal, shades where there is no colour, a picture by matplotlib."""
+"""Heat maps of layers by roles: blocks of colour in the terminal, shades without colour, a picture by matplotlib."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ def save_png(maps: Sequence[HeatMap], path: str, *, title: str) -> None:
     )
     for one, (axis,) in zip(maps, axes, strict=True):
         low, high = one.range
-        image = axis.imshow(one.values, vmin=low, vmax=high, aspect="auto", cmap="viridis", interpolation="nearest")
+        shown = [[value if value != 0 else math.nan for value in row] for row in one.values]
+        image = axis.imshow(shown, vmin=low, vmax=high, aspect="auto", cmap="viridis", interpolation="nearest")
         axis.set_yticks(range(len(one.rows)), [safe(row) for row in one.rows], fontsize=8)
         axis.set_title(safe(one.title), loc="left", fontsize=9)
         axis.set_xlabel("layer", fontsize=8)

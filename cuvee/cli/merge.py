@@ -52,8 +52,8 @@ def merge(
     target = Path(os.path.abspath(out))
     check_target(target, overwrite=overwrite)
     asked = read_recipe(recipe, options)
-    load_engine(options.device, clock)
-    planned = make_plan(asked, options, clock)
+    load_engine(options.device, clock, quiet=quiet)
+    planned = make_plan(asked, options, clock, quiet=quiet)
     report = _run(planned, target, overwrite=overwrite, allow_nan=allow_nan, with_bar=not quiet)
     clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}
     if json:

@@ -27,9 +27,9 @@ _MOST_GROUPS = 6
 
 
 def plan(recipe: str, /, *, json: AsJson = False, options: PlanOptions = PlanOptions()) -> None:
-    """Say what a merge will read, write, need and compute; read no weights.
+    """Say what a merge will read, write, need and compute, before it does.
 
-    Opens the models, reads their headers and a sample of a few MB, and finds all errors that can be known before a merge.
+    Opens the models, reads their headers and a sample of a few MB, and names all that is wrong and can be known so far.
 
     Args:
         recipe: YAML file.
@@ -131,9 +131,7 @@ def _print_tensors(console: Console, planned: Plan) -> None:
     made = table("tensors", "such as", *names, numbers=(0,), fold=(1,))
     for tasks in _picked(groups):
         arguments = tasks[0].arguments or {}
-        made.add_row(
-            styled(len(tasks)), styled(tasks[0].name), *(styled(_resolved(arguments[name])) for name in names)
-        )
+        made.add_row(styled(len(tasks)), styled(tasks[0].name), *(styled(_resolved(arguments[name])) for name in names))
     show(console, indented(made))
     more = len(groups) - len(_picked(groups))
     if more:
@@ -177,7 +175,10 @@ def _needs(planned: Plan, guess: Estimate) -> list[tuple[str, str]]:
         ("passes", f"{plural(tally.visits, 'visit')} of a tensor, {plural(tally.rounds, 'round')} over the model"),
         ("memory", f"{in_bytes(budget.bytes)} at most"),
         ("threads", f"{budget.threads}, in blocks of {plural(budget.block_elements, 'element')}"),
-        ("time", f"about {in_seconds(max(0.1, guess.seconds))} after start-up: an estimate, from a sample of this machine"),
+        (
+            "time",
+            f"about {in_seconds(max(0.1, guess.seconds))} after start-up: an estimate, from a sample of this machine",
+        ),
         ("files", ", ".join(safe(sidecar.name) for sidecar in planned.sidecars)),
     ]
 
@@ -195,7 +196,8 @@ def _as_object(planned: Plan, guess: Estimate) -> dict[str, Any]:
         "plan": planned.plan_id,
         "tensors": {"merged": sum(not t.is_copy for t in tasks), "copied": sum(t.is_copy for t in tasks)},
         "arguments": [
-            {"tensors": len(group), "such_as": group[0].name, "values": group[0].arguments} for group in _groups(planned)
+            {"tensors": len(group), "such_as": group[0].name, "values": group[0].arguments}
+            for group in _groups(planned)
         ],
         "bytes_read": planned.bytes_read,
         "bytes_written": planned.bytes_written,

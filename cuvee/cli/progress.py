@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from cuvee.cli.amounts import in_bytes, in_clock
 from cuvee.cli.screen import screen
 
 if TYPE_CHECKING:
@@ -48,25 +49,26 @@ class Bar:
 
 
 def _bars() -> Bars:
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        SpinnerColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Amounts(ProgressColumn):
+        """Bytes done, bytes per second, time left."""
+
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text("")
+            parts = [f"{100 * task.completed / max(1, task.total):.0f} % of {in_bytes(task.total)}"]
+            parts += [f"{in_bytes(task.speed)}/s"] if task.speed else []
+            parts += [f"{in_clock(task.time_remaining)} left"] if task.time_remaining is not None else []
+            return Text("  ".join(parts), no_wrap=True)
 
     return Progress(
-        SpinnerColumn(),
+        SpinnerColumn(style="cyan"),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
+        BarColumn(bar_width=None, complete_style="cyan", finished_style="green", pulse_style="cyan"),
+        Amounts(table_column=Column(no_wrap=True)),
         console=screen(stderr=True),
         transient=True,
         expand=True,

@@ -223,7 +223,9 @@ def compare(
     raise_all(matched.errors)
     tasks = [task for task in matched.tasks if not task.is_copy]
     if not tasks:
-        raise IncompatibleModels("the models have no tensor to compare", right="models that were fine-tuned from the base")
+        raise IncompatibleModels(
+            "the models have no tensor to compare", right="models that were fine-tuned from the base"
+        )
     measured = _measure(tasks, len(experts), threads or default_threads(), progress or (lambda done, total: None))
     for file in {id(file): file for model in (base, *experts) for file in model.files}.values():
         file.check_unchanged()
@@ -335,7 +337,5 @@ def _measure(
     method = dataclasses.replace(find_method("passthrough"), name="compare", function=handler.measure)
     # The base goes in as the first of the models, so that the method sees weights and no base is added back.
     plain = [dataclasses.replace(t, inputs=t.all_inputs, base=None, arguments={}) for t in tasks]
-    run_rounds(
-        plain, Formula(method), handler, threads=threads, block_elements=CPU_BLOCK, watch=handler.watch
-    )
+    run_rounds(plain, Formula(method), handler, threads=threads, block_elements=CPU_BLOCK, watch=handler.watch)
     return {name: handler.growing[name].finished(name) for name in sorted(handler.growing)}

@@ -73,6 +73,8 @@ def _input(plan: Plan, number: int, digests: Mapping[str, str]) -> dict[str, Any
         "digest": model_digest(digests),
         "tensors": dict(sorted(digests.items())),
     }
+    if model.commits:
+        content["commits"] = dict(model.commits)
     if unread:
         content["unread"] = unread
     return content

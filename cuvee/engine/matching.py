@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from cuvee.architectures import Architecture, Role, describe
-from cuvee.checkpoints.sources import Cropped, Model, TensorSource
+from cuvee.checkpoints.sources import Cropped, Model, TensorSource, natural_dtype
 from cuvee.engine.blocks import Input, Task
 from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printable
 from cuvee.tensors.dtypes import DType
@@ -180,7 +180,8 @@ def _carry(matching: Matching, matched: Matched, name: str, holders: Mapping[int
     owned = matching.reference.tensors.get(name)
     number, source = next(iter(holders.items())) if owned is None else (_number(matching), owned)
     label = matching.reference.label if owned is not None else dict(matching.everyone)[number].label
-    dtype = matching.dtype if matching.dtype is not None and source.dtype.is_float else source.dtype
+    stored = natural_dtype(source, dict(matching.everyone).get(number, matching.reference).config)
+    dtype = matching.dtype if matching.dtype is not None and source.dtype.is_float else stored
     matched.tasks.append(Task(name, Layout(source.shape), dtype, (Input(number, source),), **_place(matched, name)))
     matched.left_out[name] = f"{reason}; from {label}"
 
@@ -206,7 +207,8 @@ def _merge(matching: Matching, matched: Matched, name: str, holders: Mapping[int
     inputs = {number: Input(number, source) for number, source in holders.items()}
     base = inputs.pop(BASE, None)
     first = next(iter(holders.values()))
-    stored: DType = getattr(first, "natural_dtype", first.dtype)
+    number = next(iter(holders))
+    stored = natural_dtype(first, dict(matching.everyone)[number].config)
     matched.tasks.append(
         Task(
             name,

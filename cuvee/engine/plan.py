@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from cuvee._version import __version__
+from cuvee.checkpoints import fs
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sidecars import Sidecar, find_sidecars, merged_config
 from cuvee.checkpoints.sources import MemoryTensor, Model, Scratch
@@ -159,6 +160,7 @@ def _open_models(prepared: Prepared, *, offline: bool, token: str | None) -> dic
     wanted = {number: one.model for number, one in enumerate(prepared.experts)}
     if prepared.base is not None:
         wanted[BASE] = prepared.base
+    fs.allow_many_files()
     opened: dict[str, Model] = {}
     models: dict[int, Model] = {}
     errors: dict[str, CuveeError] = {}

@@ -258,9 +258,9 @@ def run_rounds(
     Args:
         tasks: in the order in which to begin them.
         handler: told what is read, delivered and finished.
-        threads: number of worker threads; 1 works in the calling thread.
+        threads: number of worker threads; 1 works in the calling thread, where nobody watches.
         block_elements: about how many elements a block has.
-        watch: called about ten times a second in the calling thread (with more than one thread).
+        watch: called about ten times a second in the calling thread.
 
     Raises:
         CuveeError: the first error of any worker; all of them have stopped.
@@ -268,7 +268,7 @@ def run_rounds(
     rounds = _Rounds(tasks, formula, handler, block_elements)
     before = torch.get_num_threads()
     try:
-        if threads == 1:
+        if threads == 1 and watch is None:
             rounds.work()
         else:
             _in_threads(rounds, threads, watch)

@@ -65,9 +65,7 @@ class _Found:
     problems: list[CheckpointError] = field(default_factory=list)
 
 
-def verify(
-    folder: Path, *, threads: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> Verified:
+def verify(folder: Path, *, threads: int | None = None, progress: Callable[[int, int], None] | None = None) -> Verified:
     """Compare a published model with its manifest: names, shapes, dtypes, and the digest of every tensor.
 
     Args:
@@ -140,8 +138,12 @@ def _open(folder: Path, name: str, entries: Mapping[str, _Entry], found: _Found)
     for tensor in stored.values():
         entry = entries.get(tensor.name)
         if entry is None or entry.file != name:
-            said = "is not in the manifest" if entry is None else f"belongs into {printable(entry.file)} by the manifest"
-            found.problems.append(CheckpointError(f"tensor {printable(tensor.name)!r} {said}", where=where, right=_AGAIN))
+            said = (
+                "is not in the manifest" if entry is None else f"belongs into {printable(entry.file)} by the manifest"
+            )
+            found.problems.append(
+                CheckpointError(f"tensor {printable(tensor.name)!r} {said}", where=where, right=_AGAIN)
+            )
     for wanted, entry in entries.items():
         if entry.file == name:
             _hold(wanted, entry, stored.get(wanted), where, found)

@@ -273,7 +273,9 @@ def measured(
     many = isinstance(values, list | tuple)
     flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
     while True:
-        miss = Miss(reduction, state, _partials(reduction, flat, over, place, state, many=many), place.stop - place.start)
+        miss = Miss(
+            reduction, state, _partials(reduction, flat, over, place, state, many=many), place.stop - place.start
+        )
         if not at_once:
             call.misses[key] = miss
             raise Pending

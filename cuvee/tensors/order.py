@@ -46,6 +46,8 @@ def ordered_keys(values: Tensor, magnitude: bool) -> Keys:
         uint32 or uint64 of the same shape as a NumPy array; on a GPU int64 on the same device, where float64 keys of
         signed values are bit patterns.
     """
+    if not magnitude:
+        values = values + 0.0  # -0.0 is equal to 0.0
     if values.device.type != "cpu":
         return device_keys(values, magnitude)
     wide = values.dtype == torch.float64

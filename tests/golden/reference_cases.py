@@ -1,0 +1,158 @@
+"""Golden cases: one folder each, inputs and what a reference implementation made of them (../shared/golden/README.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import cuvee
+from cuvee.methods.registry import methods
+
+HERE = Path(__file__).parent
+SELECTION = HERE / "cases"
+SHARED = HERE.parents[2] / "shared" / "golden"
+PENDING = HERE / "pending.txt"
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One case; `name` is METHOD/CASE."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return json.loads((self.folder / "case.json").read_text())
+
+    @property
+    def runner(self) -> Callable[[GoldenCase, Path], Tensors] | None:
+        """What computes it; None when its method is not built."""
+        method = self.description["method"]
+        if method in RUNNERS:
+            return RUNNERS[method]
+        return run_method if method in methods() else None
+
+    def inputs(self) -> tuple[list[Tensors], Tensors | None, Tensors]:
+        """Return the models, the base where there is one, and all else that the method is given."""
+        models: dict[str, Tensors] = {}
+        others: Tensors = {}
+        for key, tensor in load_file(self.folder / "inputs.safetensors").items():
+            owner, _, name = key.partition("/")
+            if owner == "base" or (owner.startswith("model") and owner[5:].isdigit()):
+                models.setdefault(owner, {})[name] = tensor
+            else:
+                others[key] = tensor
+        base = models.pop("base", None)
+        return [models[f"model{n}"] for n in range(len(models))], base, others
+
+    def expected(self) -> Tensors:
+        return load_file(self.folder / "expected.safetensors")
+
+
+def cases_in(root: Path) -> list[GoldenCase]:
+    """Return the cases under a folder, by name."""
+    return [GoldenCase(path.parent) for path in sorted(root.glob("*/*/case.json"))]
+
+
+def run_method(case: GoldenCase, folder: Path) -> Tensors:
+    """Merge in memory."""
+    models, base, others = case.inputs()
+    said = case.description
+    return cuvee.merge_tensors(
+        said["method"], models, base, statistics=others, compat=said.get("compat"), **said["params"]
+    )
+
+
+def run_yaml(case: GoldenCase, folder: Path) -> Tensors:
+    """Write the models as folders and run the recipe end to end."""
+    models, base, _ = case.inputs()
+    for name, tensors in {**{f"model{n}": t for n, t in enumerate(models)}, "base": base}.items():
+        if tensors is not None:
+            write_llama(folder / name, tensors)
+    recipe = case.description["params"]["yaml"]
+    for name in ("base", *(f"model{n}" for n in range(len(models)))):
+        recipe = recipe.replace(f"model: {name}\n", f"model: {folder / name}\n")
+    if case.description.get("compat"):
+        recipe += f"\ncompat: {case.description['compat']}\n"
+    path = folder / "recipe.yml"
+    path.write_text(recipe)
+    cuvee.merge(path, folder / "out")
+    return load_file(folder / "out" / "model.safetensors")
+
+
+def write_llama(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as the folder of a Llama model."""
+    folder.mkdir()
+    save_file(dict(tensors), folder / "model.safetensors", {"format": "pt"})
+    layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    vocabulary, hidden = tensors["model.embed_tokens.weight"].shape
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def run_adapter(case: GoldenCase, folder: Path) -> Tensors:
+    """Write base and adapter as folders and read `base+adapter` tensor by tensor."""
+    from cuvee.checkpoints.sources import read_all
+
+    (adapter,), base, _ = case.inputs()
+    (folder / "base").mkdir()
+    (folder / "adapter").mkdir()
+    assert base is not None
+    save_file(base, folder / "base" / "model.safetensors", {"format": "pt"})
+    prefixed = {f"base_model.model.{name}": tensor for name, tensor in adapter.items()}
+    save_file(prefixed, folder / "adapter" / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "bias": "none", "target_modules": ["fc1", "fc2"], **case.description["params"]}
+    config.pop("scaling", None)  # says what must come out of r and alpha
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    model = cuvee.open_model(f"{folder / 'base'}+{folder / 'adapter'}")
+    try:
+        return {name: read_all(source, torch.float32) for name, source in model.tensors.items()}
+    finally:
+        model.close()
+
+
+RUNNERS = {"mergekit_yaml": run_yaml, "peft_load": run_adapter}
+
+
+def deviations(got: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tolerance: float) -> list[str]:
+    """Say which tensors differ by more than tolerance × max(1, their largest magnitude)."""
+    said = [f"{name} is missing" for name in expected.keys() - got.keys()]
+    said += [f"{name} was not expected" for name in got.keys() - expected.keys()]
+    for name in expected.keys() & got.keys():
+        right, found = expected[name].double(), got[name].double()
+        if right.shape != found.shape:
+            said.append(f"{name} is {tuple(found.shape)}, not {tuple(right.shape)}")
+        elif right.numel():
+            error = (found - right).abs().max().item()
+            allowed = tolerance * max(1.0, right.abs().max().item())
+            if not error <= allowed:
+                said.append(f"{name} is off by {error:.3g}, allowed are {allowed:.3g}")
+    return sorted(said)
+
+
+def pending() -> list[str]:
+    """Return the entries of pending.txt: METHOD/CASE, or METHOD/* for a method that is not built."""
+    lines = (line.partition("#")[0].strip() for line in PENDING.read_text().splitlines())
+    return [line for line in lines if line]

@@ -1,0 +1,40 @@
+"""The command line, frozen: growing it takes a decision, made by changing this file."""
+
+from __future__ import annotations
+
+from cuvee.cli.app import COMMANDS, build
+
+PLANNING = ["--seed", "--compat", "--shard-size", "--device", "--threads", "--memory", "--offline", "--token"]
+FROZEN = {
+    "merge": ["RECIPE", "OUT", "--overwrite", "--allow-nan", "--quiet", "--json", *PLANNING],
+    "plan": ["RECIPE", "--json", *PLANNING],
+    "methods": ["NAME", "--json"],
+    "inspect": ["MODEL", "--tensors", "--offline", "--token", "--json"],
+    "compare": [
+        "BASE", "EXPERTS", "--only", "--exclude", "--png", "--threads", "--offline", "--token", "--json",
+    ],
+    "verify": ["FOLDER", "--threads", "--json"],
+}  # fmt: skip
+
+
+def test_commands_and_options_are_those_that_were_decided():
+    app = build()
+    found = {}
+    for name in COMMANDS:
+        arguments = app[name].assemble_argument_collection()
+        found[name] = [argument.names[0] for argument in arguments if argument.show and argument.parse]
+    assert found == FROZEN
+
+
+def test_a_commands_help_begins_with_what_the_list_says_of_it():
+    for name, summary in COMMANDS.items():
+        document = build(name)[name].default_command.__doc__
+        first = " ".join(document.split("\n\n")[0].split())
+        assert first == summary or first.startswith(summary.rstrip("."))
+
+
+def test_every_option_says_what_it_is_for():
+    for name in COMMANDS:
+        for argument in build(name)[name].assemble_argument_collection():
+            if argument.show and argument.parse and argument.names[0].startswith("--"):
+                assert argument.parameter.help, f"{name} {argument.names[0]}"

@@ -1,0 +1,46 @@
+"""Estimating: a guess that is there, grows with the work, and fails nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import cuvee
+from cuvee.engine.estimating import estimate
+from cuvee.methods.registry import methods
+
+NAMES = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)] + ["model.norm.weight"]
+
+
+def recipe(method: str, **settings: object) -> cuvee.Recipe:
+    generator = torch.Generator().manual_seed(0)
+    models = [{n: torch.randn(8, 8, generator=generator) for n in NAMES} for _ in range(3)]
+    base, *experts = models
+    known = methods()[method]
+    has_base = known.base.name in ("REQUIRED", "ENDPOINT")
+    high = known.models[1] or 2
+    if known.base.name == "ENDPOINT":
+        high -= 1
+    return cuvee.Recipe(
+        method, models=experts[:high], base_model=base if has_base else None, parameters=settings
+    )
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method_has_an_estimate(method):
+    required = {p.name: 0.5 for p in methods()[method].parameters.values() if p.required}
+    found = estimate(cuvee.plan(recipe(method, **required), threads=2))
+    assert found.compute_s > 0
+    assert found.seconds == found.read_s + found.compute_s + found.write_s
+
+
+def test_more_to_write_takes_longer():
+    plan = cuvee.plan(recipe("linear"))
+    assert estimate(dataclasses.replace(plan, bytes_written=10**12)).write_s > estimate(plan).write_s
+
+
+def test_a_merge_of_nothing_but_copies_is_estimated():
+    plan = cuvee.plan(dataclasses.replace(recipe("linear"), exclude=("*",)))
+    assert estimate(plan).compute_s == 0

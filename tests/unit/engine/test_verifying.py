@@ -1,0 +1,157 @@
+"""Verifying: whatever is changed in a published model is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cuvee
+from cuvee.checkpoints.safetensors_format import open_safetensors
+from cuvee.engine.verifying import Verified, verify
+from cuvee.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A merged model in three files."""
+    generator = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{i}.mlp.{w}_proj.weight" for i in range(3) for w in ("up", "down")]
+    models = [{name: torch.randn(8, 8, generator=generator) for name in names} for _ in range(2)]
+    out = tmp_path_factory.mktemp("published") / "out"
+    cuvee.merge(cuvee.Recipe("linear", models=models), out, shard_size=512)
+    return out
+
+
+@pytest.fixture
+def model(original: Path, tmp_path: Path) -> Path:
+    """A copy of it to be damaged."""
+    return Path(shutil.copytree(original, tmp_path / "out"))
+
+
+def manifest_of(model: Path) -> dict[str, Any]:
+    return json.loads((model / "cuvee.json").read_text())
+
+
+def problems(model: Path) -> list[tuple[str, str]]:
+    return [(problem.found, Path(problem.where).name) for problem in verify(model, threads=2).problems]
+
+
+def shard(model: Path, number: int = 1) -> Path:
+    return model / f"model-{number:05d}-of-00003.safetensors"
+
+
+def test_what_was_published_is_whole(original):
+    for threads in (1, 2):
+        found = verify(original, threads=threads)
+        assert found == Verified(6, 6 * 64 * 4, manifest_of(original)["output"]["digest"], ())
+
+
+def test_every_altered_tensor_is_named(model):
+    file, tensors, _ = open_safetensors(shard(model, 2))
+    file.close()
+    content = bytearray(shard(model, 2).read_bytes())
+    for tensor in tensors.values():
+        content[tensor.offset + 5] ^= 1
+    shard(model, 2).write_bytes(content)
+    assert problems(model) == [
+        (f"tensor {name!r} does not have the values that were published", shard(model, 2).name) for name in sorted(tensors)
+    ]
+    assert verify(model).digest == ""
+
+
+def test_a_file_that_is_gone_is_named(model):
+    shard(model, 3).unlink()
+    ((found, where),) = problems(model)
+    assert "is missing" in found
+    assert where == shard(model, 3).name
+
+
+def test_a_file_cut_short_is_named_and_the_others_are_checked(model):
+    shard(model, 1).write_bytes(shard(model, 1).read_bytes()[:-1])
+    found = verify(model)
+    assert [Path(problem.where).name for problem in found.problems] == [shard(model, 1).name]
+    assert found.tensors == 4
+
+
+def test_a_tensor_that_is_gone_and_one_too_many_are_named(model):
+    content = shard(model, 1).read_bytes().replace(b"model.layers.0.mlp.up_", b"model.layers.9.mlp.up_")
+    shard(model, 1).write_bytes(content)
+    assert problems(model) == [
+        ("tensor 'model.layers.0.mlp.up_proj.weight' is missing", shard(model, 1).name),
+        ("tensor 'model.layers.9.mlp.up_proj.weight' is not in the manifest", shard(model, 1).name),
+    ]
+
+
+def test_another_shape_or_dtype_is_named(model):
+    content = shard(model, 1).read_bytes().replace(b'"shape":[8,8]', b'"shape":[64] ', 1)
+    content = content.replace(b'"dtype":"F32","shape":[8,8]', b'"dtype":"I32","shape":[8,8]', 1)
+    shard(model, 1).write_bytes(content)
+    assert [found for found, _ in problems(model)] == [
+        "tensor 'model.layers.0.mlp.down_proj.weight' is F32 [64] in the file and F32 [8, 8] in the manifest",
+        "tensor 'model.layers.0.mlp.up_proj.weight' is I32 [8, 8] in the file and F32 [8, 8] in the manifest",
+    ]
+
+
+def test_swapped_files_are_named(model):
+    one, two = shard(model, 1).read_bytes(), shard(model, 2).read_bytes()
+    shard(model, 1).write_bytes(two)
+    shard(model, 2).write_bytes(one)
+    found = problems(model)
+    assert len(found) == 8
+    assert any("by the manifest" in text for text, _ in found)
+
+
+def test_a_file_of_weights_that_nobody_published_is_named(model):
+    shutil.copy(shard(model, 1), model / "adapter_model.safetensors")
+    assert problems(model) == [("the manifest does not name this file", "adapter_model.safetensors")]
+
+
+def test_a_changed_index_is_named(model):
+    index = json.loads((model / INDEX).read_text())
+    index["weight_map"].popitem()
+    (model / INDEX).write_text(json.dumps(index))
+    assert problems(model) == [("the index names other tensors or files than the manifest", INDEX)]
+    (model / INDEX).write_text("{")
+    assert [where for _, where in problems(model)] == [INDEX]
+    (model / INDEX).unlink()
+    assert problems(model) == [("the index is missing", INDEX)]
+
+
+def test_a_changed_manifest_is_named(model):
+    manifest = manifest_of(model)
+    manifest["output"]["digest"] = "0" * 64
+    (model / "cuvee.json").write_text(json.dumps(manifest))
+    ((found, where),) = problems(model)
+    assert "it was changed" in found
+    assert where == "cuvee.json"
+
+
+@pytest.mark.parametrize("output", [None, [], {"tensors": []}, {"digest": "", "tensors": {"a": 1}}, {"digest": 0}])
+def test_a_manifest_without_tensors_is_refused(model, output):
+    (model / "cuvee.json").write_text(json.dumps(manifest_of(model) | {"output": output}))
+    with pytest.raises(CheckpointError, match="does not say which tensors"):
+        verify(model)
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "", "..", "a\0b"])
+def test_a_manifest_that_points_out_of_the_folder_reads_nothing_there(model, file):
+    manifest = manifest_of(model)
+    for entry in manifest["output"]["tensors"].values():
+        entry["file"] = file
+    (model / "cuvee.json").write_text(json.dumps(manifest))
+    found = verify(model)
+    assert found.tensors == 0
+    assert any("is not a plain file name" in problem.found for problem in found.problems)
+
+
+def test_progress_is_told(original):
+    seen: list[tuple[int, int]] = []
+    verify(original, threads=1, progress=lambda done, total: seen.append((done, total)))
+    assert {total for _, total in seen} == {6 * 64 * 4}
