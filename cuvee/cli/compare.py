@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json as json_text
 import math
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cuvee.cli import app
@@ -14,6 +18,7 @@ from cuvee.cli.options import AsJson, Exclude, Offline, Only, Png, Threads, Toke
 from cuvee.cli.planning import said_meanwhile
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, indented, print_json, prose, safe, screen, show, styled, table
+from cuvee.errors import CuveeError, Problems
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +63,7 @@ def compare(
         from cuvee.checkpoints.opening import open_model
     with said_meanwhile("opening"):
         base_model, *others = (open_model(one, offline=offline, token=token) for one in (base, *experts))
-    with clock.phase("compare"), Bar() as bar:
+    with clock.phase("compare"), _as_options(), Bar() as bar:
         found = comparing.compare(
             base_model,
             others,
@@ -75,6 +80,25 @@ def compare(
         _print_comparison(screen(), found)
         if png is not None:
             show(screen(), "", styled(f"{png} has the heat maps", "bold green"))
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """Say `exclude: ["a"]`, which belongs into a recipe, as something to type here."""
+    try:
+        yield
+    except CuveeError as error:
+        for one in error.errors if isinstance(error, Problems) else (error,):
+            one.right = re.sub(r'exclude: (\["[^\]]*"\])', _exclude_option, one.right)
+        raise
+
+
+def _exclude_option(match: re.Match[str]) -> str:
+    try:
+        names = json_text.loads(match[1])
+    except ValueError:
+        return match[0]
+    return " ".join(f"--exclude {shlex.quote(str(name))}" for name in names)
 
 
 def _print_comparison(console: Console, found: Comparison) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from cuvee.methods.measuring import Again, Done, Fold
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.order import DIGIT, count_equal, count_nonzero, digit_counts, ordered_keys, value_of_key
+from cuvee.tensors.sums import lane_sum, magnitude_sum, product_sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["Gram", "Ranked", "Ranks", "Sums"]
 
 
-def _float64(values: Tensor) -> NDArray[np.float64] | Tensor:
-    """Return the values in float64: as NumPy on a CPU, whose sums have one order on every machine."""
+def _wide_sum(values: Any, axis: int) -> NDArray[np.float64]:
+    """Return sums in float64 along an axis: in lanes along a row, one after the other along a column."""
+    if not isinstance(values, np.ndarray):
+        return values.sum(axis).cpu().numpy()
+    return lane_sum(values) if axis == -1 else np.add.reduce(values, axis=axis)
+
+
+def _widened(values: Tensor) -> Any:
     return values.numpy().astype(np.float64) if values.device.type == "cpu" else values.double()
-
-
-def _sum(values: Any, axis: int) -> NDArray[Any]:
-    return np.asarray(values.sum(axis)) if isinstance(values, np.ndarray) else values.sum(axis).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,11 @@ class Sums:
             return torch.count_nonzero(values, axis).cpu().numpy()
         if self.of == "sign":
             return torch.sign(values).to(torch.int64).sum(axis).cpu().numpy()
-        wide = _float64(values)
-        return _sum(abs(wide) if self.of == "abs" else wide * wide, axis)
+        if values.device.type == "cpu" and values.ndim == 1:
+            flat = values.numpy()
+            return np.asarray(magnitude_sum(flat) if self.of == "abs" else product_sums(flat[None])[0, 0])
+        wide = _widened(values)
+        return _wide_sum(abs(wide) if self.of == "abs" else wide * wide, axis)
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)
@@ -61,10 +67,11 @@ class Gram:
         return "sum"
 
     def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.float64]:
-        wide = _float64(values)
-        rows = [[_sum(wide[i] * wide[j], axis) for j in range(i + 1)] for i in range(len(values))]
-        full = [[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
-        return np.array(full)
+        if values.device.type == "cpu" and values.ndim == 2 and axis == -1:
+            return product_sums(values.numpy())
+        wide = _widened(values)
+        rows = [[_wide_sum(wide[i] * wide[j], axis) for j in range(i + 1)] for i in range(len(values))]
+        return np.array([[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))])
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)

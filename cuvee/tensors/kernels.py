@@ -17,7 +17,17 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["available", "consensus_kernel", "count_digit", "count_digit_below", "rank_drop_kernel", "variance_kernel"]
+__all__ = [
+    "available",
+    "consensus_kernel",
+    "count_digit",
+    "count_digit_below",
+    "magnitude_sum_kernel",
+    "product_sums_kernel",
+    "rank_drop_kernel",
+    "threshold_kernel",
+    "variance_kernel",
+]
 
 _CHUNK = 512
 
@@ -58,6 +68,71 @@ def count_digit_below(keys: NDArray[np.uint32], prefix: int, counts: NDArray[np.
         key = keys[i]
         if key >> 16 == prefix:
             counts[key & 0xFFFF] += 1
+
+
+@_compiled
+def product_sums_kernel(values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
+    """`tensors.sums.product_sums`: out[i, j] = Σ x_i x_j in float64 over 16 lanes, for j ≤ i; (K, n) into (K, K)."""
+    models, size = values.shape
+    whole = size - size % 16
+    for i in range(models):
+        for j in range(i + 1):
+            a, b = values[i], values[j]
+            lanes = np.zeros(16, np.float64)
+            for begin in range(0, whole, 16):
+                x, y = a[begin : begin + 16], b[begin : begin + 16]
+                for lane in range(16):
+                    lanes[lane] += np.float64(x[lane]) * np.float64(y[lane])
+            for lane in range(size - whole):
+                lanes[lane] += np.float64(a[whole + lane]) * np.float64(b[whole + lane])
+            total = 0.0
+            for lane in range(16):
+                total += lanes[lane]
+            out[i, j] = total
+
+
+@_compiled
+def magnitude_sum_kernel(values: NDArray[np.float32]) -> float:
+    """`tensors.sums.magnitude_sum`: Σ |x| in float64 over 16 lanes; (n,)."""
+    size = values.size
+    whole = size - size % 16
+    lanes = np.zeros(16, np.float64)
+    for begin in range(0, whole, 16):
+        x = values[begin : begin + 16]
+        for lane in range(16):
+            lanes[lane] += abs(np.float64(x[lane]))
+    for lane in range(size - whole):
+        lanes[lane] += abs(np.float64(values[whole + lane]))
+    total = 0.0
+    for lane in range(16):
+        total += lanes[lane]
+    return total
+
+
+@_compiled
+def threshold_kernel(
+    values: NDArray[np.float32], threshold: float, all_before: int, few_until: int, few: int, out: NDArray[np.float32]
+) -> None:
+    """`pieces.trim.keep_among`: values whose magnitude is above the threshold, and of those equal to it all before
+    `all_before` and the first `few` of those before `few_until`; the others zero; (n,) into (n,)."""
+    limit, zero = np.float32(threshold), np.float32(0.0)
+    head, head_out = values[:all_before], out[:all_before]
+    for i in range(head.size):
+        value = head[i]
+        head_out[i] = value if abs(value) >= limit else zero
+    middle, middle_out = values[all_before:few_until], out[all_before:few_until]
+    for i in range(middle.size):
+        value = middle[i]
+        size = abs(value)
+        take = size > limit
+        if size == limit and few > 0:
+            take = True
+            few -= 1
+        middle_out[i] = value if take else zero
+    tail, tail_out = values[few_until:], out[few_until:]
+    for i in range(tail.size):
+        value = tail[i]
+        tail_out[i] = value if abs(value) > limit else zero
 
 
 @_compiled

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from cuvee.methods.measuring import Place, Scope, current, measured
 from cuvee.methods.reductions import Ranked, Ranks
 from cuvee.methods.registry import Fraction, Paper, Role, edit
+from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
@@ -15,7 +16,7 @@ from cuvee.tensors.order import digits_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["among_largest", "keep_band", "keep_largest", "keep_largest_of_rows", "trim"]
+__all__ = ["among_largest", "keep_among", "keep_band", "keep_largest", "keep_largest_of_rows", "trim"]
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,40 @@ def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     Returns:
         bool, of the same shape.
     """
+    if ranked.value == float("inf") and ranked.tie is None:
+        return torch.zeros_like(values, dtype=torch.bool)
+    all_before, few_until, few = _tie_ranges(ranked, place, values.numel())
+    flat = values.reshape(-1)
+    mask = flat > ranked.value
+    mask[:all_before] |= flat[:all_before] == ranked.value
+    equal = torch.nonzero(flat[all_before:few_until] == ranked.value).reshape(-1)[:few]
+    mask[all_before + equal] = True
+    return mask.reshape(values.shape)
+
+
+def keep_among(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
+    """Zero all of `values` whose magnitudes are not among the k largest that `ranked` describes."""
+    if ranked.value == float("inf") and ranked.tie is None:
+        return torch.zeros_like(values)
+    if not (kernels.available() and values.device.type == "cpu" and values.dtype == torch.float32):
+        return keep_where(among_largest(values.abs(), ranked, place), values)
+    result = torch.empty_like(values)
+    ranges = _tie_ranges(ranked, place, values.numel())
+    kernels.threshold_kernel(values.reshape(-1).numpy(), ranked.value, *ranges, result.reshape(-1).numpy())
+    return result
+
+
+def _tie_ranges(ranked: Ranked, place: Place, size: int) -> tuple[int, int, int]:
+    """Return (a, b, count): of the values equal to the threshold, those before a are in, and `count` of [a, b)."""
     if ranked.tie is None:
-        return values >= ranked.value
+        return size, size, 0
     tensor, leaf, count = ranked.tie
-    mask = values > ranked.value
     if place.tensor != tensor:
-        return mask | (values == ranked.value) if place.tensor.encode() < tensor.encode() else mask
-    cut = min(max(leaf * place.layout.leaf - place.start, 0), values.numel())
-    flat, flat_mask = values.reshape(-1), mask.reshape(-1)
-    flat_mask[:cut] |= flat[:cut] == ranked.value
-    inside = flat[cut : cut + place.layout.leaf]
-    if leaf * place.layout.leaf >= place.start and inside.numel():
-        equal = torch.nonzero(inside == ranked.value).reshape(-1)[:count]
-        flat_mask[cut + equal] = True
-    return flat_mask.reshape(mask.shape)
+        earlier = place.tensor.encode() < tensor.encode()
+        return (size, size, 0) if earlier else (0, 0, 0)
+    first = leaf * place.layout.leaf - place.start
+    start, stop = (min(max(at, 0), size) for at in (first, first + place.layout.leaf))
+    return start, stop, count if first >= 0 else 0
 
 
 def keep_largest(delta: Tensor, density: float, *, scope: Scope = "tensor", inclusive: bool = False) -> Tensor:
@@ -95,10 +116,9 @@ def keep_largest(delta: Tensor, density: float, *, scope: Scope = "tensor", incl
     rule: Literal["exact", "official", "removed"] = "exact"
     if inclusive:
         rule = "removed" if scope == "tensor" else "official"
-    magnitude = delta.abs()
     ranks = Ranks(KeepShare(density, rule), resolve_ties=not inclusive, digits=digits_of(delta.dtype))
     (ranked,) = measured(ranks, delta, scope=scope)
-    return keep_where(among_largest(magnitude, ranked, current(delta).place), delta)
+    return keep_among(delta, ranked, current(delta).place)
 
 
 def keep_band(delta: Tensor, density: float, gamma: float) -> Tensor:
