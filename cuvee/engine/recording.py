@@ -44,7 +44,7 @@ class TaskRecord:
 
     def read(self, number: int, start: int, raw: Tensor) -> None:
         """Digest an input's block."""
-        self.inputs[number].add(start, raw)
+        self.inputs[number].add(start, raw.cpu())
 
     def loaded(self, start: int, values: Tensor) -> None:
         """Count what is not finite in the inputs' blocks."""

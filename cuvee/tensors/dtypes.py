@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cuvee.errors import RecipeError, nearest
+from cuvee.errors import CheckpointError, RecipeError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,13 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 
 
 def dtype_of_torch(dtype: torch.dtype) -> DType:
-    """Return the row of a torch dtype."""
+    """Return the row of a torch dtype.
+
+    Raises:
+        CheckpointError: safetensors has no such type.
+    """
     twin = str(dtype).removeprefix("torch.")
-    return next(row for row in DTYPES.values() if row.torch == twin)
+    for row in DTYPES.values():
+        if row.torch == twin:
+            return row
+    raise CheckpointError(f"tensors of {dtype} cannot be merged", right="float32, bfloat16, float16 or float64 tensors")
