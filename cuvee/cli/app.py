@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cuvee._version import __version__
@@ -27,6 +28,7 @@ COMMANDS = {
     "compare": "Show how fine-tuned models differ from their base, and from each other.",
     "verify": "Check every tensor of a merged model against its manifest.",
 }
+_USAGE = {"compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT..."}
 _HELP = """One model out of many: merge neural networks, streamed, in bounded memory.
 
 A first merge:
@@ -48,12 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     global clock
     clock = Clock(age=process_age() if arguments is None else 0.0)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _open_streams()
     if arguments is not None:
         sys.exit(_run(list(arguments)))
     _leave(_run(sys.argv[1:]))
+
+
+def _open_streams() -> None:
+    """Let output pass whatever the terminal's encoding is; where there is no stream, send it nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave(code: int) -> NoReturn:
@@ -142,5 +152,7 @@ def build(called: str = "") -> App:
     app["--help"].group = app["--version"].group = Group("Options", sort_key=6)
     for place, (name, summary) in enumerate(COMMANDS.items()):
         said = {} if name == called else {"help": summary}
+        if name in _USAGE:
+            said["usage"] = _USAGE[name]
         app.command(f"cuvee.cli.{name}:{name}", name=name, sort_key=place, **said)
     return app

@@ -44,8 +44,9 @@ def compare(
 ) -> None:
     """Show how fine-tuned models differ from their base, and from each other.
 
-    Reads every weight once. Says of the whole model, of each role and of each layer how long the task vectors (expert −
-    base) are beside the base, their cosines, how often their signs agree, and in which share of elements they interfere.
+    Reads every weight once. Says of the whole model, of each role and of each layer how long the task vectors (expert
+    − base) are beside the base, their cosines, how often their signs agree, and in which share of elements they
+    interfere.
 
     Args:
         base: the model that the others were fine-tuned from: a folder, a file, a hub id.
@@ -120,11 +121,16 @@ def _print_comparison(console: Console, found: Comparison) -> None:
     if layers:
         show(console, "", heading("By layer"), indented(_contrast_table("layer", layers)))
     for one in _heat_maps(found):
-        lines = draw(one, width=console.width - 2, coloured=console.color_system is not None)
+        lines = draw(one, width=console.width - 2, coloured=_has_colours(console))
         show(console, "", *map(indented, lines))
     left_out = {name: reason.rpartition("; from ")[0] for name, reason in found.left_out.items()}
     print_left_out(console, left_out, title="Not compared")
     print_warnings(console, found.warnings)
+
+
+def _has_colours(console: Console) -> bool:
+    """True where shades of colour can be told apart."""
+    return console.color_system in ("256", "truecolor") and not console.no_color
 
 
 def _cosine_titles(count: int) -> list[str]:

@@ -72,5 +72,8 @@ def _label(entry: HelpEntry) -> str:
     return f"{names} {value}" if value else names
 
 
-def _description(entry: HelpEntry) -> Any:
-    return entry.description if entry.description is not None else ""
+def _description(entry: HelpEntry) -> Text:
+    from rich.text import Text
+
+    text = str(getattr(entry.description, "primary_renderable", entry.description) or "").strip()
+    return Text(text[:1].upper() + text[1:])

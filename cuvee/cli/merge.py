@@ -72,8 +72,8 @@ def _run(planned: Plan, target: Path, *, overwrite: bool, allow_nan: bool, with_
     with Bar(wanted=with_bar) as bar:
 
         def progress(now: Progress) -> None:
-            measuring = now.stage == "merging" and now.done == 0 and planned.is_wide
-            bar.show(moved * now.done / max(1, now.total), moved, "measuring" if measuring else now.stage)
+            measuring = now.stage == "merging" and planned.is_wide and now.share < 1 - 1 / planned.tally.visits
+            bar.show(moved * now.share, moved, "measuring" if measuring else now.stage)
 
         return run(planned, target, overwrite=overwrite, allow_nan=allow_nan, progress=progress)
 

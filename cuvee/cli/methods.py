@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cuvee.cli.docstrings import read_docstring
 from cuvee.cli.options import AsJson
 from cuvee.cli.screen import heading, indented, print_json, prose, rows, screen, show, styled, table
+from cuvee.cli.yaml_values import in_yaml
 from cuvee.errors import MethodError, nearest
 
 if TYPE_CHECKING:
@@ -168,15 +169,7 @@ def _accepts(parameter: Parameter) -> str:
 
 
 def _default(parameter: Parameter) -> str:
-    return "must be given" if parameter.required else _yaml(parameter.default)
-
-
-def _yaml(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return "must be given" if parameter.required else in_yaml(parameter.default)
 
 
 def example_recipe(method: Method) -> str:

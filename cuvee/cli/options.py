@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _RECIPE = Group("The recipe", sort_key=1)
+_TENSORS = Group("The tensors", sort_key=1)
 _OUTPUT = Group("The output", sort_key=2)
 _MACHINE = Group("The machine", sort_key=3)
 _HUB = Group("The Hugging Face hub", sort_key=4)
@@ -68,9 +69,13 @@ Offline = Annotated[bool, Parameter(group=_HUB, help="Never ask the hub; use wha
 Token = Annotated[str | None, Parameter(group=_HUB, metavar="TOKEN", help="For private models; HF_TOKEN if not given.")]
 Exclude = Annotated[
     list[str] | None,
-    Parameter(metavar="PATTERN", help="Leave out the tensors whose names match, such as '*.lm_head.*'."),
+    Parameter(
+        group=_TENSORS, metavar="PATTERN", help="Leave out the tensors whose names match, such as '*.lm_head.*'."
+    ),
 ]
-Only = Annotated[list[str] | None, Parameter(metavar="PATTERN", help="Look only at the tensors whose names match.")]
-Tensors = Annotated[bool, Parameter(help="List every tensor: name, dtype, shape, layer, role.")]
+Only = Annotated[
+    list[str] | None, Parameter(group=_TENSORS, metavar="PATTERN", help="Look only at the tensors whose names match.")
+]
+Tensors = Annotated[bool, Parameter(group=_TENSORS, help="List every tensor: name, dtype, shape, layer, role.")]
 Quiet = Annotated[bool, Parameter(group=_TERMINAL, help="Print nothing but warnings and errors.")]
 AsJson = Annotated[bool, Parameter(name="--json", group=_TERMINAL, help="Print one JSON object on stdout, errors too.")]

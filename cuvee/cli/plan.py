@@ -12,6 +12,7 @@ from cuvee.cli.merge import print_left_out, print_warnings
 from cuvee.cli.options import AsJson
 from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_recipe
 from cuvee.cli.screen import heading, indented, print_json, prose, rows, safe, screen, show, styled, table
+from cuvee.cli.yaml_values import in_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,17 +109,6 @@ def _written(chain: Sequence[Any], parameter: Parameter) -> str:
                 return "; ".join([*words, f"else {in_yaml(entry['value'])}"])
             words.append(f"{entry['filter']}: {in_yaml(entry['value'])}")
     return "; ".join([*words, "else must be given" if parameter.required else f"else {in_yaml(parameter.default)}"])
-
-
-def in_yaml(value: object) -> str:
-    """Return a setting as YAML has it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(in_yaml, value))}]"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _print_tensors(console: Console, planned: Plan) -> None:

@@ -338,4 +338,5 @@ def _measure(
     # The base goes in as the first of the models, so that the method sees weights and no base is added back.
     plain = [dataclasses.replace(t, inputs=t.all_inputs, base=None, arguments={}) for t in tasks]
     run_rounds(plain, Formula(method), handler, threads=threads, block_elements=CPU_BLOCK, watch=handler.watch)
+    handler.watch()
     return {name: handler.growing[name].finished(name) for name in sorted(handler.growing)}

@@ -54,11 +54,13 @@ class Progress:
         done: bytes.
         total: bytes.
         stage: "resuming", "merging", "publishing".
+        share: of the work that is done, from 0 to 1; in "merging" every visit of a tensor counts.
     """
 
     done: int
     total: int
     stage: str
+    share: float
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class _Writing(Handler):
         self._records: dict[str, TaskRecord] = {}
         self._unsynced = 0
         self.done = 0
+        self.visited_bytes = 0
         self.write_back = threading.Event()
 
     def begin(self, task: Task) -> None:
@@ -135,6 +138,7 @@ class _Writing(Handler):
     def visited(self, task: Task, visit: int) -> None:
         if visit == 0:
             self._records[task.name].check_inputs()
+        self.visited_bytes += task.layout.numel * task.dtype.itemsize
 
     def deliver(self, task: Task, start: int, values: Tensor) -> None:
         out = rounded(values, task.dtype)
@@ -290,6 +294,14 @@ def _merge(
         handler = _Writing(plan, writer, journal, finished, allow_non_finite=allow_nan)
         handler._plan_out = staging
         handler.done = plan.bytes_written - sum(t.layout.numel * t.dtype.itemsize for t in tasks)
+        visits = {t.name: 1 if t.is_copy else plan.tally.visits for t in tasks}
+        work = sum(t.layout.numel * t.dtype.itemsize * visits[t.name] for t in tasks)
+        begun = handler.done / max(1, plan.bytes_written)
+
+        def watch() -> None:
+            share = begun + (1 - begun) * min(1.0, handler.visited_bytes / max(1, work))
+            progress(Progress(handler.done, plan.bytes_written, "merging", share))
+
         with _write_back_beside(writer, handler.write_back):
             tally = run_rounds(
                 tasks,
@@ -297,9 +309,9 @@ def _merge(
                 handler,
                 threads=plan.budget.threads,
                 block_elements=plan.budget.block_elements,
-                watch=lambda: progress(Progress(handler.done, plan.bytes_written, "merging")),
+                watch=watch,
             )
-        progress(Progress(plan.bytes_written, plan.bytes_written, "publishing"))
+        progress(Progress(plan.bytes_written, plan.bytes_written, "publishing", 1.0))
         writer.sync()
     finally:
         journal.close()
@@ -365,7 +377,7 @@ def _keep_what_is_true(
         if task is not None and _digest_of_written(writer, task) == record["output"]:
             finished.add(record)
             done += task.layout.numel * task.dtype.itemsize
-            progress(Progress(done, plan.bytes_written, "resuming"))
+            progress(Progress(done, plan.bytes_written, "resuming", done / max(1, plan.bytes_written)))
 
 
 def _digest_of_written(writer: ShardWriter, task: Task) -> str:

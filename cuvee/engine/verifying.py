@@ -246,3 +246,4 @@ def _read(tensors: Mapping[str, StoredTensor], handler: _Digesting, threads: int
     ]
     formula = Formula(find_method("passthrough"))
     run_rounds(tasks, formula, handler, threads=threads, block_elements=CPU_BLOCK, watch=handler.watch)
+    handler.watch()

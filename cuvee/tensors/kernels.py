@@ -72,41 +72,44 @@ def count_digit_below(keys: NDArray[np.uint32], prefix: int, counts: NDArray[np.
 
 @_compiled
 def product_sums_kernel(values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
-    """`tensors.sums.product_sums`: out[i, j] = Σ x_i x_j in float64 over 16 lanes, for j ≤ i; (K, n) into (K, K)."""
+    """`tensors.sums.product_sums`: out[i, j] = Σ x_i x_j in float64 over 256 lanes, for j ≤ i; (K, n) into (K, K)."""
     models, size = values.shape
-    whole = size - size % 16
+    wide = np.zeros((models, 256), np.float64)
+    lanes = np.zeros((models, models, 256), np.float64)
+    for begin in range(0, size, 256):
+        end = min(begin + 256, size)
+        for i in range(models):
+            source, target = values[i, begin:end], wide[i]
+            for lane in range(source.size):
+                target[lane] = source[lane]
+            for lane in range(source.size, 256):
+                target[lane] = 0.0
+        for i in range(models):
+            for j in range(i + 1):
+                x, y, total = wide[i], wide[j], lanes[i, j]
+                for lane in range(256):
+                    total[lane] += x[lane] * y[lane]
     for i in range(models):
         for j in range(i + 1):
-            a, b = values[i], values[j]
-            lanes = np.zeros(16, np.float64)
-            for begin in range(0, whole, 16):
-                x, y = a[begin : begin + 16], b[begin : begin + 16]
-                for lane in range(16):
-                    lanes[lane] += np.float64(x[lane]) * np.float64(y[lane])
-            for lane in range(size - whole):
-                lanes[lane] += np.float64(a[whole + lane]) * np.float64(b[whole + lane])
-            total = 0.0
-            for lane in range(16):
-                total += lanes[lane]
-            out[i, j] = total
+            total = lanes[i, j]
+            result = 0.0
+            for lane in range(256):
+                result += total[lane]
+            out[i, j] = result
 
 
 @_compiled
 def magnitude_sum_kernel(values: NDArray[np.float32]) -> float:
-    """`tensors.sums.magnitude_sum`: Σ |x| in float64 over 16 lanes; (n,)."""
-    size = values.size
-    whole = size - size % 16
-    lanes = np.zeros(16, np.float64)
-    for begin in range(0, whole, 16):
-        x = values[begin : begin + 16]
-        for lane in range(16):
-            lanes[lane] += abs(np.float64(x[lane]))
-    for lane in range(size - whole):
-        lanes[lane] += abs(np.float64(values[whole + lane]))
-    total = 0.0
-    for lane in range(16):
-        total += lanes[lane]
-    return total
+    """`tensors.sums.magnitude_sum`: Σ |x| in float64 over 256 lanes; (n,)."""
+    lanes = np.zeros(256, np.float64)
+    for begin in range(0, values.size, 256):
+        source = values[begin : min(begin + 256, values.size)]
+        for lane in range(source.size):
+            lanes[lane] += abs(np.float64(source[lane]))
+    result = 0.0
+    for lane in range(256):
+        result += lanes[lane]
+    return result
 
 
 @_compiled

@@ -1,4 +1,4 @@
-"""Sums in float64 whose order is fixed: 16 lanes, element i in lane i mod 16, the lanes then added in order.
+"""Sums in float64 whose order is fixed: 256 lanes, element i in lane i mod 256, the lanes then added in order.
 
 The same bits on every machine, with and without kernels; a plain sum follows the width of the processor's vectors.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lane_sum", "magnitude_sum", "product_sums"]
 
-_LANES = 16
+_LANES = 256
 
 
 def lane_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -25,10 +25,7 @@ def lane_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if padding:
         values = np.concatenate([values, np.zeros((*values.shape[:-1], padding))], axis=-1)
     lanes = np.add.reduce(values.reshape(*values.shape[:-1], -1, _LANES), axis=-2)
-    total = np.zeros(lanes.shape[:-1])
-    for lane in range(_LANES):
-        total = total + lanes[..., lane]
-    return total
+    return np.add.accumulate(lanes, axis=-1)[..., -1]
 
 
 def product_sums(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -279,9 +279,8 @@ def float64_is_merged_in_float64(contract: Contract) -> Iterator[str]:
     given = specimens(contract.count, SMALL)
     for base in contract.with_base:
         if contract.equal_models is not None:
-            equal = Specimens(given.models[0], given.models[:1] * contract.count).to(torch.float64)
-            for model in (equal.base, *equal.models):
-                model["other.column"] = model["other.column"] + 1e-9
+            start = given.models[0] if contract.found.base is MEMBER else given.base
+            equal = Specimens(start, given.models[:1] * contract.count).to(torch.float64)
             got = contract.merge(equal, base, **contract.equal_models)
             yield from _different(got, equal.models[0], 1e-12, f"equal models in float64, {_said(base)}")
         got, narrow = contract.merge(given.to(torch.float64), base), contract.merge(given, base)

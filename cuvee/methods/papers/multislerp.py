@@ -53,6 +53,6 @@ def multislerp(values: Tensor, *, weight: PerModel[float], normalize_weights: bo
     length = float(np.sqrt(max(toward @ gram @ toward, 0.0)))
     if length >= eps:
         return linear_combination(values, toward / length * float(w @ norms))
-    if len(values) == 2 or not norms.any():
+    if len(values) == 2 or norms.max() <= eps:  # all but zero: no directions at all
         return linear_combination(values, w)
     raise MethodError("the weighted directions of the models cancel", right="other weights, or the method linear")

@@ -40,7 +40,9 @@ def ramplus_tl(
     shared, unique = changed & (count >= 2), changed & (count == 1)
     counts = measured(Sums("nonzero"), [*shared, *unique]).astype(float)
     k = len(deltas)
-    scales = [1 + r * min(max(s / max(u, epsilon), 0.0), alpha) for s, u in zip(counts[:k], counts[k:], strict=True)]
+    # A model without unique entries has none to scale.
+    ratios = [s / max(u, epsilon) if u else 0.0 for s, u in zip(counts[:k], counts[k:], strict=True)]
+    scales = [1 + r * min(max(ratio, 0.0), alpha) for ratio in ratios]
     alone = sum_models(
         torch.where(unique, deltas, 0)
         * torch.tensor(scales, dtype=deltas.dtype, device=deltas.device).reshape(-1, *[1] * (deltas.ndim - 1))
