@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cuvee.checkpoints import fs
-from cuvee.errors import CheckpointError, printable
+from cuvee.errors import CheckpointError
 from cuvee.tensors.dtypes import DTYPES, DType, dtype_of_torch, torch_dtype
 from cuvee.tensors.raw import raw_bytes
 
@@ -156,7 +156,7 @@ class StoredTensor:
         size = self.dtype.itemsize
         raw = scratch.take(slot, (stop - start) * size)
         if stop > start:
-            self.file.read_into(raw_bytes(raw), self.offset + start * size, f"tensor {printable(self.name)!r}")
+            self.file.read_into(raw_bytes(raw), self.offset + start * size, f"tensor {self.name!r}")
         return raw.view(torch_dtype(self.dtype))
 
 

@@ -14,9 +14,9 @@ from cuvee.errors import CuveeError, Problems, ResourceError, printable
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["BUG", "DONE", "USER_ERROR", "Interrupted", "as_user_error", "tell", "tell_bug"]
+__all__ = ["BUG", "USER_ERROR", "Interrupted", "as_user_error", "tell", "tell_bug"]
 
-DONE, BUG, USER_ERROR = 0, 1, 2
+BUG, USER_ERROR = 1, 2
 _MOST_PROBLEMS = 20
 
 
@@ -51,11 +51,20 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def tell(error: CuveeError, *, as_json: bool) -> None:
     """Print an error on stderr in the house's form; with `as_json` also on stdout, as an object."""
     if as_json:
-        print_json(_as_object(error))
-        sys.stdout.flush()
+        _print_object(error)
     console = screen(stderr=True)
     for line in _lines(error):
         console.print(line, soft_wrap=True)
+
+
+def _print_object(error: CuveeError) -> None:
+    try:
+        print_json(_as_object(error))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass  # a full stdout may be the very error; stderr still says it
 
 
 def tell_bug(error: BaseException, *, as_json: bool) -> None:

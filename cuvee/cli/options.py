@@ -69,9 +69,7 @@ Offline = Annotated[bool, Parameter(group=_HUB, help="Never ask the hub; use wha
 Token = Annotated[str | None, Parameter(group=_HUB, metavar="TOKEN", help="For private models; HF_TOKEN if not given.")]
 Exclude = Annotated[
     list[str] | None,
-    Parameter(
-        group=_TENSORS, metavar="PATTERN", help="Leave out the tensors whose names match, such as '*.lm_head.*'."
-    ),
+    Parameter(group=_TENSORS, metavar="PATTERN", help="Leave out the tensors whose names match, such as 'lm_head*'."),
 ]
 Only = Annotated[
     list[str] | None, Parameter(group=_TENSORS, metavar="PATTERN", help="Look only at the tensors whose names match.")

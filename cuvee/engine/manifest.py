@@ -56,9 +56,9 @@ def build_manifest(
                 for task in sorted(plan.tasks, key=lambda task: task.name.encode("utf-8"))
             },
         },
-        "left_out": plan.matched.left_out,
-        "dropped": plan.matched.dropped,
-        "non_finite": dict(non_finite),
+        "left_out": dict(sorted(plan.matched.left_out.items())),
+        "dropped": dict(sorted(plan.matched.dropped.items())),
+        "non_finite": dict(sorted(non_finite.items())),
         "warnings": list(plan.warnings),
     }
     return {key: value for key, value in manifest.items() if value not in ({}, [], "")}

@@ -273,7 +273,9 @@ def _fake_task(task: Task, shape: tuple[int, ...], generator: torch.Generator) -
 
 def _kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
     """Look at the first leaf of some large matrices, and say which experts do not descend from the base."""
-    sampled = sorted((t for t in tasks if t.base and len(t.layout.shape) > 1), key=lambda t: -t.layout.numel)[:8]
+    sampled = sorted((t for t in tasks if t.base and len(t.layout.shape) > 1), key=lambda t: (-t.layout.numel, t.name))[
+        :8
+    ]
     sums: dict[int, list[float]] = {}
     scratch = Scratch()
     for task in sampled:
@@ -348,7 +350,8 @@ def _plan_id(
         "from_yaml": recipe.from_yaml,
         "method": prepared.method.name,
         "compute": formula.compute_dtype,
-        "tasks": [[t.name, list(t.layout.shape), t.dtype.name, repr(t.arguments)] for t in matched.tasks],
+        # By name: how the inputs are sharded decides the order of work, and nothing of the output.
+        "tasks": sorted([t.name, list(t.layout.shape), t.dtype.name, repr(t.arguments)] for t in matched.tasks),
         "shards": [shard.file for shard in shards],
         "config": config,
         "sidecars": [sidecar.name for sidecar in sidecars],

@@ -10,7 +10,7 @@ import numpy as np
 
 from cuvee.methods.measuring import Again, Done, Fold
 from cuvee.tensors.lazy_torch import torch
-from cuvee.tensors.order import DIGIT, count_equal, count_nonzero, digit_counts, ordered_keys, value_of_key
+from cuvee.tensors.order import DIGIT, count_equal, digit_counts, value_of_key
 from cuvee.tensors.sums import lane_sum, magnitude_sum, product_sums
 
 if TYPE_CHECKING:
@@ -143,14 +143,13 @@ class Ranks:
         return "concat" if isinstance(state, _Ties) else "count"
 
     def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[Any]:
-        keys = ordered_keys(values, self.magnitude)
         if isinstance(state, _Ties):
-            return np.array([count_equal(keys, key) for key in state.keys], np.int64)
+            return count_equal(values, self.magnitude, state.keys)
         if state is None:
-            counts = digit_counts(keys, [None], self.digits - 1)
-            nonzero = count_nonzero(keys) if self.of_nonzero else 0
+            counts = digit_counts(values, self.magnitude, [None], self.digits - 1)
+            nonzero = int(torch.count_nonzero(values)) if self.of_nonzero else 0
             return np.append(counts, [[nonzero]], axis=1)
-        return digit_counts(keys, state.prefixes, state.digit)
+        return digit_counts(values, self.magnitude, state.prefixes, state.digit)
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         if isinstance(state, _Ties):

@@ -55,19 +55,27 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_compiled
-def count_digit(keys: NDArray[np.uint32], shift: int, counts: NDArray[np.int64]) -> None:
-    """Add the counts of `(key >> shift) & 0xffff` to `counts` (65536,)."""
-    for i in range(keys.size):
-        counts[(keys[i] >> shift) & 0xFFFF] += 1
+def count_digit(bits: NDArray[np.uint32], mask: int, shift: int, counts: NDArray[np.int64]) -> None:
+    """Add the counts of `((bits & mask) >> shift) & 0xffff` to `counts` (65536,)."""
+    kept = np.uint32(mask)
+    for i in range(bits.size):
+        counts[((bits[i] & kept) >> shift) & 0xFFFF] += 1
 
 
 @_compiled
-def count_digit_below(keys: NDArray[np.uint32], prefix: int, counts: NDArray[np.int64]) -> None:
-    """Add the counts of the low digit of the keys whose high digit is `prefix`."""
-    for i in range(keys.size):
-        key = keys[i]
-        if key >> 16 == prefix:
-            counts[key & 0xFFFF] += 1
+def count_digit_below(bits: NDArray[np.uint32], mask: int, prefix: int, counts: NDArray[np.int64]) -> None:
+    """Add the counts of the low digit of the keys `bits & mask` whose high digit is `prefix`."""
+    kept, wanted = np.uint32(mask), np.uint32(prefix)
+    chosen = np.empty(_CHUNK, np.uint32)
+    for begin in range(0, bits.size, _CHUNK):
+        source = bits[begin : min(begin + _CHUNK, bits.size)]
+        count = 0
+        for i in range(source.size):  # without a branch: which keys match cannot be predicted
+            key = source[i] & kept
+            chosen[count] = key
+            count += (key >> 16) == wanted
+        for i in range(count):
+            counts[chosen[i] & 0xFFFF] += 1
 
 
 @_compiled

@@ -18,7 +18,6 @@ __all__ = [
     "DIGIT",
     "Keys",
     "count_equal",
-    "count_nonzero",
     "device_keys",
     "digit_counts",
     "digits_of",
@@ -71,16 +70,12 @@ def device_keys(values: Tensor, magnitude: bool) -> Tensor:
     return torch.where(bits < 0, ~bits & everything, bits | top)
 
 
-def count_equal(keys: Keys, key: int) -> int:
-    """Return how many keys equal `key`."""
-    if isinstance(keys, np.ndarray):
-        return int(np.count_nonzero(keys == key))
-    return int((keys == _as_int64(key)).sum())
-
-
-def count_nonzero(keys: Keys) -> int:
-    """Return how many keys are not zero."""
-    return int(np.count_nonzero(keys)) if isinstance(keys, np.ndarray) else int(torch.count_nonzero(keys))
+def count_equal(values: Tensor, magnitude: bool, keys: Sequence[int]) -> NDArray[np.int64]:
+    """Return for each key how many values have it."""
+    found = ordered_keys(values, magnitude)
+    if isinstance(found, np.ndarray):
+        return np.array([np.count_nonzero(found == key) for key in keys], np.int64)
+    return np.array([int((found == _as_int64(key)).sum()) for key in keys], np.int64)
 
 
 def _as_int64(key: int) -> int:
@@ -95,11 +90,12 @@ def value_of_key(key: int, digits: int, magnitude: bool) -> float:
     return float(np.array([key], unsigned).view(real)[0])
 
 
-def digit_counts(keys: Keys, prefixes: Sequence[int | None], digit: int) -> NDArray[np.int64]:
-    """Count the values of one digit, among the keys that begin with each prefix.
+def digit_counts(values: Tensor, magnitude: bool, prefixes: Sequence[int | None], digit: int) -> NDArray[np.int64]:
+    """Count the values of one digit of the ordered keys, among those that begin with each prefix.
 
     Args:
-        keys: as `ordered_keys` gives them.
+        values: float32 or float64.
+        magnitude: order |x| instead of x.
         prefixes: the higher digits to match; None matches all.
         digit: which digit, 0 the lowest.
 
@@ -107,11 +103,16 @@ def digit_counts(keys: Keys, prefixes: Sequence[int | None], digit: int) -> NDAr
         (len(prefixes), 65536) counts.
     """
     counts = np.zeros((len(prefixes), _SIZE), np.int64)
+    compiled = kernels.available() and values.device.type == "cpu" and values.dtype == torch.float32
+    if compiled and magnitude:
+        keys: Keys = values.contiguous().view(torch.int32).numpy().view(np.uint32)
+    else:
+        keys = ordered_keys(values, magnitude)
     for row, prefix in enumerate(prefixes):
         if not isinstance(keys, np.ndarray):
             counts[row] = _count_on_device(keys, prefix, digit)
-        elif kernels.available() and keys.dtype == np.uint32:
-            _count_compiled(keys.ravel(), prefix, digit, counts[row])
+        elif compiled:
+            _count_compiled(keys.ravel(), 0x7FFFFFFF if magnitude else 0xFFFFFFFF, prefix, digit, counts[row])
         else:
             counts[row] = _count(keys, prefix, digit)
     return counts
@@ -123,12 +124,14 @@ def _count(keys: NDArray[Any], prefix: int | None, digit: int) -> NDArray[np.int
     return np.bincount(((chosen >> shift) & (_SIZE - 1)).ravel().astype(np.int64), minlength=_SIZE)
 
 
-def _count_compiled(keys: NDArray[np.uint32], prefix: int | None, digit: int, counts: NDArray[np.int64]) -> None:
+def _count_compiled(
+    bits: NDArray[np.uint32], mask: int, prefix: int | None, digit: int, counts: NDArray[np.int64]
+) -> None:
     """As `_count`: a tenth of the time, see benchmarks/merge_speed.py."""
     if prefix is None:
-        kernels.count_digit(keys, DIGIT * digit, counts)
+        kernels.count_digit(bits, mask, DIGIT * digit, counts)
     else:
-        kernels.count_digit_below(keys, prefix, counts)
+        kernels.count_digit_below(bits, mask, prefix, counts)
 
 
 def _count_on_device(keys: Tensor, prefix: int | None, digit: int) -> NDArray[np.int64]:

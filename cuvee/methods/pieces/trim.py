@@ -63,8 +63,6 @@ def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     Returns:
         bool, of the same shape.
     """
-    if ranked.value == float("inf") and ranked.tie is None:
-        return torch.zeros_like(values, dtype=torch.bool)
     all_before, few_until, few = _tie_ranges(ranked, place, values.numel())
     flat = values.reshape(-1)
     mask = flat > ranked.value
@@ -76,8 +74,6 @@ def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
 
 def keep_among(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     """Zero all of `values` whose magnitudes are not among the k largest that `ranked` describes."""
-    if ranked.value == float("inf") and ranked.tie is None:
-        return torch.zeros_like(values)
     if not (kernels.available() and values.device.type == "cpu" and values.dtype == torch.float32):
         return keep_where(among_largest(values.abs(), ranked, place), values)
     result = torch.empty_like(values)

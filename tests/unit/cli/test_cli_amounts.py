@@ -18,7 +18,8 @@ def test_bytes(count, words):
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0"), (9999, "9999"), (16_384, "16.4 k"), (374_000_000, "374 M"), (7_240_000_000, "7.24 G")]
+    ("count", "words"),
+    [(0, "0"), (9999, "9999"), (16_384, "16.4 k"), (374_000_000, "374 M"), (7_240_000_000, "7.24 G")],
 )
 def test_numbers(count, words):
     assert amounts.in_number(count) == words
@@ -26,7 +27,14 @@ def test_numbers(count, words):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.004, "0.00 s"), (9.99, "9.99 s"), (12.3, "12 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+    [
+        (0.004, "0.00 s"),
+        (9.99, "9.99 s"),
+        (12.3, "12 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (7500, "2 h 05 min"),
+    ],
 )
 def test_seconds(seconds, words):
     assert amounts.in_seconds(seconds) == words

@@ -156,7 +156,9 @@ def test_a_signal_unwinds_and_ends_with_its_code(run, monkeypatch, number, code)
 
 
 def test_names_in_errors_cannot_drive_the_terminal(run, monkeypatch):
-    fails_with(monkeypatch, CheckpointError("tensor \x1b[2J[red]x[/red]\u202e is bad", where="\x07bell", right="\x9b1m"))
+    fails_with(
+        monkeypatch, CheckpointError("tensor \x1b[2J[red]x[/red]\u202e is bad", where="\x07bell", right="\x9b1m")
+    )
     outcome = run("methods", "--json")
     assert "\x1b" not in outcome.err + outcome.out
     assert "\u202e" not in outcome.err + outcome.out

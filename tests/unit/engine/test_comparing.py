@@ -11,7 +11,7 @@ import torch
 from cuvee.checkpoints.sources import MemoryTensor, Model
 from cuvee.engine import comparing
 from cuvee.engine.comparing import Comparison, compare
-from cuvee.errors import IncompatibleModels
+from cuvee.errors import IncompatibleModels, Problems
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -135,8 +135,9 @@ def test_models_without_kinship_and_values_that_are_not_finite_are_warned_of():
 
 def test_vocabularies_of_different_sizes_are_compared_where_they_overlap():
     name = "model.embed_tokens.weight"
-    base, expert = model("base", 1.0, 2.0, 3.0, 4.0, name=name, shape=(2, 2)), model(
-        "expert", 1.0, 3.0, 9.0, 9.0, 9.0, 9.0, name=name, shape=(3, 2)
+    base, expert = (
+        model("base", 1.0, 2.0, 3.0, 4.0, name=name, shape=(2, 2)),
+        model("expert", 1.0, 3.0, 9.0, 9.0, 9.0, 9.0, name=name, shape=(3, 2)),
     )
     found = compare(base, [expert], threads=1)
     assert found.total().parameters == 4
@@ -144,8 +145,9 @@ def test_vocabularies_of_different_sizes_are_compared_where_they_overlap():
 
 
 def test_models_without_a_common_tensor_are_refused():
-    with pytest.raises(IncompatibleModels):
+    with pytest.raises(Problems) as several:
         compare(model("base", 1.0), [model("one", 1.0, name="another.weight")], threads=1)
+    assert [type(error) for error in several.value.errors] == [IncompatibleModels, IncompatibleModels]
     with pytest.raises(IncompatibleModels, match="no tensor to compare"):
         compare(model("base", 1.0), [model("one", 2.0)], exclude=["*"], threads=1)
 
@@ -154,5 +156,4 @@ def test_progress_reaches_the_end():
     base, *experts = random_models((300, 500))
     seen: list[tuple[int, int]] = []
     compare(base, experts, threads=1, progress=lambda done, total: seen.append((done, total)))
-    assert seen
-    assert seen[-1][1] == 4 * 300 * 500 * 4
+    assert seen[-1] == (4 * 300 * 500 * 4, 4 * 300 * 500 * 4)

@@ -23,9 +23,7 @@ def recipe(method: str, **settings: object) -> cuvee.Recipe:
     high = known.models[1] or 2
     if known.base.name == "ENDPOINT":
         high -= 1
-    return cuvee.Recipe(
-        method, models=experts[:high], base_model=base if has_base else None, parameters=settings
-    )
+    return cuvee.Recipe(method, models=experts[:high], base_model=base if has_base else None, parameters=settings)
 
 
 @pytest.mark.parametrize("method", methods())

@@ -1,0 +1,223 @@
+"""Real text that every installation holds, in domains, and split by document into training and held-out text.
+
+Nothing is downloaded: the documents are files of the Python standard library, PyTorch, NumPy and matplotlib. Which side
+a document is on follows from its name alone, so a text that a model was trained on is never one that it is scored on.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import re
+import sysconfig
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cuvee.errors import ResourceError
+
+__all__ = ["ENGLISH", "EXPERTISE", "Corpus", "Document", "Domain", "is_held_out", "read_corpus"]
+
+TRAIN_BYTES = 1_000_000
+HELD_OUT_BYTES = 12_288
+# A held-out document gives one passage from its middle, so that many documents have a say, and not only their headers.
+PASSAGE_BYTES = 1_024
+_SHORTEST_BYTES = 200
+_HELD_OUT_ONE_IN = 8
+_BETWEEN = b"\n\n"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text.
+
+    Attributes:
+        name: the same on every machine; decides the split and the order.
+        read: returns its bytes.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A kind of text.
+
+    Attributes:
+        name: a word, which also names the expert.
+        title: as tables print it.
+        source: where the text comes from.
+        documents: lists them, in any order.
+    """
+
+    name: str
+    title: str
+    source: str
+    documents: Callable[[], Iterable[Document]]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The text of a domain.
+
+    Attributes:
+        domain: which one.
+        train: documents one after the other.
+        held_out: a passage of each held-out document, one after the other.
+        train_names: the documents in `train`.
+        held_out_names: the documents in `held_out`.
+    """
+
+    domain: Domain
+    train: bytes = field(repr=False)
+    held_out: bytes = field(repr=False)
+    train_names: tuple[str, ...] = field(repr=False)
+    held_out_names: tuple[str, ...] = field(repr=False)
+
+
+def is_held_out(name: str) -> bool:
+    """Return whether the document of this name is for scoring only."""
+    return _digest(name)[0] % _HELD_OUT_ONE_IN == 0
+
+
+def read_corpus(domain: Domain, *, train_bytes: int = TRAIN_BYTES, held_out_bytes: int = HELD_OUT_BYTES) -> Corpus:
+    """Read documents, in the order of a hash of their names, until both sides are full or all are read.
+
+    A document with the same bytes as an earlier one, or hardly any, is left out.
+
+    Raises:
+        ResourceError: the domain has no text in this installation.
+    """
+    train, held_out = _Side(train_bytes), _Side(held_out_bytes)
+    seen: set[bytes] = set()
+    for document in sorted(domain.documents(), key=lambda one: _digest(one.name)[1:]):
+        side = held_out if is_held_out(document.name) else train
+        if side.is_full:
+            continue
+        text = document.read()
+        content = hashlib.sha256(text).digest()
+        if content not in seen and len(text) >= _SHORTEST_BYTES:
+            seen.add(content)
+            side.add(document.name, _passage(text) if side is held_out else text)
+    if not train.names or not held_out.names:
+        raise ResourceError(
+            f"this installation has no text for the domain {domain.name!r}: {domain.source}",
+            where=str(sysconfig.get_path("purelib")),
+            right="install PyTorch, NumPy and matplotlib from their wheels",
+        )
+    return Corpus(domain, train.text, held_out.text, tuple(train.names), tuple(held_out.names))
+
+
+class _Side:
+    """One side of the split, up to a size."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._parts: list[bytes] = []
+        self.names: list[str] = []
+        self.is_full = False
+
+    def add(self, name: str, text: bytes) -> None:
+        self._parts.append(text)
+        self.names.append(name)
+        self.is_full = sum(map(len, self._parts)) >= self._size
+
+    @property
+    def text(self) -> bytes:
+        return _BETWEEN.join(self._parts)[: self._size]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _passage(text: bytes) -> bytes:
+    start = max(0, (len(text) - PASSAGE_BYTES) // 2)
+    return text[start : start + PASSAGE_BYTES]
+
+
+# --- Domains --------------------------------------------------------------------------------------------------------
+
+
+def _english() -> Iterator[Document]:
+    """The topics of Python's help, and the docstrings of NumPy's and matplotlib's modules, without their code."""
+    from pydoc_data.topics import topics
+
+    for name, text in topics.items():
+        yield _in_memory(f"topics/{name}", text)
+    for package in ("numpy", "matplotlib"):
+        for file in _files(_package(package), ".py", but_not=("tests",)):
+            yield Document(file.name, lambda file=file: _docstrings(file.read()))  # type: ignore[misc]
+
+
+def _python() -> Iterator[Document]:
+    """The standard library without tests, generated tables, and applications that some systems leave out."""
+    beside = ("test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data", "encodings",
+              "turtledemo", "ensurepip", "tkinter")  # fmt: skip
+    files = _files(Path(sysconfig.get_path("stdlib")), ".py", but_not=beside)
+    return (file for file in files if not file.name.rpartition("/")[2].startswith("_sysconfigdata"))
+
+
+def _cpp() -> Iterator[Document]:
+    """The headers of PyTorch that people wrote: one folder of generated ones is left out."""
+    for folder in ("c10", "torch", "ATen"):
+        yield from _files(_package("torch") / "include" / folder, ".h", but_not=("ops",))
+
+
+def _unicode() -> Iterator[Document]:
+    """The names of characters, a block of 128 a document; those that only spell a number or a syllable are left out."""
+    for start in range(0, 0x20000, 128):
+        named = ((code, unicodedata.name(chr(code), "")) for code in range(start, start + 128))
+        names = [name for code, name in named if name and not name.endswith(f"{code:04X}")]
+        names = [name for name in names if not name.startswith("HANGUL SYLLABLE")]
+        if names:
+            yield _in_memory(f"U+{start:05X}", "\n".join(names) + "\n")
+
+
+def _yaml() -> Iterator[Document]:
+    """The list of PyTorch's operators, one family a document: variants of an operator stay on one side."""
+    listing = _package("torchgen") / "packaged" / "ATen" / "native" / "native_functions.yaml"
+    families: dict[str, list[str]] = {}
+    for entry in re.split(r"\n(?=- func:)", listing.read_text() if listing.is_file() else "")[1:]:
+        family = re.match(r"- func: _*([a-z]+)", entry)
+        families.setdefault(family.group(1) if family else "", []).append(entry)
+    for name, entries in families.items():
+        yield _in_memory(f"operators/{name}", "\n".join(entries))
+
+
+ENGLISH = Domain("english", "English", "docstrings of NumPy and matplotlib, the topics of Python's help", _english)
+EXPERTISE = (
+    Domain("python", "Python", "the standard library", _python),
+    Domain("cpp", "C++", "the headers of PyTorch", _cpp),
+    Domain("unicode", "Unicode", "the names of characters", _unicode),
+    Domain("yaml", "YAML", "the list of PyTorch's operators", _yaml),
+)
+
+
+def _in_memory(name: str, text: str) -> Document:
+    data = text.encode()
+    return Document(name, lambda: data)
+
+
+def _files(folder: Path, ending: str, *, but_not: tuple[str, ...]) -> Iterator[Document]:
+    for path in folder.rglob("*" + ending):
+        inside = path.relative_to(folder)
+        if not set(but_not).intersection(inside.parts):
+            yield Document(f"{folder.name}/{inside.as_posix()}", path.read_bytes)
+
+
+def _package(name: str) -> Path:
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise ResourceError(f"the package {name!r} is not installed", right=f"pip install {name}")
+    return Path(found.origin).parent
+
+
+def _docstrings(source: bytes) -> bytes:
+    """Return the docstrings of a module, its classes and its functions."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    found = (ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, kinds))
+    return _BETWEEN.join(text.encode() for text in found if text)

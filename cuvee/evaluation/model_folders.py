@@ -1,0 +1,78 @@
+"""Folders of Hugging Face form for trained models: complete, or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.publishing import leftovers, locked, publish, staging_folder
+from cuvee.evaluation.tiny_llama import Shape, TinyLlama
+
+__all__ = ["is_model", "load_model", "save_model"]
+
+_WEIGHTS = "model.safetensors"
+_CONFIG = "config.json"
+
+
+def save_model(model: TinyLlama, folder: Path) -> None:
+    """Write config, tokenizer and weights beside the folder, and give them its name in one step.
+
+    Whatever an interrupted writer has left there is removed.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    files = {
+        _WEIGHTS: save(tensors, metadata={"format": "pt"}),
+        _CONFIG: _json(model.shape.config()),
+        "tokenizer.json": _json(_tokenizer()),
+        "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast"}),
+    }
+    with locked(folder):
+        for old in leftovers(folder):
+            fs.remove_tree(old)
+        staging = staging_folder(folder, "trained")
+        fs.mkdir(staging)
+        for name, data in files.items():
+            fs.write_file(staging / name, data)
+        publish(staging, folder)
+
+
+def is_model(folder: Path) -> bool:
+    """Return whether a model is there, with nothing missing."""
+    return (folder / _WEIGHTS).is_file() and (folder / _CONFIG).is_file()
+
+
+def load_model(folder: Path) -> TinyLlama:
+    """Read a model that was saved here or merged from such models."""
+    from safetensors.torch import load_file
+
+    model = TinyLlama(Shape.of_config(json.loads((folder / _CONFIG).read_text())))
+    model.load_state_dict(load_file(folder / _WEIGHTS))
+    return model.eval()
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _tokenizer() -> dict[str, Any]:
+    """Return tokenizer.json of a tokenizer whose 256 tokens are the bytes: byte-level BPE with nothing to merge."""
+    spelled = {byte: chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
+    # GPT-2's way to write a byte that is no visible character: the characters from U+0100 on, in order.
+    for byte in range(256):
+        spelled.setdefault(byte, chr(0x100 + len(spelled) - 188))
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {spelled[byte]: byte for byte in range(256)}, "merges": []},
+    }
