@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
-    "allow_many_files",
     "Fingerprint",
+    "allow_many_files",
     "append",
     "close",
     "create",

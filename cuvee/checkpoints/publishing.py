@@ -63,8 +63,10 @@ def locked(out: Path) -> Iterator[None]:
     path = out.parent / f".{out.name}.cuvee.lock"
     try:
         with fs.lock(path):
-            yield
-            fs.unlink(path)
+            try:
+                yield
+            finally:
+                fs.unlink(path)
     except BlockingIOError:
         raise ResourceError(
             "another cuvee is writing to this folder", where=str(out), right="wait for it, or name another folder"

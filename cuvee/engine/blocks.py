@@ -94,6 +94,7 @@ class Worker:
 
     scratch: Scratch = field(default_factory=Scratch)
     seconds: dict[str, float] = field(default_factory=dict)
+    buffers: dict[Any, Tensor] = field(default_factory=dict)
     _values: Tensor | None = None
 
     @contextmanager

@@ -15,8 +15,12 @@ __all__ = ["Budget", "choose_budget", "default_threads"]
 
 CPU_BLOCK = 1 << 19
 CUDA_BLOCK = 1 << 25
+WHOLE_TENSOR = 3 << 20
+"""A tensor of up to this many elements is one block where a method measures: one visit instead of several is worth
+more than the cache (a quarter of the time of ties)."""
 PROCESS_BYTES = 230_000_000
-"""Anonymous memory of the process itself: Python, torch, the plan. Measured by `make bench-merge`."""
+"""Anonymous memory of the process itself: Python, torch, kernels, the plan. Measured by `make bench-merge`."""
+DEFAULT_BYTES = 580_000_000
 _SELECTION_BYTES = 4 << 20
 
 
@@ -27,11 +31,13 @@ class Budget:
     Attributes:
         threads: worker threads.
         block_elements: elements of a block.
+        whole_elements: tensors of up to this many elements are one block.
         bytes: the most anonymous memory that the run needs, estimated from above.
     """
 
     threads: int
     block_elements: int
+    whole_elements: int
     bytes: int
 
 
@@ -41,47 +47,53 @@ def default_threads() -> int:
 
 
 def choose_budget(
-    tasks: Sequence[Task], method: Method, *, memory: int | None, threads: int | None, device: str = "cpu"
+    tasks: Sequence[Task],
+    method: Method,
+    *,
+    memory: int | None,
+    threads: int | None,
+    device: str = "cpu",
+    measures: bool = True,
 ) -> Budget:
-    """Choose blocks and threads.
+    """Choose blocks and threads: the first of these that fits, large blocks first, then fewer threads.
 
     Args:
         memory: the promise, in bytes; None: what full speed needs.
         threads: None: one for each core.
+        measures: the method visits a tensor more than once.
 
     Raises:
         ResourceError: not even the smallest blocks fit; the tensor and the amount are named.
     """
-    wanted = threads or default_threads()
     full = CPU_BLOCK if device == "cpu" else CUDA_BLOCK
-    sizes = [full] if memory is None else [full >> shift for shift in range((full // LEAF_ELEMENTS).bit_length())]
-    for count in [wanted] if memory is None else range(wanted, 0, -1):
-        for size in sizes:
-            needed = PROCESS_BYTES + count * _worker_bytes(tasks, method, size)
-            if memory is None or needed <= memory:
-                return Budget(count, size, needed)
-    largest = max(tasks, key=lambda task: _block_bytes(task, method, LEAF_ELEMENTS))
-    needed = PROCESS_BYTES + _worker_bytes(tasks, method, LEAF_ELEMENTS)
+    blocks = [full >> shift for shift in range((full // LEAF_ELEMENTS).bit_length())]
+    wholes = [WHOLE_TENSOR, WHOLE_TENSOR // 2, WHOLE_TENSOR // 3] if measures and device == "cpu" else []
+    choices = [(full, whole) for whole in wholes] + [(block, 0) for block in blocks]
+    budget = Budget(1, full, 0, 0)
+    for count in range(threads or default_threads(), 0, -1):
+        for block, whole in choices:
+            budget = Budget(count, block, whole, PROCESS_BYTES + count * _worker_bytes(tasks, method, block, whole))
+            if budget.bytes <= (memory or DEFAULT_BYTES) or (memory is None and not whole):
+                return budget
+    largest = max(tasks, key=lambda task: _block_bytes(task, method, LEAF_ELEMENTS, 0))
     raise ResourceError(
-        f"--memory {memory / 1e6:.0f} MB is too little: this merge needs {needed / 1e6:.0f} MB"
-        if memory is not None
-        else "too little memory",
+        f"--memory {(memory or 0) / 1e6:.0f} MB is too little: this merge needs {budget.bytes / 1e6:.0f} MB",
         where=f"tensor {largest.name!r} {largest.layout.shape}, from {len(largest.all_inputs)} models",
-        right=f"--memory {-(-needed // 10**6)}MB",
+        right=f"--memory {-(-budget.bytes // 10**6)}MB",
     )
 
 
-def _worker_bytes(tasks: Sequence[Task], method: Method, block: int) -> int:
-    return max((_block_bytes(task, method, block) for task in tasks), default=0)
+def _worker_bytes(tasks: Sequence[Task], method: Method, block: int, whole: int) -> int:
+    return max((_block_bytes(task, method, block, whole) for task in tasks), default=0)
 
 
-def _block_bytes(task: Task, method: Method, block: int) -> int:
-    """Bytes that one block needs: as read, in the compute dtype, and the method's temporaries."""
+def _block_bytes(task: Task, method: Method, block: int, whole: int) -> int:
+    """Bytes that one block needs: as read, in the compute dtype, a result for each model, and temporaries."""
     layout = task.layout
     elements = min(layout.numel, max(1, block // layout.leaf) * layout.leaf)
     if task.is_copy:
         return elements * 8
-    if method.unit is ROW and len(layout.shape) < 2:
+    if layout.numel <= whole or (method.unit is ROW and len(layout.shape) < 2):
         elements = layout.numel
     models = len(task.all_inputs)
-    return elements * (8 + 4 * models * 4 + 40) + models * _SELECTION_BYTES
+    return elements * (4 * (2 * models - 1) + 24) + models * _SELECTION_BYTES

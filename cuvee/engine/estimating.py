@@ -83,6 +83,7 @@ def _sampled_seconds_per_element(plan: Plan) -> float:
                 _Recording(),
                 threads=plan.budget.threads,
                 block_elements=plan.budget.block_elements,
+                whole_elements=plan.budget.whole_elements,
             )
         except MethodError:
             return 0.0

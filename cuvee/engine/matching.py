@@ -244,6 +244,10 @@ def _mismatch(matching: Matching, name: str, holders: Mapping[int, TensorSource]
     )
 
 
+def _tensors(count: int) -> str:
+    return f"{count} tensor" + "s" * (count != 1)
+
+
 def _report_missing(matching: Matching, matched: Matched, missing: Mapping[str, Sequence[int]]) -> None:
     """Say for each model which tensors it lacks, many names in one error."""
     labels = dict(matching.everyone)
@@ -256,7 +260,7 @@ def _report_missing(matching: Matching, matched: Matched, missing: Mapping[str, 
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         matched.errors.append(
             IncompatibleModels(
-                f"{model.label!r} lacks {len(names)} tensors that {', '.join(map(repr, have))} have: {shown}{more}",
+                f"{model.label!r} lacks {_tensors(len(names))} that {', '.join(map(repr, have))} have: {shown}{more}",
                 where=str(model.folder or (model.files[0].path if model.files else model.label)),
                 right="models of one architecture, or leave them out: exclude: "
                 + str([printable(name) for name in names[:3]]).replace("'", '"'),

@@ -107,10 +107,13 @@ def _is_wide(key: Key) -> bool:
 class _Rounds:
     """The shared state of the worker threads."""
 
-    def __init__(self, tasks: Sequence[Task], formula: Formula, handler: Handler, block_elements: int) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], formula: Formula, handler: Handler, block_elements: int, whole_elements: int
+    ) -> None:
         self.formula = formula
         self.handler = handler
         self.block_elements = block_elements
+        self.whole_elements = whole_elements
         self.tally = Tally()
         self.answers: dict[Key, Any] = {}
         self.states: dict[Key, Any] = {}
@@ -182,6 +185,7 @@ class _Rounds:
             task.place(start, stop), ChainMap(progress.answers, self.answers), ChainMap(progress.states, self.states)
         )
         call.memory = self.memory
+        call.buffers = worker.buffers
         try:
             observer = self.handler.observer(task) if progress.visit == 0 else None
             with worker.timed("compute"):  # what of it is reading is taken off at the end
@@ -251,6 +255,7 @@ def run_rounds(
     *,
     threads: int,
     block_elements: int,
+    whole_elements: int = 0,
     watch: Callable[[], None] | None = None,
 ) -> Tally:
     """Compute every task.
@@ -260,12 +265,13 @@ def run_rounds(
         handler: told what is read, delivered and finished.
         threads: number of worker threads; 1 works in the calling thread, where nobody watches.
         block_elements: about how many elements a block has.
+        whole_elements: tensors of up to this many elements are one block.
         watch: called about ten times a second in the calling thread.
 
     Raises:
         CuveeError: the first error of any worker; all of them have stopped.
     """
-    rounds = _Rounds(tasks, formula, handler, block_elements)
+    rounds = _Rounds(tasks, formula, handler, block_elements, whole_elements)
     before = torch.get_num_threads()
     try:
         if threads == 1 and watch is None:

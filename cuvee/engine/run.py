@@ -309,6 +309,7 @@ def _merge(
                 handler,
                 threads=plan.budget.threads,
                 block_elements=plan.budget.block_elements,
+                whole_elements=plan.budget.whole_elements,
                 watch=watch,
             )
         progress(Progress(plan.bytes_written, plan.bytes_written, "publishing", 1.0))

@@ -172,6 +172,7 @@ class Call:
         misses: measurements that this block has added to.
         path: the models being worked on, outermost first; the last one keys the random draws.
         memory: where costly intermediates are kept from visit to visit.
+        buffers: this thread's reused ones, for results that hold until the call's end.
     """
 
     place: Place
@@ -185,6 +186,7 @@ class Call:
     asked: dict[Any, int] = field(default_factory=dict)
     alone: bool = False
     memory: Memory | None = None
+    buffers: dict[Key, torch_types.Tensor] | None = None
 
     @contextmanager
     def model(self, k: int) -> Iterator[None]:
@@ -199,6 +201,16 @@ class Call:
     def model_index(self) -> int:
         """The model whose delta is being worked on."""
         return self.path[-1] if self.path else 0
+
+    def buffer(self, like: torch_types.Tensor) -> torch_types.Tensor:
+        """Return an uninitialised tensor like `like`, from memory that this thread has used before."""
+        key = (self.path, self.ordinal("buffer"))
+        held = None if self.buffers is None else self.buffers.get(key)
+        if held is None or held.numel() < like.numel() or held.dtype != like.dtype or held.device != like.device:
+            held = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+            if self.buffers is not None:
+                self.buffers[key] = held
+        return held[: like.numel()].view(like.shape)
 
     def ordinal(self, what: Any) -> int:
         """Return how often `what` was asked before on this path, and count this time."""
@@ -435,7 +447,7 @@ def each(
     """
     call = current(deltas[0])
     columns = [spread(value, len(deltas)) for value in per_model]
-    result = torch.empty_like(deltas)
+    result = call.buffer(deltas)
     pending = False
     with activated(call):
         for k, delta in enumerate(deltas):

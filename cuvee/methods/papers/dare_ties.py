@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuvee.methods.measuring import Scope, each
+from cuvee.methods.measuring import Scope, each, spread
 from cuvee.methods.pieces.drop import drop_at_random
 from cuvee.methods.pieces.rescale import Rescale
 from cuvee.methods.pieces.trim import keep_largest
@@ -50,5 +50,6 @@ def dare_ties(
         int8_mask: accepted for mergekit's recipes; no effect.
     """
     dropped = each(drop_at_random, deltas, density, rescale=rescale)
-    trimmed = each(keep_largest, dropped, ties_density, scope=trim_scope, inclusive=inclusive_threshold)
-    return sign_consensus(trimmed, weight, normalize=normalize, tie_sign=tie_sign, merge_func=merge_func)
+    if any(share < 1 for share in spread(ties_density, len(deltas))):
+        dropped = each(keep_largest, dropped, ties_density, scope=trim_scope, inclusive=inclusive_threshold)
+    return sign_consensus(dropped, weight, normalize=normalize, tie_sign=tie_sign, merge_func=merge_func)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cuvee.methods.measuring import current, measured
+from cuvee.methods.measuring import current, each, measured
 from cuvee.methods.pieces.trim import among_largest
 from cuvee.methods.pieces.vote import sum_models, weigh_consensus
 from cuvee.methods.reductions import Ranks, Sums
@@ -67,7 +67,7 @@ def _select(deltas: Tensor, share: float) -> Tensor:
     ranks = Ranks(ShareOfNonzero(share), of_nonzero=True, digits=digits_of(deltas.dtype))
     (ranked,) = measured(ranks, varied)
     chosen = among_largest(varied, ranked, current(varied).place)
-    return torch.stack([keep_where(chosen, delta) for delta in deltas])
+    return each(lambda delta: keep_where(chosen, delta), deltas)
 
 
 def variance(deltas: Tensor) -> Tensor:

@@ -144,11 +144,22 @@ def _compiled_mask(delta: Tensor, by_rank: Tensor) -> Tensor:
 
 @edit(role=Role.FILTER, paper=Paper("DARE", arxiv="2311.03099", year=2023))
 def dare(delta: Tensor, *, density: Fraction, rescale: Rescale = True) -> Tensor:
-    """Keep each entry of a task vector with probability `density`, at random."""
+    """Keep each entry of a task vector with probability `density`, at random.
+
+    Args:
+        density: probability with which an entry is kept.
+        rescale: "l1" (true): to the old Σ|x| of the tensor; "expected": divide by density; "none" (false).
+    """
     return drop_at_random(delta, density, rescale=rescale)
 
 
 @edit(role=Role.FILTER, paper=Paper("DELLA-Merging (MagPrune)", arxiv="2406.11617", year=2024))
 def magprune(delta: Tensor, *, density: Fraction, epsilon: Fraction = 0.15, rescale: Rescale = True) -> Tensor:
-    """Keep each entry of a task vector at random, the larger ones of a row more often."""
+    """Keep each entry of a task vector at random, the larger ones of a row more often.
+
+    Args:
+        density: mean probability with which an entry is kept.
+        epsilon: half the spread of that probability over a row.
+        rescale: "l1" (true): to the old Σ|x| of the tensor; "expected": divide by the probability; "none" (false).
+    """
     return drop_by_rank(delta, density, epsilon, rescale=rescale)

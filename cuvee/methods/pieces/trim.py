@@ -155,5 +155,10 @@ def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0
 
 @edit(role=Role.FILTER, paper=Paper("TIES-Merging", arxiv="2306.01708", year=2023))
 def trim(delta: Tensor, *, density: Fraction, scope: Scope = "tensor") -> Tensor:
-    """Keep the largest `density` share of each task vector."""
+    """Keep the largest `density` share of each task vector.
+
+    Args:
+        density: share kept.
+        scope: where the share is taken: in each tensor, layer, or the whole model.
+    """
     return keep_largest(delta, density, scope=scope)
