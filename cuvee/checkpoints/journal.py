@@ -21,7 +21,10 @@ class Journal:
     """A journal open for appending."""
 
     def __init__(self, path: Path) -> None:
+        """Open it, without the damaged lines at its end: what is appended to a torn line would be lost with it."""
+        _, size = _read_intact(path)
         self._fd = fs.open_append(path)
+        fs.truncate(self._fd, size)
 
     def append(self, record: dict[str, Any]) -> None:
         """Append one record."""
@@ -35,11 +38,18 @@ class Journal:
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """Return the records up to the first damaged line; none when there is no journal."""
+    records, _ = _read_intact(path)
+    return records
+
+
+def _read_intact(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the records up to the first damaged line, and the bytes that they take."""
     try:
         lines = fs.read_file(path).split(b"\n")[:-1]
     except FileNotFoundError:
-        return []
+        return [], 0
     records: list[dict[str, Any]] = []
+    size = 0
     for line in lines:
         checksum, _, text = line.partition(b" ")
         if checksum != _checksum(text):
@@ -48,7 +58,8 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         if not isinstance(record, dict):
             break
         records.append(record)
-    return records
+        size += len(line) + 1
+    return records, size
 
 
 def _checksum(text: bytes) -> bytes:

@@ -18,10 +18,10 @@ CUDA_BLOCK = 1 << 25
 WHOLE_TENSOR = 3 << 20
 """A tensor of up to this many elements is one block where a method measures: one visit instead of several is worth
 more than the cache (a quarter of the time of ties)."""
-PROCESS_BYTES = 230_000_000
+PROCESS_BYTES = 210_000_000
 """Anonymous memory of the process itself: Python, torch, kernels, the plan. Measured by `make bench-merge`."""
-DEFAULT_BYTES = 580_000_000
-_SELECTION_BYTES = 4 << 20
+DEFAULT_BYTES = 595_000_000
+_SELECTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -96,4 +96,4 @@ def _block_bytes(task: Task, method: Method, block: int, whole: int) -> int:
     if layout.numel <= whole or (method.unit is ROW and len(layout.shape) < 2):
         elements = layout.numel
     models = len(task.all_inputs)
-    return elements * (4 * (2 * models - 1) + 24) + models * _SELECTION_BYTES
+    return elements * (4 * (2 * models - 1) + 28) + models * _SELECTION_BYTES

@@ -127,10 +127,11 @@ class _Rounds:
         self.changed = threading.Condition()
 
     def _blocks(self, task: Task) -> list[tuple[int, int]]:
-        whole_row = self.formula.method.unit is ROW and len(task.layout.shape) < 2
-        if whole_row and not task.is_copy and task.layout.numel:
-            return [(0, task.layout.numel)]
-        return task.layout.blocks(self.block_elements)
+        layout = task.layout
+        whole_row = self.formula.method.unit is ROW and len(layout.shape) < 2
+        if not task.is_copy and layout.numel and (whole_row or layout.numel <= self.whole_elements):
+            return [(0, layout.numel)]
+        return layout.blocks(self.block_elements)
 
     def work(self) -> None:
         """Take blocks and compute them until there are none left, or until something fails."""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["keep_where", "sign_or_plus"]
 
+_CHUNK = 1 << 18
+
 
 def keep_where(mask: Tensor, values: Tensor) -> Tensor:
     """Return `torch.where(mask, values, 0)`.
@@ -22,8 +24,13 @@ def keep_where(mask: Tensor, values: Tensor) -> Tensor:
     if values.device.type != "cpu" or mask.shape != values.shape:
         return torch.where(mask, values, 0)
     whole = torch.int64 if values.dtype == torch.float64 else torch.int32
-    ones = mask.contiguous().view(torch.int8).to(whole).neg_()
-    return ones.bitwise_and_(values.contiguous().view(whole)).view(values.dtype)
+    bits = values.contiguous().view(whole).reshape(-1)
+    keep = mask.contiguous().view(torch.int8).reshape(-1)
+    result = torch.empty_like(bits)
+    for begin in range(0, len(bits), _CHUNK):  # in pieces that stay in the cache
+        piece = slice(begin, begin + _CHUNK)
+        torch.bitwise_and(keep[piece].to(whole).neg_(), bits[piece], out=result[piece])
+    return result.view(values.dtype).reshape(values.shape)
 
 
 def sign_or_plus(values: Tensor) -> Tensor:
