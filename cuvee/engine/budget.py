@@ -31,14 +31,14 @@ class Budget:
     Attributes:
         threads: worker threads.
         block_elements: elements of a block.
-        whole_elements: tensors of up to this many elements are one block.
         bytes: the most anonymous memory that the run needs, estimated from above.
+        whole_elements: tensors of up to this many elements are one block.
     """
 
     threads: int
     block_elements: int
-    whole_elements: int
     bytes: int
+    whole_elements: int = 0
 
 
 def default_threads() -> int:
@@ -69,10 +69,10 @@ def choose_budget(
     blocks = [full >> shift for shift in range((full // LEAF_ELEMENTS).bit_length())]
     wholes = [WHOLE_TENSOR, WHOLE_TENSOR // 2, WHOLE_TENSOR // 3] if measures and device == "cpu" else []
     choices = [(full, whole) for whole in wholes] + [(block, 0) for block in blocks]
-    budget = Budget(1, full, 0, 0)
+    budget = Budget(1, full, 0)
     for count in range(threads or default_threads(), 0, -1):
         for block, whole in choices:
-            budget = Budget(count, block, whole, PROCESS_BYTES + count * _worker_bytes(tasks, method, block, whole))
+            budget = Budget(count, block, PROCESS_BYTES + count * _worker_bytes(tasks, method, block, whole), whole)
             if budget.bytes <= (memory or DEFAULT_BYTES) or (memory is None and not whole):
                 return budget
     largest = max(tasks, key=lambda task: _block_bytes(task, method, LEAF_ELEMENTS, 0))

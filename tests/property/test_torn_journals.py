@@ -73,6 +73,18 @@ def test_garbage_after_a_journal_adds_nothing(entries, garbage):
         assert read_journal(path) == entries
 
 
+@settings(max_examples=60, deadline=None)
+@given(records, records, st.data())
+def test_what_is_appended_after_a_torn_line_is_read_back(entries, more, data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        content = written(path, entries)
+        cut = data.draw(st.integers(0, len(content)))
+        path.write_bytes(content[:cut])
+        written(path, more)
+        assert read_journal(path) == entries[: content[:cut].count(b"\n")] + more
+
+
 def test_every_byte_of_a_small_journal_matters(tmp_path):
     entries = [{"plan": "é"}, {"tensor": "w", "output": "00"}, {"tensor": "v"}]
     path = tmp_path / "journal"

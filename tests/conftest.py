@@ -1,0 +1,20 @@
+"""What all tests share: no network, and the helpers beside this file importable by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("models")
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty folder that is the current one, so that models have the same names in every test."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

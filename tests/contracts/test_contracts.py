@@ -1,0 +1,120 @@
+"""Every registered method keeps every law of the contract kit, and the kit catches those that do not."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from cuvee.methods import registry
+from cuvee.methods.registry import methods
+from cuvee.testing import LAWS, BrokenContract, Contract, check_method
+
+ALL = {"density": 1.0}
+NORMALIZED = {"normalize": True}
+
+# What a method promises beyond the laws of all: with which parameters equal models give that model, and the order of
+# models does not matter (None: it is no such method).
+CONTRACTS = [
+    Contract("linear"),
+    Contract("linear", {"weight": [1.0, 0.3, -0.2], "normalize": False}, equal_models=None, symmetric=None),
+    Contract("slerp", {"t": 0.3}, symmetric={"t": 0.5}),
+    Contract("nuslerp", {"weight": [1.0, 0.5]}, symmetric={"weight": 1.0}),
+    Contract("nuslerp", {"weight": 1.0, "nuslerp_flatten": False}),
+    Contract("nuslerp", {"weight": 1.0, "nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    Contract("multislerp", {"weight": 1.0}),
+    Contract("karcher"),
+    Contract("task_arithmetic", {"weight": 0.4}, equal_models=NORMALIZED),
+    Contract("ties", {"density": 0.5}, equal_models=ALL),
+    Contract("ties", {"density": 0.3, "rescale": True, "merge_func": "mean"}, equal_models=ALL),
+    Contract("ties", {"density": 0.4, "trim_scope": "layer", "merge_func": "max"}, equal_models=ALL),
+    Contract(
+        "ties",
+        {
+            "density": 0.2,
+            "trim_scope": "model",
+            "inclusive_threshold": True,
+            "tie_sign": "global_majority",
+            "merge_func": "mean",
+        },
+        equal_models=ALL,
+    ),
+    Contract("dare_linear", {"density": 0.5}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
+    Contract("dare_ties", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
+    Contract("dare_ties", {"density": 0.6, "ties_density": 0.5, "rescale": "expected"}, equal_models=None, symmetric=None),
+    Contract("della", {"density": 0.5}, equal_models=ALL, symmetric=ALL),
+    Contract("della", {"density": 0.5, "rescale": "expected"}, equal_models=ALL, symmetric=ALL),
+    Contract("della_linear", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
+    Contract("breadcrumbs", {"density": 0.7, "gamma": 0.1}, equal_models={**ALL, **NORMALIZED}),
+    Contract("breadcrumbs", {"keep_top": 0.5, "remove_top": 0.1}, equal_models=None),
+    Contract("breadcrumbs_ties", {"density": 0.7, "gamma": 0.1}, equal_models={**ALL, **NORMALIZED}),
+    Contract("sce"),
+    Contract("sce", {"select_topk": 0.3}, equal_models={"select_topk": 1.0}),
+    Contract("sce", {"select_topk": 0.3, "variant": "fuseai"}),
+    Contract("model_stock"),
+    Contract("model_stock", {"filter_wise": True}),
+    Contract("nearswap", {"t": 0.01}, equal_models={"t": 1e9}),
+    Contract("arcee_fusion", equal_models=None),  # takes over the outliers only
+    Contract("ram", equal_models={"epsilon": 0.0}),
+    Contract("ramplus_tl", equal_models={"epsilon": 0.0}),
+    Contract("passthrough"),
+    Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}),
+]
+
+
+def _label(contract: Contract) -> str:
+    said = ",".join(f"{name}={value}" for name, value in contract.parameters.items())
+    return f"{contract.method}({said})"
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("contract", CONTRACTS, ids=_label)
+def test_a_method_keeps_the_law(contract, law):
+    assert list(LAWS[law](contract)) == []
+
+
+def test_every_registered_method_is_under_contract():
+    assert {contract.method for contract in CONTRACTS} == set(methods())
+
+
+def test_one_line_checks_every_law():
+    check_method("task_arithmetic", equal_models={"normalize": True})
+
+
+@pytest.fixture
+def wrong_methods():
+    """Methods that each break a law, registered for one test."""
+    before = dict(registry._METHODS)
+    module = importlib.import_module("wrong_methods")
+    importlib.reload(module)
+    yield module
+    registry._METHODS.clear()
+    registry._METHODS.update(before)
+
+
+@pytest.mark.parametrize(
+    ("method", "laws"),
+    [
+        ("measures_by_value", {"blocks_and_threads_leave_no_trace"}),
+        ("looks_at_its_block", {"blocks_and_threads_leave_no_trace"}),
+        ("starts_at_each_block", {"blocks_and_threads_leave_no_trace"}),
+        ("draws_from_a_global_generator", {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes"}),
+        ("hashes_names", {"another_process_gives_the_same_bytes"}),
+        ("divides_by_norms", {"unchanged_models_give_the_base", "degenerate_models_give_finite_values"}),
+        ("needs_matrices", {"degenerate_models_give_finite_values"}),
+        ("forgets_a_model", {"the_order_of_models_does_not_matter"}),
+        ("sums_models", {"equal_models_give_that_model"}),
+        ("adds_a_constant", {"unchanged_models_give_the_base"}),
+        ("rounds_twice", {"float64_is_merged_in_float64"}),
+        ("counts_calls", {"the_order_of_tensors_does_not_matter"}),
+    ],
+)
+def test_the_kit_catches_a_method_that_breaks_a_law(wrong_methods, method, laws):
+    with pytest.raises(BrokenContract) as caught:
+        check_method(method)
+    missed = [law for law in laws if law not in str(caught.value)]
+    assert not missed, str(caught.value)
+
+
+def test_the_kit_passes_a_right_method_of_a_user(wrong_methods):
+    check_method("right")
