@@ -135,7 +135,9 @@ def bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def write_family(folder: Path, count: int = 3, *, names: Sequence[str] = ("math", "code", "chat"), **options: Any) -> None:
+def write_family(
+    folder: Path, count: int = 3, *, names: Sequence[str] = ("math", "code", "chat"), **options: Any
+) -> None:
     """Write a base and experts of a tiny Llama as folders `base`, `math`, `code`, `chat`."""
     config = options.pop("config", LLAMA)
     dtype = options.pop("dtype", torch.float32)

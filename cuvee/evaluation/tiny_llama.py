@@ -153,7 +153,7 @@ class _Attention(nn.Module):
 
     def _heads(self, values: Tensor) -> Tensor:
         """Return (batch, heads, length, head) of (batch, length, heads · head)."""
-        return values.unflatten(-1, (-1, self._head)).transpose(1, 2)
+        return values.view(*values.shape[:2], -1, self._head).transpose(1, 2)
 
 
 class _Mlp(nn.Module):

@@ -41,7 +41,9 @@ CONTRACTS = [
     ),
     Contract("dare_linear", {"density": 0.5}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
     Contract("dare_ties", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
-    Contract("dare_ties", {"density": 0.6, "ties_density": 0.5, "rescale": "expected"}, equal_models=None, symmetric=None),
+    Contract(
+        "dare_ties", {"density": 0.6, "ties_density": 0.5, "rescale": "expected"}, equal_models=None, symmetric=None
+    ),
     Contract("della", {"density": 0.5}, equal_models=ALL, symmetric=ALL),
     Contract("della", {"density": 0.5, "rescale": "expected"}, equal_models=ALL, symmetric=ALL),
     Contract("della_linear", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
@@ -98,7 +100,10 @@ def wrong_methods():
         ("measures_by_value", {"blocks_and_threads_leave_no_trace"}),
         ("looks_at_its_block", {"blocks_and_threads_leave_no_trace"}),
         ("starts_at_each_block", {"blocks_and_threads_leave_no_trace"}),
-        ("draws_from_a_global_generator", {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes"}),
+        (
+            "draws_from_a_global_generator",
+            {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes"},
+        ),
         ("hashes_names", {"another_process_gives_the_same_bytes"}),
         ("divides_by_norms", {"unchanged_models_give_the_base", "degenerate_models_give_finite_values"}),
         ("needs_matrices", {"degenerate_models_give_finite_values"}),

@@ -230,7 +230,9 @@ def dare_linear(x, c):
 
 
 def dare_ties(x, c):
-    trimmed = [trim_exact(value, d) for value, d in zip(dare(x, c), c.per_model("ties_density", len(x), 1.0), strict=True)]
+    trimmed = [
+        trim_exact(value, d) for value, d in zip(dare(x, c), c.per_model("ties_density", len(x), 1.0), strict=True)
+    ]
     return consensus(trimmed, c.per_model("weight", len(x), 1.0), normalize=c("normalize", False))
 
 
@@ -279,7 +281,9 @@ def band(x, c):
             n = value.size
             kept, top = int(density * n), int(gamma * n)
             top = min(top, n - kept)
-            result.append(rescaled(keep(value, by_magnitude(value)[top : top + kept]), value, c("rescale", False), density))
+            result.append(
+                rescaled(keep(value, by_magnitude(value)[top : top + kept]), value, c("rescale", False), density)
+            )
     return result
 
 
@@ -317,7 +321,9 @@ def sce(x, c):
     agree = [np.sign(value) == sign for value in x]
     total = weighted([np.where(a, v, F32(0)) for a, v in zip(agree, x, strict=True)], weights)
     divisor = weighted([a.astype(F32) for a in agree], weights)
-    return total / (np.where(divisor == 0, F32(1), divisor) if c("variant") == "fuseai" else np.maximum(divisor, F32(1e-6)))
+    return total / (
+        np.where(divisor == 0, F32(1), divisor) if c("variant") == "fuseai" else np.maximum(divisor, F32(1e-6))
+    )
 
 
 def model_stock(x, c):

@@ -39,7 +39,9 @@ def compiled_and_defined(compute):
 
 def assert_same_bits(one: torch.Tensor, other: torch.Tensor) -> None:
     assert one.shape == other.shape and one.dtype == other.dtype
-    np.testing.assert_array_equal(one.contiguous().view(torch.int32).numpy(), other.contiguous().view(torch.int32).numpy())
+    np.testing.assert_array_equal(
+        one.contiguous().view(torch.int32).numpy(), other.contiguous().view(torch.int32).numpy()
+    )
 
 
 numbers = st.one_of(

@@ -30,7 +30,19 @@ from cuvee.recipes import Recipe
 
 WRITES = ("pwrite", "append")
 # Being killed before one of these is being killed before the next call that changes something.
-LOOKS = "close exists fingerprint is_file is_folder listdir open_read pread_into read_file real_path free_bytes".split()
+LOOKS = [
+    "close",
+    "exists",
+    "fingerprint",
+    "is_file",
+    "is_folder",
+    "listdir",
+    "open_read",
+    "pread_into",
+    "read_file",
+    "real_path",
+    "free_bytes",
+]
 OLD = {"old.txt": b"an old model", "config.json": b"{}"}
 
 
@@ -193,9 +205,7 @@ def kill_at_random(*, old: bool) -> list[dict[str, Any]]:
     for _ in range(15):
         clean(old=old)
         delay = draws.uniform(0, took)
-        result, value = in_child(
-            lambda: merge("out", overwrite=old, threads=2).resumed, kill_after=delay
-        )
+        result, value = in_child(lambda: merge("out", overwrite=old, threads=2).resumed, kill_after=delay)
         point = f"after {delay * 1000:.0f} of {took * 1000:.0f} ms"
         findings.append({"point": point, "died": result, "value": value, **after_a_crash(files, old=old)})
     return findings

@@ -21,7 +21,12 @@ from cuvee.errors import CheckpointError, CuveeError, ResourceError
 from cuvee.recipes import Recipe
 
 SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "vocab_size": 16}
-SMALL |= {"model_type": "llama", "num_attention_heads": 2, "num_key_value_heads": 1, "architectures": ["LlamaForCausalLM"]}
+SMALL |= {
+    "model_type": "llama",
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "architectures": ["LlamaForCausalLM"],
+}
 
 
 @pytest.fixture
@@ -77,7 +82,8 @@ WORDS = {errno.ENOSPC: "no space left on the disk", errno.EIO: "Input/output err
 
 @pytest.mark.parametrize("code", WORDS, ids=errno.errorcode.get)
 @pytest.mark.parametrize(
-    "name", ["create", "fallocate", "truncate", "pwrite", "append", "fsync", "write_file", "open_append", "fsync_folder"]
+    "name",
+    ["create", "fallocate", "truncate", "pwrite", "append", "fsync", "write_file", "open_append", "fsync_folder"],
 )
 def test_any_write_that_fails_is_said_and_the_next_run_goes_on(name, code, place, monkeypatch):
     count = calls_of(name)
@@ -300,7 +306,9 @@ def test_a_whole_model_method_resumes_to_the_same_bytes(place, monkeypatch):
 
 def test_too_little_space_is_known_before_anything_is_written(place, monkeypatch):
     monkeypatch.setattr(fs, "free_bytes", lambda path: 1000)
-    with pytest.raises(ResourceError, match=r"no space left on the disk: the output needs .* GB, .* are free") as caught:
+    with pytest.raises(
+        ResourceError, match=r"no space left on the disk: the output needs .* GB, .* are free"
+    ) as caught:
         merge()
     assert caught.value.where == str(place)
     assert not staging() and not Path("out").exists()

@@ -41,7 +41,11 @@ def findings(folder: Path, scenario: str):
         capture_output=True,
         text=True,
         timeout=250,
-        env={**os.environ, "CUVEE_KERNELS": "0", "PYTHONPATH": os.pathsep.join([str(here.parents[1]), str(here.parent)])},
+        env={
+            **os.environ,
+            "CUVEE_KERNELS": "0",
+            "PYTHONPATH": os.pathsep.join([str(here.parents[1]), str(here.parent)]),
+        },
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -65,7 +69,12 @@ def test_a_kill_before_or_within_any_file_call_leaves_nothing_or_all_and_is_resu
     write_models(tmp_path, SHAPES)
     found = findings(tmp_path, "every call" + (", overwriting" if overwriting else ""))
     assert all(one["died"] == "killed" for one in found)
-    assert {one["point"].split()[-1] for one in found} >= {"pwrite", "append", "fsync", "rename" if not overwriting else "exchange"}
+    assert {one["point"].split()[-1] for one in found} >= {
+        "pwrite",
+        "append",
+        "fsync",
+        "rename" if not overwriting else "exchange",
+    }
     check(found, overwriting=overwriting)
 
 

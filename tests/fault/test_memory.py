@@ -71,7 +71,9 @@ linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Rs
 
 @linux_only
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "parameters"), [("linear", {}), ("ties", {"density": 0.4}), ("della", {"density": 0.5})])
+@pytest.mark.parametrize(
+    ("method", "parameters"), [("linear", {}), ("ties", {"density": 0.4}), ("della", {"density": 0.5})]
+)
 def test_1200_megabytes_are_merged_within_450(large, method, parameters):
     bound = measured(large, method, "bound", limit=PROMISE, options={"memory": PROMISE}, **parameters)
     assert bound["read"] >= (900_000_000 if method == "linear" else 1_200_000_000)

@@ -43,7 +43,10 @@ def test_official_ties_trims_the_model_and_follows_its_majority(merge_func, a, b
 
 
 def test_ties_gives_a_balanced_vote_plus_unless_asked_otherwise():
-    assert merge("ties", E1, E2, merge_func="mean", **{**OFFICIAL, "tie_sign": "plus"}) == {"a": [4, 3, 0], "b": [-6, -6]}
+    assert merge("ties", E1, E2, merge_func="mean", **{**OFFICIAL, "tie_sign": "plus"}) == {
+        "a": [4, 3, 0],
+        "b": [-6, -6],
+    }
 
 
 def test_a_whole_model_trim_can_empty_a_tensor_and_fill_another():
@@ -151,7 +154,10 @@ def test_dellas_row_is_one_output_channel_of_a_convolution():
 
 def test_official_breadcrumbs_works_by_rows_and_leaves_scalars_alone():
     delta = {
-        "matrix": [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -9.0, 10.0], [10.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 3.0, 2.0]],
+        "matrix": [
+            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -9.0, 10.0],
+            [10.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 3.0, 2.0],
+        ],
         "vector": [5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         "scalar": 7.0,
     }
@@ -295,7 +301,9 @@ def test_multislerp_has_the_mean_norm():
 
 def test_passthrough_copies_bits_and_scales_by_filter():
     values = {"a": torch.tensor([1.0, -0.0, 3.0]), "b": torch.tensor([2.0])}
-    assert flat(cuvee.merge_tensors("passthrough", [values])["a"].view(torch.int32)) == flat(values["a"].view(torch.int32))
+    assert flat(cuvee.merge_tensors("passthrough", [values])["a"].view(torch.int32)) == flat(
+        values["a"].view(torch.int32)
+    )
     scaled = cuvee.merge_tensors("passthrough", [values], scale=[[{"filter": "b", "value": 0.5}, {"value": 1.0}]])
     assert scaled["b"].tolist() == [1] and scaled["a"].tolist() == [1, 0, 3]
 

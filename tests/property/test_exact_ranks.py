@@ -17,8 +17,8 @@ from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.methods.measuring import current, each, measured
 from cuvee.methods.pieces.trim import KeepBand, KeepShare, among_largest, keep_band, keep_largest
 from cuvee.methods.reductions import Ranks
-from cuvee.methods.registry import WEIGHTS, Bound, Method, Paper, Unit
 from cuvee.methods.registry import NONE as NO_BASE
+from cuvee.methods.registry import WEIGHTS, Bound, Method, Paper, Unit
 from cuvee.tensors.dtypes import dtype_of_torch
 from cuvee.tensors.layout import Layout
 
@@ -106,7 +106,9 @@ def tensor(draw, dtype):
 @st.composite
 def models(draw):
     dtype = draw(dtypes)
-    names = draw(st.lists(st.sampled_from(["a", "b", "B", "é", "z.0", "z.10", "z.9"]), min_size=1, max_size=3, unique=True))
+    names = draw(
+        st.lists(st.sampled_from(["a", "b", "B", "é", "z.0", "z.10", "z.9"]), min_size=1, max_size=3, unique=True)
+    )
     return {name: draw(tensor(dtype)) for name in names}
 
 

@@ -25,7 +25,9 @@ from cuvee.tensors.layout import Layout
 
 WRITABLE = ["F64", "F32", "BF16", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 names = st.one_of(
-    st.sampled_from(["model.layers.0.w", "model.layers.10.w", "model.layers.9.w", "Z", "a", "é", "\U0001f347", 'quo"te']),
+    st.sampled_from(
+        ["model.layers.0.w", "model.layers.10.w", "model.layers.9.w", "Z", "a", "é", "\U0001f347", 'quo"te']
+    ),
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6),
 ).filter(lambda name: name != "__metadata__")
 shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
@@ -166,7 +168,9 @@ def test_the_metadata_says_format_pt(tmp_path):
 
 
 def test_a_file_written_out():
-    layout = lay_out({"b": (DTYPES["F32"], (2,)), "a": (DTYPES["F32"], ()), "c": (DTYPES["I64"], (1,))}, {"format": "pt"})
+    layout = lay_out(
+        {"b": (DTYPES["F32"], (2,)), "a": (DTYPES["F32"], ()), "c": (DTYPES["I64"], (1,))}, {"format": "pt"}
+    )
     text = (
         '{"__metadata__":{"format":"pt"},'
         '"c":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},'

@@ -1,0 +1,171 @@
+"""The demo, `make demo`: train a base and experts on real text, merge them by every recipe in examples/, score all.
+
+Models are trained once (a minute or two on two cores) and kept under `CUVEE_HOME`; `examples/models` leads to them, so
+that `cuvee merge examples/ties.yml out/` works afterwards. The table and the chart are left in `demo-results/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cuvee
+from cuvee.errors import CuveeError, ResourceError
+from cuvee.evaluation.chart import draw
+from cuvee.evaluation.domains import Corpus
+from cuvee.evaluation.model_folders import load_model
+from cuvee.evaluation.parallel import each_on_a_core
+from cuvee.evaluation.scoring import DEFINITION, Kind, Row, ScoreBoard, bits_per_byte
+from cuvee.evaluation.suite import BASE, Suite, build, cuvee_home, read_corpora
+from cuvee.evaluation.tables import as_json, as_markdown, as_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+__all__ = ["main"]
+
+EXAMPLES = Path(cuvee.__file__).parent.parent / "examples"
+RESULTS = Path("demo-results")
+
+
+def main() -> int:
+    """Run the demo and return the exit code: 0, 2 for an error that the user can mend, 130 when interrupted."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    try:
+        _demo(console)
+    except CuveeError as error:
+        console.print(str(error), style="red", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted: what was finished is kept, and the same command goes on from there")
+        return 130
+    return 0
+
+
+def _demo(console: Console) -> None:
+    recipes = _recipes()
+    results = RESULTS.absolute()
+    clock = _Clock()
+    with clock.stage("read"):
+        corpora = read_corpora()
+    with clock.stage("train"):
+        suite = _build(console, cuvee_home(), corpora)
+    with clock.stage("merge"):
+        merged = _merge_all(console, suite, recipes, results / "merged")
+    with clock.stage("score"):
+        board = _score_all(console, suite, merged)
+    with clock.stage("draw"):
+        draw(board, results)
+    (results / "table.md").write_text(as_markdown(board))
+    (results / "table.json").write_text(as_json(board, seconds=clock.seconds))
+    _show(console, board, clock, results)
+
+
+class _Clock:
+    """Wall time by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begin
+
+
+def _recipes() -> list[Path]:
+    recipes = sorted(EXAMPLES.glob("*.yml"))
+    if not recipes:
+        raise ResourceError(
+            "there are no recipes to merge by",
+            where=str(EXAMPLES),
+            right="run `make demo` in a clone of the repository",
+        )
+    return recipes
+
+
+def _build(console: Console, home: Path, corpora: Mapping[str, Corpus]) -> Suite:
+    """Train the models that are not there yet, with a bar for each."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    for corpus in corpora.values():
+        domain = corpus.domain
+        console.print(f"[bold]{domain.title}[/]: {domain.source}; {len(corpus.held_out_names)} held-out documents")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(model: str, done: int, steps: int, bits: float) -> None:
+            if model not in tasks:
+                tasks[model] = bars.add_task(f"train {model}", total=steps, note="")
+            if steps:
+                bars.update(tasks[model], completed=done, note=f"{bits:.2f} bits per byte")
+            else:
+                bars.update(tasks[model], completed=1, total=1, note="trained before")
+
+        return build(home, corpora, show)
+
+
+def _merge_all(console: Console, suite: Suite, recipes: Sequence[Path], out: Path) -> dict[str, Path]:
+    """Merge by each recipe and return the folders by the recipes' names."""
+    from rich.progress import track
+
+    _link(EXAMPLES / "models", suite.folder)
+    folders: dict[str, Path] = {}
+    # Recipes name models as one types them in the clone: examples/models/base.
+    with contextlib.chdir(EXAMPLES.parent):
+        for recipe in track(recipes, "merge", console=console):
+            folders[recipe.stem] = out / recipe.stem
+            cuvee.merge(recipe, out / recipe.stem, overwrite=True)
+    return folders
+
+
+def _link(link: Path, folder: Path) -> None:
+    """Make a link, or turn one that is there."""
+    if link.exists() and not link.is_symlink():
+        raise ResourceError(
+            "the demo links its models here, but something else is there", where=str(link), right=f"move {link} away"
+        )
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.absolute(), target_is_directory=True)
+
+
+def _score_all(console: Console, suite: Suite, merged: Mapping[str, Path]) -> ScoreBoard:
+    """Score every model on every domain's held-out text."""
+    models: list[tuple[str, Kind, Path]] = [(BASE, "base", suite.folder / BASE)]
+    models += [(name, "expert", suite.folder / name) for name in suite.experts]
+    models += [(name, "merge", folder) for name, folder in merged.items()]
+
+    def score(one: tuple[str, Kind, Path], check: Callable[[], None]) -> Row:
+        name, kind, folder = one
+        model = load_model(folder)
+        bits: dict[str, float] = {}
+        for domain, corpus in suite.corpora.items():
+            check()
+            bits[domain] = bits_per_byte(model, corpus.held_out)
+        return Row(name, kind, bits)
+
+    with console.status(f"score {len(models)} models"):
+        rows = each_on_a_core(score, models)
+    return ScoreBoard({name: corpus.domain.title for name, corpus in suite.corpora.items()}, rows)
+
+
+def _show(console: Console, board: ScoreBoard, clock: _Clock, results: Path) -> None:
+    console.print()
+    console.print(as_table(board))
+    console.print(DEFINITION, style="dim")
+    console.print(f"chart and table: {results}", soft_wrap=True)
+    console.print("; ".join(f"{stage} {seconds:.1f} s" for stage, seconds in clock.seconds.items()), style="dim")
+    console.print("next: cuvee merge examples/ties.yml out/", style="bold", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
