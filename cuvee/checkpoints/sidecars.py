@@ -50,7 +50,8 @@ class Sidecar:
 def find_sidecars(folder: Path) -> tuple[list[Sidecar], list[str]]:
     """Return the non-weight files of a model's folder and the names of those that are left behind.
 
-    The weights of sentence-transformers modules (`2_Dense/`) count as sidecars: they are not merged. Links that lead out of the folder are left behind, unless into the blobs of the hub's cache. Hidden files are skipped.
+    The weights of sentence-transformers modules (`2_Dense/`) count as sidecars: they are not merged. Links that lead out
+    of the folder are left behind, unless into the blobs of the hub's cache. Hidden files are skipped.
     """
     found: list[Sidecar] = []
     refused: list[str] = []

@@ -76,7 +76,7 @@ class Contract:
     def merge(self, given: Specimens, base: bool, /, *, block: int | None = None, **settings: Any) -> dict[str, Tensor]:
         """Merge in memory."""
         count = len(given.models)
-        parameters = {
+        parameters: dict[str, Any] = {
             name: value[:count] if isinstance(value, list) else value
             for name, value in {**self.parameters, **settings}.items()
         }
@@ -318,12 +318,14 @@ def blocks_and_threads_leave_no_trace(contract: Contract) -> Iterator[str]:
         yield from _different(
             contract.merge(given, base, block=1 << 16), whole, what=f"{_said(base)}blocks of one leaf: "
         )
-        for threads, block in ((1, 1 << 17), (4, 1 << 16), (4, 1 << 26)):
+        got = _streamed(contract, given, base)
+        yield from _different(got, whole, what=f"{_said(base)}as planned: ")
+        for threads, block in ((1, 1 << 17), (4, 1 << 16)):
             got = _streamed(contract, given, base, Budget(threads, block, 0))
             yield from _different(got, whole, what=f"{_said(base)}{threads} threads, blocks of {block}: ")
 
 
-def _streamed(contract: Contract, given: Specimens, base: bool, budget: Budget) -> dict[str, Tensor]:
+def _streamed(contract: Contract, given: Specimens, base: bool, budget: Budget | None = None) -> dict[str, Tensor]:
     recipe = Recipe(
         contract.method,
         models=given.models,
@@ -332,7 +334,8 @@ def _streamed(contract: Contract, given: Specimens, base: bool, budget: Budget) 
     )
     with tempfile.TemporaryDirectory(prefix="cuvee-testing-") as folder:
         out = Path(folder) / "out"
-        run(replace(plan(recipe), budget=budget), out)
+        planned = plan(recipe)
+        run(replace(planned, budget=budget or planned.budget), out)
         model = open_model(out)
         try:
             return {name: read_all(source) for name, source in model.tensors.items()}

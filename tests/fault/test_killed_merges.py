@@ -64,6 +64,7 @@ def check(found, *, overwriting: bool) -> None:
     assert any(one["resumed"] for one in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwriting", [False, True], ids=["", "overwriting"])
 def test_a_kill_before_or_within_any_file_call_leaves_nothing_or_all_and_is_resumed(tmp_path, overwriting):
     write_models(tmp_path, SHAPES)
