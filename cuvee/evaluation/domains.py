@@ -12,6 +12,7 @@ import importlib.util
 import re
 import sysconfig
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,5 +225,8 @@ def _unless_generated(source: bytes) -> bytes:
 def _docstrings(source: bytes) -> bytes:
     """Return the docstrings of a module, its classes and its functions."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    found = (ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, kinds))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # other people's escapes
+        tree = ast.parse(source)
+    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
     return _BETWEEN.join(text.encode() for text in found if text)

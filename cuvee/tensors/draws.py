@@ -51,8 +51,8 @@ def bernoulli(key: tuple[int, int], start: int, stop: int, probability: float | 
     if device.type != "cpu":
         words = philox_words(key, first, last, device)
         halves = torch.stack((words & _MASK32, (words >> 32) & _MASK32), dim=-1).reshape(-1)
-        limits = limits_of(torch.as_tensor(probability, device=device)).to(torch.int64)
-        return halves[start - 2 * first : stop - 2 * first] < limits
+        on_device = limits_of(torch.as_tensor(probability, device=device)).to(torch.int64)
+        return halves[start - 2 * first : stop - 2 * first] < on_device
     limits: Any = min(round(probability * 2**32), _MASK32) if isinstance(probability, float | int) else None
     happens = np.empty(stop - start, np.bool_)
     for begin in range(start, stop, _CHUNK):  # in pieces that stay in the cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,7 +75,8 @@ def row_ranks(delta: Tensor) -> Tensor:
     rows = delta.reshape(len(delta), -1) if len(current(delta).place.layout.shape) > 1 else delta.reshape(1, -1)
     if rows.device.type == "cpu" and rows.dtype == torch.float32:
         # Key and index in one word: NumPy's vectorised sort is far faster than any stable argsort.
-        packed = ordered_keys(rows, magnitude=True).astype(np.uint64) << np.uint64(32)
+        keys: Any = ordered_keys(rows, magnitude=True)
+        packed = keys.astype(np.uint64) << np.uint64(32)
         packed |= np.arange(rows.shape[-1], dtype=np.uint64)
         packed.sort(axis=-1)
         order = torch.from_numpy((packed & np.uint64(0xFFFFFFFF)).astype(np.int64))
