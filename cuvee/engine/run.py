@@ -31,7 +31,7 @@ from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, manifest_json, 
 from cuvee.engine.plan import Plan, plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, Tally, run_rounds
-from cuvee.errors import ResourceError
+from cuvee.errors import NonFinite, RecipeError, ResourceError
 from cuvee.recipes import Recipe
 from cuvee.tensors.digests import TensorDigest
 from cuvee.tensors.lazy_torch import torch
@@ -203,7 +203,11 @@ def run(
             if other != staging:
                 fs.remove_tree(other)
         check_space(plan, target, staging)
-        finished, resumed, tally = _merge(plan, staging, allow_nan, progress or (lambda _: None))
+        try:
+            finished, resumed, tally = _merge(plan, staging, allow_nan, progress or (lambda _: None))
+        except (NonFinite, RecipeError):
+            fs.remove_tree(staging)  # the same command would fail again: there is nothing to go on with
+            raise
         merged = time.perf_counter()
         manifest = build_manifest(plan, finished.outputs, finished.inputs, finished.non_finite)
         _write_beside(plan, staging, manifest)
