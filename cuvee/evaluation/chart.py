@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-_WINE, _STONE, _INK, _PALE = "#8c1c3f", "#b9b2a7", "#2b2b2b", "#f1eee9"
+_WINE, _STONE, _INK, _PALE, _SLATE, _WHITE = "#8c1c3f", "#b9b2a7", "#2b2b2b", "#f1eee9", "#6d7f8c", "#fbfaf8"
 _WORST_SHOWN, _BEST_SHOWN = -0.5, 1.0
 _WORD_SIZE, _NUMBER_SIZE = 10.5, 9.5
 
@@ -72,8 +72,8 @@ def _draw_cells(axis: Axes, board: ScoreBoard, rows: Sequence[Row]) -> None:
     """Draw bits per byte by domain, coloured by the share of that expert's gain."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("cuvée", [(0.0, "#6d7f8c"), (1 / 3, "#fbfaf8"), (1.0, _WINE)])
-    colours.set_bad(_PALE)
+    steps = [(0.0, _SLATE), (1 / 3, _WHITE), (1.0, _WINE)]  # worst shown, base, expert
+    colours = LinearSegmentedColormap.from_list("wine", steps).with_extremes(bad=_PALE)
     shares = [[board.recovered(row).get(domain, math.nan) for domain in board.titles] for row in rows]
     image = axis.imshow(shares, cmap=colours, vmin=_WORST_SHOWN, vmax=_BEST_SHOWN, aspect="auto")
     for place, row in enumerate(rows):

@@ -26,8 +26,8 @@ SHAPE = Shape()
 PASSAGES = 16
 # Half of what an expert reads is still English: it learns to tell its domain apart instead of drifting there whole.
 ENGLISH_PASSAGES = 8
-BASE_TRAINING = Training(steps=600, learning_rate=4e-3, muon_rate=0.02, seed=1)
-EXPERT_TRAINING = Training(steps=200, learning_rate=1e-3, seed=2)
+BASE_TRAINING = Training(steps=500, learning_rate=4e-3, muon_rate=0.02, seed=1)
+EXPERT_TRAINING = Training(steps=160, learning_rate=1e-3, seed=2)
 
 
 class Progress(Protocol):

@@ -6,9 +6,12 @@ import importlib
 
 import pytest
 
+from cuvee import merge_tensors
+from cuvee.errors import MethodError
 from cuvee.methods import registry
 from cuvee.methods.registry import methods
 from cuvee.testing import LAWS, BrokenContract, Contract, check_method
+from cuvee.testing.specimens import LARGE, specimens
 
 ALL = {"density": 1.0}
 NORMALIZED = {"normalize": True}
@@ -119,6 +122,13 @@ def test_the_kit_catches_a_method_that_breaks_a_law(wrong_methods, method, laws)
         check_method(method)
     missed = [law for law in laws if law not in str(caught.value)]
     assert not missed, str(caught.value)
+
+
+def test_the_engine_says_when_blocks_measure_different_things(wrong_methods):
+    given = specimens(2, LARGE)
+    with pytest.raises(MethodError, match="measured different things on different blocks of one tensor") as caught:
+        merge_tensors("measures_by_value", given.models[1:], given.base, block_elements=1 << 16)
+    assert "tensor 'model.layers." in caught.value.where
 
 
 def test_the_kit_passes_a_right_method_of_a_user(wrong_methods):

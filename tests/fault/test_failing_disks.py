@@ -240,7 +240,10 @@ def interrupt(monkeypatch, tensors: int) -> None:
 
 def test_an_interrupted_merge_is_resumed(place, monkeypatch):
     interrupt(monkeypatch, 4)
-    assert merge().resumed == 4
+    seen = []
+    assert merge(progress=seen.append).resumed == 4
+    assert [p.stage for p in seen][:4] == ["resuming"] * 4
+    assert [p.done for p in seen] == sorted(p.done for p in seen) and seen[-1].done == seen[-1].total
     assert_same_bytes(contents(Path("out")), contents(Path("reference")))
 
 
