@@ -1,7 +1,7 @@
 """The demo, `make demo`: train a base and experts on real text, merge them by every recipe in examples/, score all.
 
-Models are trained once (about a minute and a half on two cores) and kept under `CUVEE_HOME`; `examples/models` leads to them, so
-that `cuvee merge examples/ties.yml out/` works afterwards. The table and the chart are left in `demo-results/`.
+Models are trained once (about a minute and a half on two cores) and kept under `CUVEE_HOME`; `examples/models` leads to
+them, so that `cuvee merge examples/ties.yml out/` works afterwards. The table and the chart are left in `demo-results/`.
 """
 
 from __future__ import annotations
