@@ -24,6 +24,7 @@ from cuvee.engine.matching import BASE, Matched, Matching, match
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
 from cuvee.recipes import Prepared, Recipe, prepare
+from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DTYPES, DType, parse_dtype
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
@@ -262,7 +263,8 @@ def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
         seen.add(key)
         fake = _fake_task(task, (2, 1 << 16) if streams else (4, 4), generator)
         try:
-            took = run_rounds([fake], formula, Handler(), threads=1, block_elements=1)
+            with kernels.disabled():
+                took = run_rounds([fake], formula, Handler(), threads=1, block_elements=1)
         except MethodError as error:
             error.where = error.where.replace(fake.name, task.name) or f"tensor {task.name!r}"
             raise

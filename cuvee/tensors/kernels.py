@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,7 @@ __all__ = [
     "consensus_kernel",
     "count_digit",
     "count_digit_below",
+    "disabled",
     "magnitude_sum_kernel",
     "product_sums_kernel",
     "rank_drop_kernel",
@@ -32,10 +35,31 @@ __all__ = [
 _CHUNK = 512
 
 
+class _Here(threading.local):
+    off = False
+
+
+_here = _Here()
+
+
 @functools.cache
+def _installed() -> bool:
+    return os.environ.get("CUVEE_KERNELS", "1") != "0" and importlib.util.find_spec("numba") is not None
+
+
 def available() -> bool:
     """True when kernels can be compiled."""
-    return os.environ.get("CUVEE_KERNELS", "1") != "0" and importlib.util.find_spec("numba") is not None
+    return not _here.off and _installed()
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Leave them aside in this thread: on a few elements, importing numba would be all the time there is."""
+    before, _here.off = _here.off, True
+    try:
+        yield
+    finally:
+        _here.off = before
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
