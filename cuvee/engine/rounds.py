@@ -223,7 +223,8 @@ class _Rounds:
             return
         for key, (miss, accumulator) in progress.misses.items():
             wide = self.wide.setdefault(key, Wide(miss.reduction, miss.state))
-            wide.parts[progress.task.name] = (accumulator.folded(progress.task.name), accumulator.numel)
+            wide.add(progress.task.name, accumulator)
+        progress.misses = {}
         self.waiting.append(progress)
 
     def _answer(self, progress: _Progress, misses: dict[Key, tuple[Miss, Accumulator]]) -> None:

@@ -390,24 +390,33 @@ class Accumulator:
 
 @dataclass
 class Wide:
-    """A measurement over several tensors: their folds, joined in the order of their names."""
+    """A measurement over several tensors: their folds, joined in the order of their names.
+
+    Whole numbers have no order: they are added as they come, so that a thousand tensors keep one table of counts.
+    """
 
     reduction: Reduction
     state: Any
-    parts: dict[str, tuple[Any, int]] = field(default_factory=dict)
-    ZERO: ClassVar[int] = 0
+    numel: int = 0
+    _folds: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, tensor: str, accumulator: Accumulator) -> None:
+        """Add what was measured of one tensor."""
+        fold = accumulator.folded(tensor)
+        self.numel += accumulator.numel
+        if accumulator.fold == "count":
+            tensor, fold = "", self._folds[""] + fold if self._folds else fold
+        self._folds[tensor] = fold
 
     def finish(self) -> Done | Again:
         """Join the parts and ask the reduction what follows."""
-        ordered = [self.parts[name] for name in sorted(self.parts, key=lambda name: name.encode("utf-8"))]
-        numel = sum(count for _, count in ordered)
-        folds = [fold for fold, _ in ordered]
+        folds = [self._folds[name] for name in sorted(self._folds, key=lambda name: name.encode("utf-8"))]
         if self.reduction.fold(self.state) == "concat":
-            return self.reduction.next([entry for fold in folds for entry in fold], self.state, numel)
+            return self.reduction.next([entry for fold in folds for entry in fold], self.state, self.numel)
         total = folds[0]
         for fold in folds[1:]:
             total = total + fold
-        return self.reduction.next(total, self.state, numel)
+        return self.reduction.next(total, self.state, self.numel)
 
 
 def remembered(what: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
