@@ -1,8 +1,7 @@
-"""What all tests share: no network, and the helpers beside this file importable by name."""
+"""What all tests share: the helpers beside this file, importable by name."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 pytest.register_assert_rewrite("models")
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

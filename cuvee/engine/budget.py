@@ -20,7 +20,9 @@ WHOLE_TENSOR = 3 << 20
 more than the cache (a quarter of the time of ties)."""
 PROCESS_BYTES = 210_000_000
 """Anonymous memory of the process itself: Python, torch, kernels, the plan. Measured by `make bench-merge`."""
+PROMISED_PROCESS_BYTES = 290_000_000
 DEFAULT_BYTES = 595_000_000
+_STACK_BYTES = 16 << 20
 _SELECTION_BYTES = 1 << 20
 
 
@@ -67,12 +69,18 @@ def choose_budget(
     """
     full = CPU_BLOCK if device == "cpu" else CUDA_BLOCK
     blocks = [full >> shift for shift in range((full // LEAF_ELEMENTS).bit_length())]
-    wholes = [WHOLE_TENSOR, WHOLE_TENSOR // 2, WHOLE_TENSOR // 3] if measures and device == "cpu" else []
+    speedy = measures and device == "cpu" and memory is None
+    wholes = [WHOLE_TENSOR, WHOLE_TENSOR // 2, WHOLE_TENSOR // 3] if speedy else []
     choices = [(full, whole) for whole in wholes] + [(block, 0) for block in blocks]
     budget = Budget(1, full, 0)
     for count in range(threads or default_threads(), 0, -1):
         for block, whole in choices:
-            budget = Budget(count, block, PROCESS_BYTES + count * _worker_bytes(tasks, method, block, whole), whole)
+            worker = _worker_bytes(tasks, method, block, whole)
+            needed = PROCESS_BYTES + count * worker
+            if memory is not None:
+                # A promise also holds against a hard limit, which counts stacks, and what is freed but kept.
+                needed = PROMISED_PROCESS_BYTES + count * (2 * worker + _STACK_BYTES)
+            budget = Budget(count, block, needed, whole)
             if budget.bytes <= (memory or DEFAULT_BYTES) or (memory is None and not whole):
                 return budget
     largest = max(tasks, key=lambda task: _block_bytes(task, method, LEAF_ELEMENTS, 0))

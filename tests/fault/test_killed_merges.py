@@ -53,7 +53,7 @@ def findings(folder: Path, scenario: str):
 
 
 def check(found, *, overwriting: bool) -> None:
-    assert len(found) > 10
+    assert found
     for one in found:
         assert one["found"] in (("old", "new") if overwriting else ("nothing", "new")), one
         assert one["again"] in ("done", "already there"), one
@@ -61,7 +61,6 @@ def check(found, *, overwriting: bool) -> None:
         assert one["left"] == [], one
         if one["again"] == "done" and one["found"] != "new":
             assert one["resumed"] == one["promised"], one
-    assert any(one["resumed"] for one in found)
 
 
 @pytest.mark.slow
@@ -77,6 +76,7 @@ def test_a_kill_before_or_within_any_file_call_leaves_nothing_or_all_and_is_resu
         "rename" if not overwriting else "exchange",
     }
     check(found, overwriting=overwriting)
+    assert len(found) > 50 and any(one["resumed"] for one in found)
 
 
 @pytest.mark.parametrize("overwriting", [False, True], ids=["", "overwriting"])
@@ -84,10 +84,8 @@ def test_a_kill_at_a_random_time_leaves_nothing_or_all_and_is_resumed(tmp_path, 
     write_models(tmp_path, LARGE)
     found = findings(tmp_path, "random" + (", overwriting" if overwriting else ""))
     assert any(one["died"] == "killed" for one in found)
-    for one in found:
-        if one["died"] == "done":
-            assert one["found"] == "new"
-    check([one for one in found if one["died"] == "killed"] * 15, overwriting=overwriting)
+    assert all(one["found"] == "new" for one in found if one["died"] == "done")
+    check([one for one in found if one["died"] == "killed"], overwriting=overwriting)
 
 
 def test_a_merge_killed_over_and_over_loses_nothing_and_comes_to_an_end(tmp_path):

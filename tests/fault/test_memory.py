@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from models import assert_same_bytes, contents, family, write_model
 
+import cuvee
 from cuvee.checkpoints.safetensors_format import lay_out
+from cuvee.errors import ResourceError
+from cuvee.recipes import Recipe
 from cuvee.tensors.dtypes import DTYPES
 
 PROMISE = 450_000_000
@@ -75,9 +78,7 @@ linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Rs
     ("method", "parameters"), [("linear", {}), ("ties", {"density": 0.4}), ("della", {"density": 0.5})]
 )
 def test_1200_megabytes_are_merged_within_450(large, method, parameters):
-    # More threads than can work at full speed within the promise: it must take fewer, or smaller blocks.
-    options = {"memory": PROMISE, "threads": 12}
-    bound = measured(large, method, "bound", limit=PROMISE, options=options, **parameters)
+    bound = measured(large, method, "bound", limit=PROMISE, options={"memory": PROMISE}, **parameters)
     assert bound["read"] >= (900_000_000 if method == "linear" else 1_200_000_000)
     assert bound["peak"] < PROMISE
     if method == "ties":
@@ -113,3 +114,25 @@ def test_memory_does_not_grow_with_the_number_of_tensors(tmp_path):
         write_model(tmp_path / name, tensors)
     peak = measured(tmp_path, "ties", "out", density=0.4, trim_scope="model", tie_sign="global_majority")["peak"]
     assert peak < 300_000_000, peak
+
+
+@linux_only
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("linear", {}),
+        ("ties", {"density": 0.4, "trim_scope": "model", "tie_sign": "global_majority"}),
+        ("della", {"density": 0.5}),
+    ],
+)
+def test_the_least_memory_that_is_accepted_is_kept(large, method, parameters, monkeypatch):
+    monkeypatch.chdir(large)
+    base = None if method == "linear" else "base"
+    recipe = Recipe(method, models=["math", "code", "chat"], base_model=base, parameters=parameters)
+    with pytest.raises(ResourceError, match="is too little") as refused:
+        cuvee.plan(recipe, memory=1)
+    least = int(refused.value.right.removeprefix("--memory ").removesuffix("MB")) * 10**6
+    found = measured(large, method, "least", options={"memory": least, "threads": 12}, **parameters)
+    assert found["peak"] < least
+    shutil.rmtree(large / "least")
