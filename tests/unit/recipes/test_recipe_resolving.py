@@ -129,7 +129,7 @@ def test_models_may_be_tensors() -> None:
     assert prepared.base is base
 
 
-GOLDEN = Path("/work/shared/golden/mergekit_yaml/ties_density_weight_gradients/case.json")
+GOLDEN = Path(__file__).parents[4] / "shared/golden/mergekit_yaml/ties_density_weight_gradients/case.json"
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the golden cases are not here")
