@@ -102,7 +102,7 @@ def _print_report(out: str, planned: Plan, report: Report, clock: Clock) -> None
             )
         ),
     )
-    print_left_out(console, planned.matched.left_out, planned.matched.dropped)
+    print_left_out(console, planned.left_out, planned.dropped)
     if report.non_finite:
         total = sum(report.non_finite.values())
         said = (
@@ -159,8 +159,8 @@ def _as_object(planned: Plan, report: Report, clock: Clock) -> dict[str, Any]:
         "bytes_written": report.bytes_written,
         "resumed": report.resumed,
         "warnings": report.warnings,
-        "left_out": planned.matched.left_out,
-        "dropped": planned.matched.dropped,
+        "left_out": planned.left_out,
+        "dropped": planned.dropped,
         "non_finite": report.non_finite,
         "bottleneck": report.bottleneck,
         "visits": report.tally.visits,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cuvee.engine.blocks import Task
     from cuvee.engine.estimating import Estimate
-    from cuvee.engine.plan import Plan
+    from cuvee.engine.plan import MergePlan
     from cuvee.methods.registry import Parameter
 
 __all__ = ["plan"]
@@ -49,7 +49,7 @@ def plan(recipe: str, /, *, json: AsJson = False, options: PlanOptions = PlanOpt
         _print_plan(screen(), planned, guess)
 
 
-def _print_plan(console: Console, planned: Plan, guess: Estimate) -> None:
+def _print_plan(console: Console, planned: MergePlan, guess: Estimate) -> None:
     from rich.text import Text
 
     method = planned.prepared.method
@@ -60,11 +60,11 @@ def _print_plan(console: Console, planned: Plan, guess: Estimate) -> None:
     _print_parameters(console, planned)
     _print_tensors(console, planned)
     show(console, "", heading("What it takes"), rows(_needs(planned, guess)))
-    print_left_out(console, planned.matched.left_out, planned.matched.dropped)
+    print_left_out(console, planned.left_out, planned.dropped)
     print_warnings(console, planned.warnings)
 
 
-def _remarks(planned: Plan) -> list[str]:
+def _remarks(planned: MergePlan) -> list[str]:
     """Return what the recipe means beside formula and parameters: whose task vectors, edits, dtypes."""
     from cuvee.recipes import explain
 
@@ -77,7 +77,7 @@ def _remarks(planned: Plan) -> list[str]:
     return [line for line in lines if not line.startswith("differs: ")]
 
 
-def _print_parameters(console: Console, planned: Plan) -> None:
+def _print_parameters(console: Console, planned: MergePlan) -> None:
     resolver = planned.prepared.resolver
     parameters = planned.prepared.method.parameters.values()
     given = [p for p in parameters if any(resolver.chains[p.name])]
@@ -111,7 +111,7 @@ def _written(chain: Sequence[Any], parameter: Parameter) -> str:
     return "; ".join([*words, "else must be given" if parameter.required else f"else {in_yaml(parameter.default)}"])
 
 
-def _print_tensors(console: Console, planned: Plan) -> None:
+def _print_tensors(console: Console, planned: MergePlan) -> None:
     """Print some tensors with their values, when these differ between tensors."""
     groups = _groups(planned)
     names = _varying(groups)
@@ -128,7 +128,7 @@ def _print_tensors(console: Console, planned: Plan) -> None:
         show(console, prose(f"and {more} more sets of values", "dim"))
 
 
-def _groups(planned: Plan) -> list[list[Task]]:
+def _groups(planned: MergePlan) -> list[list[Task]]:
     """Return the merged tensors by equal arguments, from the first layer to the last."""
     groups: dict[str, list[Task]] = {}
     for task in planned.tasks:
@@ -151,7 +151,7 @@ def _resolved(value: Any) -> str:
     return ", ".join(map(in_yaml, value)) if isinstance(value, list | tuple) else in_yaml(value)
 
 
-def _needs(planned: Plan, guess: Estimate) -> list[tuple[str, str]]:
+def _needs(planned: MergePlan, guess: Estimate) -> list[tuple[str, str]]:
     tally, budget = planned.tally, planned.budget
     merged = sum(not task.is_copy for task in planned.tasks)
     files = ", ".join(safe(shard.file) for shard in planned.shards[:1]) + (", …" if len(planned.shards) > 1 else "")
@@ -173,7 +173,7 @@ def _needs(planned: Plan, guess: Estimate) -> list[tuple[str, str]]:
     ]
 
 
-def _as_object(planned: Plan, guess: Estimate) -> dict[str, Any]:
+def _as_object(planned: MergePlan, guess: Estimate) -> dict[str, Any]:
     from cuvee.recipes import explain
 
     tasks = planned.tasks
@@ -199,7 +199,7 @@ def _as_object(planned: Plan, guess: Estimate) -> dict[str, Any]:
         "shards": [{"file": s.file, "bytes": s.layout.size, "tensors": len(s.tensors)} for s in planned.shards],
         "sidecars": [sidecar.name for sidecar in planned.sidecars],
         "estimate": {**vars(guess), "seconds": guess.seconds},
-        "left_out": planned.matched.left_out,
-        "dropped": planned.matched.dropped,
+        "left_out": planned.left_out,
+        "dropped": planned.dropped,
         "warnings": planned.warnings,
     }

@@ -16,7 +16,7 @@ from cuvee.cli.options import Compat, Device, Memory, Offline, Seed, ShardSize, 
 from cuvee.cli.screen import screen
 
 if TYPE_CHECKING:
-    from cuvee.engine.plan import Plan
+    from cuvee.engine.plan import MergePlan
     from cuvee.recipes import Recipe
 
 __all__ = ["PlanOptions", "load_engine", "make_plan", "read_recipe", "said_meanwhile"]
@@ -104,7 +104,7 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def make_plan(recipe: Recipe, options: PlanOptions, clock: Clock, *, quiet: bool = False) -> Plan:
+def make_plan(recipe: Recipe, options: PlanOptions, clock: Clock, *, quiet: bool = False) -> MergePlan:
     """Plan a merge.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,10 +26,20 @@ ENGINE_PARAMETERS = ("scaling", "embed_mismatch")
 
 @dataclass(frozen=True)
 class Input:
-    """One model's tensor as an input: which model, and the values."""
+    """One model's tensor as an input.
+
+    Attributes:
+        model: which model's.
+        source: the values.
+        name: in that model, where it is not the output's.
+        change: what a copy does to it, elementwise: given flat float values and the place of the first, returns them
+            changed. It must not depend on where blocks begin and end.
+    """
 
     model: int
     source: TensorSource
+    name: str = ""
+    change: Callable[[Tensor, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,9 +50,9 @@ class Task:
         name: in the output.
         layout: its shape and cut.
         dtype: in the output.
-        inputs: the models' tensors in the method's order; one when it is copied.
+        inputs: the models' tensors in the method's order; when it is copied, what is laid end to end, mostly one.
         base: the base's, where the method works on task vectors.
-        arguments: the method's parameters for this tensor; None: the one input is copied.
+        arguments: the method's parameters for this tensor; None: the inputs are copied.
         layer, layers, role: see `Place`.
     """
 
@@ -57,8 +68,23 @@ class Task:
 
     @property
     def is_copy(self) -> bool:
-        """True when the values come out as they went in."""
+        """True when the values come out as they went in, end to end where there are several inputs."""
         return self.arguments is None
+
+    @property
+    def is_plain_copy(self) -> bool:
+        """True when one input comes out as it went in, dtype apart."""
+        return self.is_copy and len(self.inputs) == 1 and self.inputs[0].change is None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all inputs, once."""
+        return sum(math.prod(one.source.shape) * one.source.dtype.itemsize for one in self.all_inputs)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the output."""
+        return self.layout.numel * self.dtype.itemsize
 
     @property
     def all_inputs(self) -> tuple[Input, ...]:
@@ -121,8 +147,8 @@ class Observer(Protocol):
     def read(self, number: int, start: int, raw: Tensor) -> None:
         """Input `number` was read: flat values as stored, from `start` on."""
 
-    def loaded(self, start: int, values: Tensor) -> None:
-        """All inputs are in the compute dtype: (inputs, elements)."""
+    def loaded(self, start: int, values: Tensor, first: int = 0) -> None:
+        """Inputs from number `first` on are there, a merge's in the compute dtype: (inputs, elements)."""
 
 
 def compute_block(task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None = None) -> Tensor:
@@ -142,13 +168,41 @@ def compute_block(task: Task, formula: Formula, call: Call, worker: Worker, obse
 
 
 def _read_copy(task: Task, start: int, stop: int, worker: Worker, observer: Observer | None) -> Tensor:
-    (only,) = task.inputs
+    """Return a block of the inputs laid end to end."""
+    joined: Tensor | None = None
+    offset = 0
+    for number, one in enumerate(task.inputs):
+        numel = math.prod(one.source.shape)
+        first, last = max(start - offset, 0), min(stop - offset, numel)
+        if first < last:
+            values = _read_part(number, one, first, last, worker, observer)
+            if last - first == stop - start:
+                return values
+            if joined is None:
+                size = (stop - start) * task.dtype.itemsize
+                joined = worker.scratch.take("joined", size).view(torch_dtype(task.dtype))
+            at = offset + first - start
+            joined[at : at + last - first].copy_(values)
+        offset += numel
+    assert joined is not None, "a block holds elements"
+    return joined
+
+
+def _read_part(number: int, one: Input, first: int, last: int, worker: Worker, observer: Observer | None) -> Tensor:
+    """Return the elements `[first, last)` of one input of a copy."""
+    layout = Layout(one.source.shape)
+    # A leaf of the input may lie across the block's ends: it is digested with the block that it begins in.
+    whole, end = (min(-(-place // layout.leaf) * layout.leaf, layout.numel) for place in (first, last))
     with worker.timed("read"):
-        raw = only.source.read(start, stop, worker.scratch, "copy")
+        raw = one.source.read(first, end, worker.scratch, "copy")
+    if observer and whole < end:
+        observer.read(number, whole, raw[whole - first :])
+    values = raw[: last - first]
     if observer:
-        observer.read(0, start, raw)
-        observer.loaded(start, raw.reshape(1, -1))
-    return raw
+        observer.loaded(first, values.reshape(1, -1), number)
+    if one.change is None:
+        return values
+    return one.change(values if values.dtype == torch.float64 else values.float(), first)
 
 
 def _load(

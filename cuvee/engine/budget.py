@@ -100,7 +100,7 @@ def _block_bytes(task: Task, method: Method, block: int, whole: int) -> int:
     layout = task.layout
     elements = min(layout.numel, max(1, block // layout.leaf) * layout.leaf)
     if task.is_copy:
-        return elements * 8
+        return elements * (8 if task.is_plain_copy else 28)
     if layout.numel <= whole or (method.unit is ROW and len(layout.shape) < 2):
         elements = layout.numel
     models = len(task.all_inputs)

@@ -59,7 +59,7 @@ def _sampled_read_rate(plan: Plan) -> float:
     """Return the bytes per second at which the first bytes of the largest tensor are read."""
     task = max(plan.tasks, key=lambda task: task.layout.numel)
     source = task.all_inputs[0].source
-    stop = min(task.layout.numel, _SAMPLE_BYTES // max(1, source.dtype.itemsize))
+    stop = min(math.prod(source.shape), _SAMPLE_BYTES // max(1, source.dtype.itemsize))
     begin = time.perf_counter()
     source.read(0, stop, Scratch(), "sample")
     seconds = max(time.perf_counter() - begin, 1e-9)

@@ -14,7 +14,7 @@ from typing import Any
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.engine.matching import BASE
-from cuvee.engine.plan import PROFILE, Plan, describe_recipe
+from cuvee.engine.plan import PROFILE, Plan
 from cuvee.errors import CheckpointError, printable
 from cuvee.tensors.digests import model_digest
 
@@ -41,8 +41,8 @@ def build_manifest(
         "cuvee": __version__,
         "plan": plan.plan_id,
         "profile": PROFILE,
-        "recipe": describe_recipe(plan.recipe),
-        "recipe_text": plan.recipe.text,
+        "recipe": plan.asked.recipe,
+        "recipe_text": plan.asked.text,
         "inputs": [_input(plan, number, inputs.get(number, {})) for number in plan.models],
         "output": {
             "digest": model_digest(outputs),
@@ -56,8 +56,8 @@ def build_manifest(
                 for task in sorted(plan.tasks, key=lambda task: task.name.encode("utf-8"))
             },
         },
-        "left_out": dict(sorted(plan.matched.left_out.items())),
-        "dropped": dict(sorted(plan.matched.dropped.items())),
+        "left_out": dict(sorted(plan.left_out.items())),
+        "dropped": dict(sorted(plan.dropped.items())),
         "non_finite": dict(sorted(non_finite.items())),
         "warnings": list(plan.warnings),
     }
@@ -69,7 +69,7 @@ def _input(plan: Plan, number: int, digests: Mapping[str, str]) -> dict[str, Any
     unread = sorted(set(model.tensors) - set(digests))
     content: dict[str, Any] = {
         "model": model.label,
-        "role": "base" if number == BASE else f"model {number}",
+        "role": plan.roles.get(number) or ("base" if number == BASE else f"model {number}"),
         "digest": model_digest(digests),
         "tensors": dict(sorted(digests.items())),
     }
@@ -125,9 +125,8 @@ def model_card(plan: Plan) -> bytes:
     listed = "\n".join(
         f"- `{name}`{' (base)' if n == BASE else ''}" for n, name in zip(plan.models, names, strict=True)
     )
-    recipe = plan.recipe.text or json.dumps(describe_recipe(plan.recipe), indent=2, ensure_ascii=False)
-    left_out = "\n".join(f"- `{printable(name)}`: {reason}" for name, reason in sorted(plan.matched.left_out.items()))
-    method = plan.prepared.method
+    recipe = plan.asked.text or json.dumps(plan.asked.recipe, indent=2, ensure_ascii=False)
+    left_out = "\n".join(f"- `{printable(name)}`: {reason}" for name, reason in sorted(plan.left_out.items()))
     text = f"""---
 library_name: transformers
 tags:
@@ -138,7 +137,7 @@ base_model:
 ---
 # A merge by Cuvée
 
-Made of {len(set(names))} models by **{method.name}** ({method.paper}) with cuvee {__version__}.
+Made of {len(set(names))} models by {plan.asked.by} with cuvee {__version__}.
 
 {listed}
 

@@ -25,14 +25,24 @@ from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
 from cuvee.recipes import Prepared, Recipe, prepare
 from cuvee.tensors import kernels
-from cuvee.tensors.dtypes import DTYPES, DType, parse_dtype
+from cuvee.tensors.dtypes import DTYPES, parse_dtype
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["DEFAULT_SHARD_SIZE", "Plan", "describe_recipe", "model_from_values", "plan"]
+__all__ = [
+    "DEFAULT_SHARD_SIZE",
+    "Asked",
+    "MergePlan",
+    "Plan",
+    "describe_recipe",
+    "kinship",
+    "model_from_values",
+    "open_models",
+    "plan",
+]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 PROFILE = "portable-1"
@@ -40,14 +50,28 @@ _TRIALS = 64
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What the user asked for, for the record: it goes into the manifest and onto the model card.
+
+    Attributes:
+        recipe: as plain values.
+        text: as written, empty where it was not.
+        by: what makes the output, in Markdown: "**ties** (arXiv 2306.01708)".
+    """
+
+    recipe: Mapping[str, Any]
+    text: str
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What will be done; `cuvee.run` does it.
 
     Attributes:
-        recipe: what was asked.
-        prepared: what that means: method, models, edits.
+        asked: what the user asked for.
         models: the open inputs, the base under -1.
-        matched: tasks, what is left out, warnings.
+        tasks: one for each output tensor.
         formula: the computation.
         shards: the output's files.
         config: the output's config.json, None where the models have none.
@@ -57,13 +81,15 @@ class Plan:
         bytes_written: of weights.
         tally: visits of a tensor and rounds over the model, by a trial on a few elements.
         plan_id: equal for equal outputs of equal inputs' headers.
+        left_out: name -> why a tensor was not merged and whose it is.
+        dropped: name -> why a tensor is not in the output.
+        roles: what a model is called in the manifest, where it is neither the base nor a method's.
         warnings: for the user.
     """
 
-    recipe: Recipe
-    prepared: Prepared
+    asked: Asked
     models: Mapping[int, Model]
-    matched: Matched
+    tasks: Sequence[Task]
     formula: Formula
     shards: Sequence[Shard]
     config: Mapping[str, Any] | None
@@ -73,12 +99,10 @@ class Plan:
     bytes_written: int
     tally: Tally
     plan_id: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[int, str] = field(default_factory=dict)
     warnings: Sequence[str] = field(default=())
-
-    @property
-    def tasks(self) -> Sequence[Task]:
-        """One for each output tensor."""
-        return self.matched.tasks
 
     @property
     def labels(self) -> dict[int, str]:
@@ -91,6 +115,19 @@ class Plan:
         return self.tally.rounds > 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergePlan(Plan):
+    """The plan of a recipe.
+
+    Attributes:
+        recipe: what was asked.
+        prepared: what that means: method, models, edits.
+    """
+
+    recipe: Recipe
+    prepared: Prepared
+
+
 def plan(
     recipe: Recipe | str | PathLike[str],
     *,
@@ -100,7 +137,7 @@ def plan(
     device: str = "cpu",
     offline: bool = False,
     token: str | None = None,
-) -> Plan:
+) -> MergePlan:
     """Plan a merge: open the models' headers, match their tensors, lay out the output.
 
     Args:
@@ -133,18 +170,20 @@ def plan(
     warnings = [*prepared.warnings, *matched.warnings]
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
     warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes]
-    warnings += _kinship(matched.tasks, {n: m.label for n, m in models.items()})
+    warnings += kinship(matched.tasks, {n: m.label for n, m in models.items()})
     config = _config(reference, matched)
-    return Plan(
-        recipe,
-        prepared,
-        models,
-        matched,
-        formula,
-        shards,
-        config,
-        sidecars,
-        choose_budget(
+    method = prepared.method
+    return MergePlan(
+        asked=Asked(describe_recipe(recipe), recipe.text, f"**{method.name}** ({method.paper})"),
+        recipe=recipe,
+        prepared=prepared,
+        models=models,
+        tasks=matched.tasks,
+        formula=formula,
+        shards=shards,
+        config=config,
+        sidecars=sidecars,
+        budget=choose_budget(
             matched.tasks,
             prepared.method,
             memory=memory,
@@ -152,22 +191,29 @@ def plan(
             device=device,
             measures=tally.visits > 1,
         ),
-        sum(_bytes(one.source.dtype, task.layout) for task in matched.tasks for one in task.all_inputs),
-        sum(_bytes(task.dtype, task.layout) for task in matched.tasks),
-        tally,
-        _plan_id(recipe, prepared, matched, formula, shards, config, sidecars),
-        tuple(dict.fromkeys(warnings)),
+        bytes_read=sum(task.bytes_read for task in matched.tasks),
+        bytes_written=sum(task.bytes_written for task in matched.tasks),
+        tally=tally,
+        plan_id=_plan_id(recipe, prepared, matched, formula, shards, config, sidecars),
+        left_out=matched.left_out,
+        dropped=matched.dropped,
+        warnings=tuple(dict.fromkeys(warnings)),
     )
-
-
-def _bytes(dtype: DType, layout: Layout) -> int:
-    return layout.numel * dtype.itemsize
 
 
 def _open_models(prepared: Prepared, *, offline: bool, token: str | None) -> dict[int, Model]:
     wanted = {number: one.model for number, one in enumerate(prepared.experts)}
     if prepared.base is not None:
         wanted[BASE] = prepared.base
+    return open_models(wanted, offline=offline, token=token)
+
+
+def open_models(wanted: Mapping[int, Any], *, offline: bool, token: str | None) -> dict[int, Model]:
+    """Open models under numbers; one that is named twice is opened once.
+
+    Raises:
+        Problems: of all models that cannot be opened; or the one error.
+    """
     fs.allow_many_files()
     opened: dict[str, Model] = {}
     models: dict[int, Model] = {}
@@ -280,7 +326,7 @@ def _fake_task(task: Task, shape: tuple[int, ...], generator: torch.Generator) -
     return dataclasses.replace(task, layout=Layout(shape), inputs=tuple(fake() for _ in task.inputs), base=base)
 
 
-def _kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
+def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
     """Look at the first leaf of some large matrices, and say which experts do not descend from the base."""
     sampled = sorted((t for t in tasks if t.base and len(t.layout.shape) > 1), key=lambda t: (-t.layout.numel, t.name))[
         :8

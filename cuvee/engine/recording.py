@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from cuvee.engine.blocks import Task
 from cuvee.errors import NonFinite
 from cuvee.tensors.digests import TensorDigest
+from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class TaskRecord:
 
     def __post_init__(self) -> None:
         inputs = self.task.all_inputs
-        self.inputs = [TensorDigest(one.source.dtype, self.task.layout) for one in inputs]
+        self.inputs = [TensorDigest(one.source.dtype, Layout(one.source.shape)) for one in inputs]
         self.output = TensorDigest(self.task.dtype, self.task.layout)
         self.non_finite = [0] * (len(inputs) + 1)
         self._lock = threading.Lock()
@@ -46,9 +48,9 @@ class TaskRecord:
         """Digest an input's block."""
         self.inputs[number].add(start, raw.cpu())
 
-    def loaded(self, start: int, values: Tensor) -> None:
+    def loaded(self, start: int, values: Tensor, first: int = 0) -> None:
         """Count what is not finite in the inputs' blocks."""
-        for number, row in enumerate(values):
+        for number, row in enumerate(values, first):
             self._count(number, count_non_finite(row))
 
     def _count(self, number: int, found: int) -> None:
@@ -67,8 +69,8 @@ class TaskRecord:
         for one, found in zip(self.task.all_inputs, self.non_finite, strict=False):
             if found:
                 raise NonFinite(
-                    f"tensor {self.task.name!r} of {self.labels[one.model]!r} holds {found} values that are NaN or "
-                    f"infinite, of {self.task.layout.numel}",
+                    f"tensor {one.name or self.task.name!r} of {self.labels[one.model]!r} holds {found} values that are "
+                    f"NaN or infinite, of {math.prod(one.source.shape)}",
                     where=one.source.place[0],
                     right="mend or fetch the model again, or --allow-nan to merge it as it is",
                 )

@@ -106,8 +106,8 @@ class _Finished:
 
     def add(self, record: Mapping[str, Any]) -> None:
         self.outputs[record["tensor"]] = record["output"]
-        for number, digest in record["inputs"]:
-            self.inputs.setdefault(number, {})[record["tensor"]] = digest
+        for number, name, digest in record["inputs"]:
+            self.inputs.setdefault(number, {})[name] = digest
         if record["non_finite"]:
             self.non_finite[record["tensor"]] = record["non_finite"]
 
@@ -155,7 +155,8 @@ class _Writing(Handler):
             "tensor": task.name,
             "output": record.output.hexdigest(),
             "inputs": [
-                [one.model, digest.hexdigest()] for one, digest in zip(task.all_inputs, record.inputs, strict=True)
+                [one.model, one.name or task.name, digest.hexdigest()]
+                for one, digest in zip(task.all_inputs, record.inputs, strict=True)
             ],
             "non_finite": record.non_finite[-1],
         }
