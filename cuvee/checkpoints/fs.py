@@ -1,7 +1,8 @@
 """Every file call on a model, a manifest or a journal: the one seam for fault tests and other file systems.
 
 Calls loop over short reads and writes. Errors stay `OSError` here; the callers, who know what the file is, turn them
-into Cuvée's own.
+into Cuvée's own. Each step on the disk is one call of `os`, so that a test can put a stand-in in its place that fails,
+dies or forgets at any of them (`tests/fault/disk.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import fcntl
 import os
 import resource
-import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 
 __all__ = [
     "Fingerprint",
+    "allocated_bytes",
     "allow_many_files",
     "append",
     "close",
@@ -28,11 +30,15 @@ __all__ = [
     "fallocate",
     "fdatasync",
     "fingerprint",
+    "forget",
     "free_bytes",
     "fsync",
     "fsync_folder",
     "is_file",
     "is_folder",
+    "is_link",
+    "is_own_file",
+    "is_own_folder",
     "listdir",
     "lock",
     "mkdir",
@@ -63,23 +69,66 @@ class Fingerprint:
 
 def fingerprint(path: Path, fd: int | None = None) -> Fingerprint:
     """Return the fingerprint of `path`, or of the open file `fd` under that name."""
-    stat = os.fstat(fd) if fd is not None else os.stat(path)
-    return Fingerprint(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    found = os.fstat(fd) if fd is not None else os.stat(path)
+    return Fingerprint(str(path), found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES)
+
+
+def _look(path: Path, *, follow: bool) -> os.stat_result | None:
+    """Return what the disk says of a name; None where nothing can be reached by it. A failing disk is no answer."""
+    try:
+        return os.stat(path, follow_symlinks=follow)
+    except ValueError:  # a name that holds NUL
+        return None
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise
 
 
 def exists(path: Path) -> bool:
     """True when something, even a dangling link, has this name."""
-    return os.path.lexists(path)
+    return _look(path, follow=False) is not None
 
 
 def is_file(path: Path) -> bool:
-    """True for a regular file, or a link to one; false for what cannot be looked at, and for pipes and devices."""
-    return os.path.isfile(path)
+    """True for a regular file, or a link to one; false for pipes and devices, and for what cannot be reached."""
+    found = _look(path, follow=True)
+    return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_folder(path: Path) -> bool:
     """True for a folder, or a link to one."""
-    return os.path.isdir(path)
+    found = _look(path, follow=True)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_link(path: Path) -> bool:
+    """True for a symbolic link."""
+    found = _look(path, follow=False)
+    return found is not None and stat.S_ISLNK(found.st_mode)
+
+
+def is_own_file(path: Path) -> bool:
+    """True for a regular file of this user that has no other name: what is written into it changes nothing else."""
+    found = _look(path, follow=False)
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return False
+    return found.st_uid == os.geteuid() and found.st_nlink == 1
+
+
+def is_own_folder(path: Path) -> bool:
+    """True for a folder of this user, no link to one."""
+    found = _look(path, follow=False)
+    return found is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def allocated_bytes(path: Path) -> int:
+    """Return the bytes that a file takes on the disk, 0 where there is none."""
+    found = _look(path, follow=False)
+    return found.st_blocks * 512 if found is not None else 0
 
 
 def real_path(path: Path) -> Path:
@@ -94,8 +143,8 @@ def allow_many_files() -> None:
 
 
 def open_read(path: Path) -> int:
-    """Open for reading; returns a file descriptor."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Open for reading, without waiting for the other end of a pipe; returns a file descriptor."""
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def create(path: Path) -> int:
@@ -104,13 +153,13 @@ def create(path: Path) -> int:
 
 
 def reopen(path: Path) -> int:
-    """Open an existing file for reading and writing, without truncating it."""
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    """Open an existing file, no link to one, for reading and writing, without truncating it."""
+    return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def open_append(path: Path) -> int:
-    """Open a file for appending, creating it where it is missing."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    """Open a file, no link to one, for appending, creating it where it is missing."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def close(fd: int) -> None:
@@ -134,14 +183,21 @@ def pwrite(fd: int, data: memoryview | bytes, offset: int) -> None:
     view = memoryview(data)
     done = 0
     while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)
+        done += _taken(os.pwrite(fd, view[done:], offset + done))
 
 
 def append(fd: int, data: bytes) -> None:
     """Append all of `data`."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[_taken(os.write(fd, view)) :]
+
+
+def _taken(count: int) -> int:
+    """Refuse to ask for ever a disk that takes nothing."""
+    if count == 0:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return count
 
 
 def fallocate(fd: int, size: int) -> None:
@@ -167,6 +223,11 @@ def fsync(fd: int) -> None:
 def fdatasync(fd: int) -> None:
     """Start and await the write-back of what was written so far."""
     os.fdatasync(fd)
+
+
+def forget(fd: int) -> None:
+    """Drop what memory holds of an open file, where it is durable: what is read next is read from the disk."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fsync_folder(path: Path) -> None:
@@ -206,8 +267,15 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def mkdir(path: Path) -> None:
-    """Make one folder, with its parents."""
-    os.makedirs(path, exist_ok=True)
+    """Make one folder, with its parents; fine when it is there already."""
+    try:
+        os.mkdir(path)
+    except FileNotFoundError:
+        mkdir(path.parent)
+        mkdir(path)
+    except FileExistsError:
+        if not is_folder(path):
+            raise
 
 
 def listdir(path: Path) -> list[str]:
@@ -240,21 +308,47 @@ def exchange(one: Path, other: Path) -> None:
 
 def unlink(path: Path) -> None:
     """Remove a file; fine when it is gone already."""
-    path.unlink(missing_ok=True)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it, without following links; fine when it is gone already."""
-    if os.path.islink(path) or path.is_file():
+    found = _look(path, follow=False)
+    if found is None or not stat.S_ISDIR(found.st_mode):
         unlink(path)
-    elif path.exists():
-        shutil.rmtree(path)
+        return
+    fd = os.open(path, _FOLDER)
+    try:
+        _empty(fd)
+    finally:
+        os.close(fd)
+    os.rmdir(path)
+
+
+def _empty(folder: int) -> None:
+    """Remove all in an open folder. By descriptors: a folder that becomes a link meanwhile leads nowhere."""
+    for name in sorted(os.listdir(folder)):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=folder)
+            continue
+        fd = os.open(name, _FOLDER, dir_fd=folder)
+        try:
+            _empty(fd)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=folder)
 
 
 def free_bytes(path: Path) -> int:
     """Return the bytes that this user can still write on the file system of `path`."""
-    stat = os.statvfs(path)
-    return stat.f_bavail * stat.f_frsize
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
 
 
 @contextmanager
@@ -265,11 +359,12 @@ def lock(path: Path) -> Iterator[None]:
         BlockingIOError: another process holds it.
     """
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before us removed the file after we had opened it: what we locked has no name any more.
-            if exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+            named = _look(path, follow=False)
+            if named is not None and named.st_ino == os.fstat(fd).st_ino:
                 yield
                 return
         finally:

@@ -31,6 +31,10 @@ class Journal:
         text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode("utf-8")
         fs.append(self._fd, _checksum(text) + b" " + text + b"\n")
 
+    def sync(self) -> None:
+        """Make durable what was appended so far."""
+        fs.fdatasync(self._fd)
+
     def close(self) -> None:
         """Close the file."""
         fs.close(self._fd)

@@ -50,7 +50,14 @@ def open_model(
     """
     text = os.fsdecode(os.fspath(reference))
     opener = _Opener(text, offline, token, may_be_remote=isinstance(reference, str))
-    return opener.open(text, revision)
+    try:
+        return opener.open(text, revision)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read the model: {error.strerror or error}",
+            where=str(error.filename or text),
+            right="check the disk and the permissions",
+        ) from None
 
 
 @dataclass(frozen=True)

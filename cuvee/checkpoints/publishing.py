@@ -1,13 +1,16 @@
 """Publishing: a model is written beside its place, under a hidden name, and appears by one rename when all is there.
 
 out/                        the published model, or nothing
-.out.cuvee-1a2b3c4d5e6f/    a run on its way, named by its plan; journal.jsonl tells what is finished
+.out.cuvee-1a2b3c4d5e6f/    a run on its way, named by its plan
+    model/                  what will be out/
+    journal.jsonl           which tensors are finished; kept until the model has its name, so that no failure loses work
 .out.cuvee.lock             held while a run writes to out/
 """
 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,22 +18,46 @@ from pathlib import Path
 from cuvee.checkpoints import fs
 from cuvee.errors import ResourceError
 
-__all__ = ["JOURNAL_NAME", "check_target", "leftovers", "locked", "os_errors", "publish", "staging_folder"]
+__all__ = [
+    "JOURNAL_NAME",
+    "MODEL_NAME",
+    "STAGING",
+    "check_target",
+    "in_words",
+    "leftovers",
+    "lock_file",
+    "locked",
+    "os_errors",
+    "publish",
+    "staging_folder",
+]
 
 JOURNAL_NAME = "journal.jsonl"
+MODEL_NAME = "model"
+STAGING = re.compile(r"\.(?P<out>.+)\.cuvee-(?P<plan>[0-9a-f]{12})", re.DOTALL)
 
 
 def staging_folder(out: Path, plan_id: str) -> Path:
-    """Return the folder in which the run of a plan is written."""
+    """Return the folder of the run of a plan, in which the model is written.
+
+    Args:
+        out: the folder to publish.
+        plan_id: hexadecimal; the first twelve digits count.
+    """
     return out.parent / f".{out.name}.cuvee-{plan_id[:12]}"
+
+
+def lock_file(out: Path) -> Path:
+    """Return the file that is locked while a run writes to `out`."""
+    return out.parent / f".{out.name}.cuvee.lock"
 
 
 def leftovers(out: Path) -> list[Path]:
     """Return the staging folders that runs towards `out` have left."""
-    if not out.parent.is_dir():
+    if not fs.is_folder(out.parent):
         return []
-    prefix = f".{out.name}.cuvee-"
-    return [out.parent / name for name in fs.listdir(out.parent) if name.startswith(prefix)]
+    matches = map(STAGING.fullmatch, fs.listdir(out.parent))
+    return [out.parent / match[0] for match in matches if match and match["out"] == out.name]
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
@@ -41,7 +68,7 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     """
     if not fs.exists(out):
         return
-    if out.is_symlink() or not out.is_dir():
+    if fs.is_link(out) or not fs.is_folder(out):
         raise ResourceError("the output is not a folder", where=str(out), right="name a folder that does not exist yet")
     if fs.listdir(out) and not overwrite:
         raise ResourceError(
@@ -59,8 +86,8 @@ def locked(out: Path) -> Iterator[None]:
         ResourceError: another process is writing to it.
     """
     with os_errors(out.parent):
-        fs.mkdir(out.parent)
-    path = out.parent / f".{out.name}.cuvee.lock"
+        _make_durable(out.parent)
+    path = lock_file(out)
     try:
         with fs.lock(path):
             try:
@@ -73,29 +100,60 @@ def locked(out: Path) -> Iterator[None]:
         ) from None
 
 
-def publish(staging: Path, out: Path) -> None:
-    """Give the finished folder its name, in one step; an old model is removed only after that.
+def _make_durable(folder: Path) -> None:
+    """Make a folder with its parents, so that none of those that are new is forgotten."""
+    missing = [parent for parent in (folder, *folder.parents) if not fs.exists(parent)]
+    fs.mkdir(folder)
+    for made in missing:
+        fs.fsync_folder(made.parent)
+
+
+def publish(staging: Path, out: Path) -> list[str]:
+    """Give the finished model in `staging` its name, in one step; an old one is removed only after that.
+
+    Returns:
+        What could not be cleaned up, a sentence each: the model is published all the same.
 
     Raises:
-        ResourceError: the file system cannot swap two folders in one step.
+        ResourceError: the file system cannot swap two folders in one step, or the disk failed at the last.
     """
-    fs.fsync_folder(staging)
+    model = staging / MODEL_NAME
+    _sync_folders(model)
     if fs.exists(out) and fs.listdir(out):
         try:
-            fs.exchange(staging, out)
+            fs.exchange(model, out)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
                 raise
             raise ResourceError(
                 "this file system cannot replace a folder in one step",
                 where=str(out),
-                right=f"name a new folder, or remove {out} first; the finished model waits in {staging}",
+                right=f"name a new folder, or remove {out} first; the finished model waits in {model}",
             ) from None
-        fs.fsync_folder(out.parent)
-        fs.remove_tree(staging)
     else:
-        fs.rename(staging, out)
-    fs.fsync_folder(out.parent)
+        fs.rename(model, out)
+    try:
+        fs.fsync_folder(out.parent)
+    except OSError as error:
+        raise ResourceError(
+            f"the model has its name, but the disk did not confirm it: {error.strerror}",
+            where=str(out),
+            right="check the disk, then the model: cuvee verify " + str(out),
+        ) from None
+    try:
+        fs.remove_tree(staging)
+    except OSError as error:
+        return [f"{staging} could not be removed: {error.strerror}; nothing in it is needed any more"]
+    return []
+
+
+def _sync_folders(folder: Path) -> None:
+    """Make the names in a folder durable, and those in all folders below it."""
+    for name in fs.listdir(folder):
+        path = folder / name
+        if fs.is_folder(path) and not fs.is_link(path):
+            _sync_folders(path)
+    fs.fsync_folder(folder)
 
 
 _WORDS = {
@@ -121,9 +179,17 @@ def os_errors(place: Path) -> Iterator[None]:
     except BlockingIOError:
         raise
     except OSError as error:
-        found = _WORDS.get(error.errno or 0, error.strerror or str(error))
-        raise ResourceError(
-            found,
-            where=str(error.filename or place),
-            right="free space or another folder; running the same command again goes on where this run stopped",
-        ) from None
+        raise in_words(error, place) from None
+
+
+def in_words(error: OSError, place: Path) -> ResourceError:
+    """Return what the user is told of an error of the operating system.
+
+    Args:
+        place: where it happened, if the error does not say.
+    """
+    return ResourceError(
+        _WORDS.get(error.errno or 0, error.strerror or str(error)),
+        where=str(error.filename or place),
+        right="free space or another folder; running the same command again goes on where this run stopped",
+    )

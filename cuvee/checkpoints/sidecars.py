@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.checkpoints import fs
+from cuvee.checkpoints.folders import list_names
+from cuvee.checkpoints.sources import ModelFile
+from cuvee.errors import CheckpointError
 from cuvee.tensors.dtypes import DType
 
 __all__ = ["Sidecar", "copy_sidecars", "find_sidecars", "merged_config"]
@@ -31,6 +34,7 @@ _WEIGHTS = {
 }
 _OURS = {"config.json", "README.md", "cuvee.json"}
 _CHUNK = 1 << 20
+MAX_DEPTH = 32
 _MODULE = re.compile(r"\d+_[A-Za-z]+/")  # sentence-transformers: a module with weights of its own, such as 2_Dense
 
 
@@ -52,6 +56,9 @@ def find_sidecars(folder: Path) -> tuple[list[Sidecar], list[str]]:
 
     The weights of sentence-transformers modules (`2_Dense/`) count as sidecars: they are not merged. Links that lead out
     of the folder are left behind, unless into the blobs of the hub's cache. Hidden files are skipped.
+
+    Raises:
+        CheckpointError: a folder cannot be listed, or is hidden too deep.
     """
     found: list[Sidecar] = []
     refused: list[str] = []
@@ -59,9 +66,9 @@ def find_sidecars(folder: Path) -> tuple[list[Sidecar], list[str]]:
         name = path.relative_to(folder).as_posix()
         if name in _OURS or (_holds_weights(path) and not _MODULE.match(name)):
             continue
-        if path.is_symlink() and not _is_inside(path, folder):
+        if fs.is_link(path) and not _is_inside(path, folder):
             refused.append(name)
-        elif path.is_file():
+        elif fs.is_file(path):
             found.append(Sidecar(name, path))
     return found, refused
 
@@ -70,45 +77,55 @@ def _holds_weights(path: Path) -> bool:
     return path.suffix.lower() in _WEIGHTS or path.name.endswith(".index.json")
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for name in fs.listdir(folder):
+def _files(folder: Path, depth: int = 0) -> Iterator[Path]:
+    if depth > MAX_DEPTH:
+        raise CheckpointError(
+            f"folders lie in each other more than {MAX_DEPTH} deep", where=str(folder), right="move them elsewhere"
+        )
+    for name in list_names(folder):
         if name.startswith("."):
             continue
         path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            yield from _files(path)
+        if fs.is_folder(path) and not fs.is_link(path):
+            yield from _files(path, depth + 1)
         else:
             yield path
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    target = path.resolve()
-    allowed = [folder.resolve()]
+    target = fs.real_path(path)
+    allowed = [fs.real_path(folder)]
     if folder.parent.name == "snapshots":
-        allowed.append((folder.parent.parent / "blobs").resolve())
+        allowed.append(fs.real_path(folder.parent.parent / "blobs"))
     return any(target.is_relative_to(place) for place in allowed)
 
 
 def copy_sidecars(sidecars: list[Sidecar], target: Path) -> None:
-    """Copy the files, bytes for bytes, and make them durable."""
+    """Copy the files, bytes for bytes, into a folder that holds none of them, and make them durable.
+
+    Raises:
+        CheckpointError: one cannot be read, or changes meanwhile.
+        OSError: the target cannot be written.
+    """
     for sidecar in sidecars:
         path = target / sidecar.name
         fs.mkdir(path.parent)
-        fs.unlink(path)
         _copy(sidecar.path, path)
 
 
 def _copy(source: Path, target: Path) -> None:
-    reading, writing = fs.open_read(source), fs.create(target)
+    reading = ModelFile.open(source)
+    writing = fs.create(target)
     try:
         buffer = memoryview(bytearray(_CHUNK))
-        offset = 0
-        while count := fs.pread_into(reading, buffer, offset):
-            fs.pwrite(writing, buffer[:count], offset)
-            offset += count
+        for offset in range(0, reading.opened.size, _CHUNK):
+            piece = buffer[: min(_CHUNK, reading.opened.size - offset)]
+            reading.read_into(piece, offset, "the file")
+            fs.pwrite(writing, piece, offset)
+        reading.check_unchanged()
         fs.fsync(writing)
     finally:
-        fs.close(reading)
+        reading.close()
         fs.close(writing)
 
 

@@ -6,6 +6,7 @@ adapted or a dequantised one wraps others. The engine knows nothing but this.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,15 +87,18 @@ class ModelFile:
         """Open a file for reading.
 
         Raises:
-            CheckpointError: it is missing or cannot be read.
+            CheckpointError: it is missing, cannot be read, or is a pipe or a device.
         """
         try:
             fd = fs.open_read(path)
+            file = cls(path, fd, fs.fingerprint(path, fd))
+            if not fs.is_file(path):
+                raise OSError(errno.EINVAL, "it is no regular file")
+            return file
         except OSError as error:
             raise CheckpointError(
                 f"cannot open the file: {error.strerror}", where=str(path), right="check the path and its permissions"
             ) from None
-        return cls(path, fd, fs.fingerprint(path, fd))
 
     def read_into(self, buffer: memoryview, offset: int, what: str) -> None:
         """Fill `buffer` from `offset`; `what` names the thing read, for the error."""

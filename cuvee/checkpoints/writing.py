@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,12 +94,17 @@ def index_json(shards: Iterable[Shard]) -> bytes:
 
 
 class ShardWriter:
-    """The open shards of one output."""
+    """The open shards of one output.
+
+    A sync that fails is final: the system may have dropped what it could not write, and say so only once. The file is
+    removed then, so that no later run takes what memory still holds of it for what is on the disk.
+    """
 
     def __init__(self, folder: Path, shards: Iterable[Shard], *, keep: bool) -> None:
         """Create the files, reserve their space and write their headers; with `keep`, reopen those that are there."""
-        self._fds: dict[str, int] = {}
+        self._fds: dict[Path, int] = {}
         self._places: dict[str, tuple[int, int]] = {}
+        self._lost: OSError | None = None
         try:
             for shard in shards:
                 self._open(folder / shard.file, shard, keep=keep)
@@ -107,8 +113,13 @@ class ShardWriter:
             raise
 
     def _open(self, path: Path, shard: Shard, *, keep: bool) -> None:
-        fd = fs.reopen(path) if keep and fs.exists(path) else fs.create(path)
-        self._fds[shard.file] = fd
+        if keep and fs.is_own_file(path):
+            fd = fs.reopen(path)
+        else:
+            if keep:
+                fs.remove_tree(path)
+            fd = fs.create(path)
+        self._fds[path] = fd
         fs.fallocate(fd, shard.layout.size)
         fs.truncate(fd, shard.layout.size)
         fs.pwrite(fd, shard.layout.header, 0)
@@ -116,7 +127,13 @@ class ShardWriter:
             self._places[name] = (fd, offset)
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Write flat elements of a tensor from `start` on; on the CPU, in the output's dtype."""
+        """Write flat elements of a tensor from `start` on; on the CPU, in the output's dtype.
+
+        Raises:
+            OSError: the disk refuses, or refused to keep what was written before.
+        """
+        if self._lost is not None:
+            raise self._lost
         if values.numel():
             fd, offset = self._places[name]
             fs.pwrite(fd, raw_bytes(values), offset + start * values.element_size())
@@ -128,13 +145,34 @@ class ShardWriter:
 
     def write_back(self) -> None:
         """Start the write-back of what was written so far, so that the last sync is short."""
-        for fd in self._fds.values():
-            fs.fdatasync(fd)
+        self._sync(fs.fdatasync)
 
     def sync(self) -> None:
-        """Make all files durable."""
+        """Make all files durable.
+
+        Raises:
+            OSError: the disk refuses, now or at an earlier write-back.
+        """
+        self._sync(fs.fsync)
+
+    def forget(self) -> None:
+        """Have `read` give what the disk holds, not what memory does."""
+        self.sync()
         for fd in self._fds.values():
-            fs.fsync(fd)
+            fs.forget(fd)
+
+    def _sync(self, sync: Callable[[int], None]) -> None:
+        if self._lost is not None:
+            raise self._lost
+        for path, fd in self._fds.items():
+            try:
+                sync(fd)
+            except OSError as error:
+                error.filename = str(path)
+                self._lost = error
+                with contextlib.suppress(OSError):
+                    fs.unlink(path)
+                raise
 
     def close(self) -> None:
         """Close all files."""

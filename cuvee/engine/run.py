@@ -6,7 +6,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,9 @@ from cuvee.checkpoints import fs
 from cuvee.checkpoints.journal import Journal, read_journal
 from cuvee.checkpoints.publishing import (
     JOURNAL_NAME,
+    MODEL_NAME,
     check_target,
+    in_words,
     leftovers,
     locked,
     os_errors,
@@ -204,19 +207,16 @@ def run(
             if other != staging:
                 fs.remove_tree(other)
         check_space(plan, target, staging)
-        try:
+        with _kept_or_given_back(staging):
             finished, resumed, tally = _merge(plan, staging, allow_nan, progress or (lambda _: None))
-        except (NonFinite, RecipeError):
-            fs.remove_tree(staging)  # the same command would fail again: there is nothing to go on with
-            raise
-        merged = time.perf_counter()
-        manifest = build_manifest(plan, finished.outputs, finished.inputs, finished.non_finite)
-        _write_beside(plan, staging, manifest)
-        for model in plan.models.values():
-            for file in model.files:
-                file.check_unchanged()
-        check_target(target, overwrite=overwrite)
-        publish(staging, target)
+            merged = time.perf_counter()
+            manifest = build_manifest(plan, finished.outputs, finished.inputs, finished.non_finite)
+            _write_beside(plan, staging / MODEL_NAME, manifest)
+            for model in plan.models.values():
+                for file in model.files:
+                    file.check_unchanged()
+            check_target(target, overwrite=overwrite)
+        left = publish(staging, target)
     end = time.perf_counter()
     seconds = {"merge": merged - begin, "publish": end - merged, "total": end - begin}
     return Report(
@@ -227,7 +227,7 @@ def run(
         plan.bytes_written,
         resumed,
         finished.non_finite,
-        tuple(plan.warnings),
+        (*plan.warnings, *left),
         manifest["output"]["digest"],
     )
 
@@ -252,7 +252,7 @@ def _check_not_an_input(plan: Plan, out: Path) -> None:
     """Refuse to replace a folder that an input lies in."""
     for model in plan.models.values():
         for file in model.files:
-            if file.path.resolve().is_relative_to(out.resolve()):
+            if fs.real_path(file.path).is_relative_to(fs.real_path(out)):
                 raise ResourceError(
                     f"the output folder holds an input, {model.label!r}, and would be replaced",
                     where=str(out),
@@ -266,8 +266,9 @@ def check_space(plan: Plan, out: Path, staging: Path) -> None:
     Raises:
         ResourceError: with the bytes needed and free.
     """
-    there = sum((staging / s.file).stat().st_blocks * 512 for s in plan.shards if (staging / s.file).is_file())
-    needed = sum(shard.layout.size for shard in plan.shards) + _SPARE_BYTES - there
+    there = sum(fs.allocated_bytes(staging / MODEL_NAME / shard.file) for shard in plan.shards)
+    beside = sum(fs.fingerprint(sidecar.path).size for sidecar in plan.sidecars)
+    needed = sum(shard.layout.size for shard in plan.shards) + beside + _SPARE_BYTES - there
     free = fs.free_bytes(out.parent)
     if needed > free:
         raise ResourceError(
@@ -275,6 +276,24 @@ def check_space(plan: Plan, out: Path, staging: Path) -> None:
             where=str(out.parent),
             right="free space, or a folder on another disk",
         )
+
+
+@contextmanager
+def _kept_or_given_back(staging: Path) -> Iterator[None]:
+    """When a run fails, keep what it has finished and say what that holds; give the space back where that is nothing."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            # NaN stays NaN and a wrong method wrong: the same command would fail again, and has nothing to go on with
+            if isinstance(error, NonFinite | RecipeError) or len(read_journal(staging / JOURNAL_NAME)) < 2:
+                fs.remove_tree(staging)
+            elif isinstance(error, ResourceError | OSError):
+                held = sum(fs.allocated_bytes(staging / MODEL_NAME / name) for name in fs.listdir(staging / MODEL_NAME))
+                said = error if isinstance(error, ResourceError) else in_words(error, staging)
+                said.right += f"; finished tensors keep {held / 1e9:.2f} GB: cuvee gc {staging.parent} gives them back"
+                raise said from None
+        raise
 
 
 def _merge(
@@ -285,8 +304,8 @@ def _merge(
     records = _resumable(plan, staging, allow_nan)
     if records is None:
         fs.remove_tree(staging)
-        fs.mkdir(staging)
-    writer = ShardWriter(staging, plan.shards, keep=records is not None)
+    fs.mkdir(staging / MODEL_NAME)
+    writer = ShardWriter(staging / MODEL_NAME, plan.shards, keep=records is not None)
     journal = Journal(staging / JOURNAL_NAME)
     try:
         if records is None:
@@ -307,7 +326,7 @@ def _merge(
             share = begun + (1 - begun) * min(1.0, handler.visited_bytes / max(1, work))
             progress(Progress(handler.done, plan.bytes_written, "merging", share))
 
-        with _write_back_beside(writer, handler.write_back):
+        with _write_back_beside(writer, journal, handler.write_back):
             tally = run_rounds(
                 tasks,
                 plan.formula,
@@ -328,8 +347,9 @@ def _merge(
 class _write_back_beside:
     """Starts the write-back of finished tensors in a thread beside, so that the last sync is short."""
 
-    def __init__(self, writer: ShardWriter, wanted: threading.Event) -> None:
+    def __init__(self, writer: ShardWriter, journal: Journal, wanted: threading.Event) -> None:
         self._writer = writer
+        self._journal = journal
         self._wanted = wanted
         self._over = False
         self._thread = threading.Thread(target=self._work, name="cuvee-write-back", daemon=True)
@@ -342,8 +362,9 @@ class _write_back_beside:
                 return
             try:
                 self._writer.write_back()
+                self._journal.sync()
             except OSError:
-                return  # the last sync meets the same error and reports it
+                return  # the writer remembers it, and refuses the next block
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -361,7 +382,8 @@ def _header(plan: Plan, allow_nan: bool) -> dict[str, Any]:
 
 def _resumable(plan: Plan, staging: Path, allow_nan: bool) -> list[dict[str, Any]] | None:
     """Return the records of an earlier run of the same plan on the same inputs; None when there is none."""
-    if not staging.is_dir() or staging.is_symlink() or not all(model.files for model in plan.models.values()):
+    folders = (staging, staging / MODEL_NAME)
+    if not all(map(fs.is_own_folder, folders)) or not all(model.files for model in plan.models.values()):
         return None
     records = read_journal(staging / JOURNAL_NAME)
     same = bool(records) and records[0] == json.loads(json.dumps(_header(plan, allow_nan)))
@@ -375,7 +397,8 @@ def _keep_what_is_true(
     finished: _Finished,
     progress: Callable[[Progress], None],
 ) -> None:
-    """Count a journaled tensor as finished when its bytes still have the digest that the journal names."""
+    """Count a journaled tensor as finished when its bytes, as the disk holds them, have the digest that is named."""
+    writer.forget()
     tasks = {task.name: task for task in plan.tasks}
     done = 0
     for record in records:
@@ -396,15 +419,15 @@ def _digest_of_written(writer: ShardWriter, task: Task) -> str:
     return digest.hexdigest()
 
 
-def _write_beside(plan: Plan, staging: Path, manifest: Mapping[str, Any]) -> None:
-    """Write everything but the weights."""
-    fs.unlink(staging / JOURNAL_NAME)
-    copy_sidecars(list(plan.sidecars), staging)
+def _write_beside(plan: Plan, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write everything but the weights, in place of all that is no weights: whoever put it there."""
+    for name in set(fs.listdir(folder)) - {shard.file for shard in plan.shards}:
+        fs.remove_tree(folder / name)
+    copy_sidecars(list(plan.sidecars), folder)
     files = {MANIFEST_NAME: manifest_json(manifest), "README.md": model_card(plan)}
     if plan.config is not None:
         files["config.json"] = config_json(plan.config)
     if len(plan.shards) > 1:
         files[INDEX_NAME] = index_json(plan.shards)
     for name, content in files.items():
-        fs.unlink(staging / name)
-        fs.write_file(staging / name, content)
+        fs.write_file(folder / name, content)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.checkpoints import fs
-from cuvee.checkpoints.publishing import leftovers, locked, publish, staging_folder
+from cuvee.checkpoints.publishing import MODEL_NAME, leftovers, locked, publish, staging_folder
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
 
 __all__ = ["is_model", "load_model", "save_model"]
 
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
+_TRAINED = "0" * 12  # no plan
 
 
 def save_model(model: TinyLlama, folder: Path) -> None:
@@ -33,10 +34,10 @@ def save_model(model: TinyLlama, folder: Path) -> None:
     with locked(folder):
         for old in leftovers(folder):
             fs.remove_tree(old)
-        staging = staging_folder(folder, "trained")
-        fs.mkdir(staging)
+        staging = staging_folder(folder, _TRAINED)
+        fs.mkdir(staging / MODEL_NAME)
         for name, data in files.items():
-            fs.write_file(staging / name, data)
+            fs.write_file(staging / MODEL_NAME / name, data)
         publish(staging, folder)
 
 
