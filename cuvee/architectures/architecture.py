@@ -19,6 +19,7 @@ class Architecture:
     Attributes:
         family: a known family whose names this model has ("llama"), None for others, which work as well.
         stacks: {prefix of a layer list: number of layers}.
+        main: prefix of the language model's stack, or of the largest; None without stacks.
         hidden_size: width of the residual stream of the language model, or of the largest stack.
         heads: query heads of that stack.
         kv_heads: its key-value heads.
@@ -28,6 +29,7 @@ class Architecture:
 
     family: str | None
     stacks: Mapping[str, int]
+    main: str | None
     hidden_size: int | None
     heads: int | None
     kv_heads: int | None
@@ -42,6 +44,10 @@ class Architecture:
     def n_layers(self, name: str) -> int:
         """Count the layers of the stack that a tensor belongs to, 0 outside the blocks."""
         return self.stacks.get(self.meaning(name).stack, 0)
+
+    def config_path(self, stack: str) -> tuple[str, ...]:
+        """Return the keys that lead to the part of config.json which speaks of a stack."""
+        return self._reading.config_path(stack)
 
     def position(self, name: str) -> float | None:
         """Place a tensor in the depth of its stack: j / (L - 1) for layer j of L, 1 where L = 1, None outside."""
@@ -65,6 +71,7 @@ def describe(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | 
     return Architecture(
         family=reading.family,
         stacks={stack.prefix: stack.length for stack in reading.stacks.values()},
+        main=reading.main,
         hidden_size=reading.hidden_size,
         heads=reading.heads,
         kv_heads=reading.kv_heads,

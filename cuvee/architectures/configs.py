@@ -12,9 +12,19 @@ from typing import Any
 from cuvee.architectures.layers import LayerCounts
 from cuvee.architectures.names import tokens
 
-__all__ = ["Settings", "boolean", "layer_counts", "matching", "read_settings", "text", "vocabulary_sizes"]
+__all__ = [
+    "LAYER_KEYS",
+    "Settings",
+    "boolean",
+    "kinds",
+    "layer_counts",
+    "matching",
+    "read_settings",
+    "text",
+    "vocabulary_sizes",
+]
 
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "num_blocks", "num_encoder_layers")
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "num_blocks", "num_encoder_layers")
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "hidden_dim", "model_dim", "width")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "heads")
 _KV_HEADS = ("num_key_value_heads", "n_head_kv", "num_kv_heads", "n_kv_heads", "multi_query_group_num", "kv_n_heads")
@@ -123,14 +133,14 @@ def matching(settings: tuple[Settings, ...], stack: str, length: int, widths: fr
         The part that fits best by width, then name, then number of layers, then by having heads; None where none
         fits in at least width or number of layers.
     """
-    kinds = _kinds(stack)
+    of_stack = kinds(stack)
     best: tuple[int, Settings] | None = None
     for part in settings:
         fits_width = part.hidden_size is not None and part.hidden_size in widths
         fits_length = part.layers == length
         if (part.hidden_size is not None and not fits_width) or not (fits_width or fits_length):
             continue
-        score = 8 * fits_width + 6 * _agreement(kinds, _kinds(part.path)) + 4 * fits_length + (part.heads is not None)
+        score = 8 * fits_width + 6 * _agreement(of_stack, kinds(part.path)) + 4 * fits_length + (part.heads is not None)
         if best is None or score > best[0]:
             best = score, part
     return best[1] if best else None
@@ -170,7 +180,7 @@ def _settings(path: str, raw: Mapping[str, Any], side: str) -> Settings:
     return Settings(
         path=path,
         model_type=text(raw, "model_type"),
-        layers=integer(raw, (*sided, *_LAYERS))
+        layers=integer(raw, (*sided, *LAYER_KEYS))
         or (None if side else integer(raw, ("encoder_layers", "decoder_layers"))),
         hidden_size=integer(raw, ("embed_dim", *_HIDDEN) if "depth" in raw else _HIDDEN),
         heads=heads or (None if side else integer(raw, ("encoder_attention_heads", "decoder_attention_heads"))),
@@ -196,7 +206,8 @@ def _head_dims(raw: Mapping[str, Any]) -> tuple[int | None, int | None]:
     return query, integer(raw, ("v_head_dim",))
 
 
-def _kinds(path: str) -> frozenset[str]:
+def kinds(path: str) -> frozenset[str]:
+    """Say which kinds of model the words of a path speak of: vision, audio, text, encoder, decoder, …"""
     words = {token for part in path.split(".")[:32] for token in tokens(part)}
     return frozenset(kind for kind, spellings in _KINDS.items() if not words.isdisjoint(spellings))
 

@@ -81,7 +81,7 @@ class Reading:
 
     Attributes:
         stacks: {prefix: stack}.
-        family, hidden_size, heads, kv_heads, head_dim, tied: as in `Architecture`.
+        main, family, hidden_size, heads, kv_heads, head_dim, tied: as in `Architecture`.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], config: Any) -> None:
@@ -96,7 +96,7 @@ class Reading:
         self._meanings: dict[str, TensorMeaning] = {}
         self._alike: dict[tuple[object, ...], TensorMeaning] = {}
         self.tied = find_tied(self._shapes, self._outer_roles(), config, list(self.stacks))
-        main = main_stack(self._facts)
+        self.main = main = main_stack(self._facts)
         self.family = family_name(settings[0].model_type if settings else None, main, self._facts)
         shown = self._first_layer(main) if main else _LayerSizes()
         said = self._facts[main].settings if main else None
@@ -113,6 +113,11 @@ class Reading:
             if name in self._shapes:
                 self._meanings[name] = known
         return known
+
+    def config_path(self, stack: str) -> tuple[str, ...]:
+        """Return the keys that lead to the part of the config which speaks of a stack."""
+        settings = self._facts[stack].settings if stack in self._facts else None
+        return tuple(settings.path.split(".")) if settings and settings.path else ()
 
     def _read(self, name: str) -> TensorMeaning:
         read = self._names.get(name) or read_name(name)

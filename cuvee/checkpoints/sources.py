@@ -231,6 +231,7 @@ class Model:
         files: the open files, to be watched.
         notes: what the reader should know, a sentence each (skipped optimizer state, resolved aliases).
         commits: the commit of each hub id that was read.
+        origins: of a view of a model, whose layers are numbered anew: the model's own name of each tensor.
     """
 
     label: str
@@ -240,6 +241,7 @@ class Model:
     files: tuple[ModelFile, ...] = ()
     notes: tuple[str, ...] = field(default=())
     commits: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close its files."""

@@ -78,7 +78,10 @@ def _remarks(planned: MergePlan) -> list[str]:
 
 
 def _print_parameters(console: Console, planned: MergePlan) -> None:
-    resolver = planned.prepared.resolver
+    if len(planned.prepared.parts) > 1:
+        return  # the remarks have said them slice by slice
+    (whole,) = planned.prepared.parts
+    resolver = whole.resolver
     parameters = planned.prepared.method.parameters.values()
     given = [p for p in parameters if any(resolver.chains[p.name])]
     each = [p for p in given if p.per_model]
@@ -86,7 +89,7 @@ def _print_parameters(console: Console, planned: MergePlan) -> None:
         show(console, "", heading("Parameters"))
     if each:
         made = table("model", *(p.name for p in each), fold=(0,))
-        for k in range(len(planned.prepared.experts)):
+        for k in range(len(whole.experts)):
             values = (styled(_written(resolver.chains[p.name][k], p)) for p in each)
             made.add_row(styled(planned.models[k].label), *values)
         show(console, indented(made))

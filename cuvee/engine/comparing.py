@@ -17,7 +17,7 @@ import numpy as np
 from cuvee.checkpoints.sources import Model
 from cuvee.engine.blocks import Formula, Task
 from cuvee.engine.budget import CPU_BLOCK, default_threads
-from cuvee.engine.matching import Matched, Matching, match
+from cuvee.engine.matching import Matched, Matching, match_whole
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.errors import IncompatibleModels, raise_all
 from cuvee.methods.measuring import Accumulator, Miss, Place, current
@@ -219,7 +219,7 @@ def compare(
         IncompatibleModels: the models do not have the same tensors.
         CheckpointError: a file cannot be read, or changed meanwhile.
     """
-    matched = match(Matching(experts, base, True, lambda name, position: {}, exclude, only, crop_embeddings=True))
+    matched = match_whole(Matching(experts, base, True, _no_arguments, exclude, only, crop_embeddings=True))
     raise_all(matched.errors)
     tasks = [task for task in matched.tasks if not task.is_copy]
     if not tasks:
@@ -233,6 +233,10 @@ def compare(
         base.label, [e.label for e in experts], measured, _places(tasks, matched), matched.left_out, []
     )
     return dataclasses.replace(comparison, warnings=[*matched.warnings, *_warnings(comparison, matched)])
+
+
+def _no_arguments(name: str, position: float | None, names: Sequence[str]) -> dict[str, Any]:
+    return {}
 
 
 def _places(tasks: Iterable[Task], matched: Matched) -> dict[str, TensorPlace]:

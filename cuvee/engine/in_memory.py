@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from cuvee.checkpoints.sources import Model
 from cuvee.engine.blocks import Formula, Task, rounded
 from cuvee.engine.matching import BASE
-from cuvee.engine.plan import _formula, _match, model_from_values
+from cuvee.engine.parts import match_recipe
+from cuvee.engine.plan import _formula, model_from_values
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.errors import raise_all
 from cuvee.recipes import Recipe, prepare
@@ -88,10 +89,10 @@ def merge_tensors(
         compute_dtype=compute_dtype,
     )
     prepared = prepare(recipe)
-    opened = {n: _model(one.model, f"model{n}", context) for n, one in enumerate(prepared.experts)}
+    opened = {n: _model(one, f"model{n}", context) for n, one in enumerate(prepared.models)}
     if prepared.base is not None:
         opened[BASE] = _model(prepared.base, "base", context)
-    matched = _match(recipe, prepared, opened)
+    matched = match_recipe(recipe, prepared, opened)
     raise_all(matched.errors)
     plain = _formula(recipe, prepared, matched, "cpu")
     formula = Formula(**{**vars(plain), "statistics": statistics or {}, "device": _device(opened.values())})

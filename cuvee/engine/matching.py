@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,22 +14,26 @@ from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printa
 from cuvee.tensors.dtypes import DType
 from cuvee.tensors.layout import Layout
 
-__all__ = ["BASE", "Matched", "Matching", "match"]
+__all__ = ["BASE", "Matched", "Matching", "Ties", "describe_model", "match", "match_whole", "resolve_ties"]
 
 BASE = -1
 _MOST_NAMES = 12
 
-Arguments = Callable[[str, float | None], Mapping[str, Any]]
-"""Returns a method's arguments for a tensor's name and its position among the layers."""
+Arguments = Callable[[str, float | None, Sequence[str]], Mapping[str, Any]]
+"""Returns a method's arguments for a tensor's name, its position among the layers, and its name in each model."""
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What is to be matched.
+    """What is to be matched: all tensors, or those of one part of the output.
 
     Attributes:
-        models: the method's models, in order.
+        models: the method's models, in order; of a part, views of them.
         base: the base, where there is one; `on_deltas` says that the method is given task vectors.
+        arguments: see `Arguments`.
+        numbers: of the models in the plan; None: as they stand.
+        base_number: of the base in the plan.
+        position: of a tensor among the layers of this part, from 0 to 1; None: as the architecture says.
         exclude, only: patterns of tensors that are left out, or of the only ones merged.
         crop_embeddings: embeddings and heads of different sizes are cropped to what they have in common.
         dtype: of the output; None: as stored.
@@ -43,10 +47,23 @@ class Matching:
     only: Sequence[str] | None = None
     crop_embeddings: bool = False
     dtype: DType | None = None
+    numbers: Sequence[int] | None = None
+    base_number: int = BASE
+    position: Callable[[str], float | None] | None = None
+
+    def input(self, place: int, source: TensorSource, name: str) -> Input:
+        """Return what the model at a place (`BASE`: the base) gives to a tensor."""
+        model = self.reference if place == BASE else self.models[place]
+        number = self.base_number if place == BASE else place if self.numbers is None else self.numbers[place]
+        return Input(number, source, model.origins.get(name, ""))
+
+    def names(self, name: str) -> list[str]:
+        """Return what each model calls a tensor."""
+        return [model.origins.get(name, name) for model in self.models]
 
     @property
     def everyone(self) -> list[tuple[int, Model]]:
-        """The base first, then the models, each with its number."""
+        """The base first, then the models, each with its place."""
         first = [(BASE, self.base)] if self.base is not None and self.on_deltas else []
         return first + list(enumerate(self.models))
 
@@ -62,11 +79,12 @@ class Matched:
 
     Attributes:
         tasks: one for each output tensor.
-        architecture: of the reference.
+        architecture: of the output.
         left_out: name -> why it was not merged and whose it is.
         dropped: name -> why it is not in the output.
         tied: whether the output's head is tied; None where the models do not say.
         vocab_size: rows of cropped embeddings, else None.
+        config: of the model that the output takes it from, true for the output's layers.
         warnings, errors: for the user.
     """
 
@@ -76,50 +94,94 @@ class Matched:
     dropped: dict[str, str] = field(default_factory=dict)
     tied: bool | None = None
     vocab_size: int | None = None
+    config: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
     errors: list[CuveeError] = field(default_factory=list)
 
 
-def match(matching: Matching) -> Matched:
+@dataclass(frozen=True)
+class Ties:
+    """Models of which all have a head of their own, or none.
+
+    Attributes:
+        models: by number.
+        tied: whether the output's head is tied; None where the models do not say.
+        dropped: name -> what it is tied to.
+    """
+
+    models: Mapping[int, Model]
+    tied: bool | None
+    dropped: Mapping[str, str]
+
+
+def match_whole(matching: Matching) -> Matched:
     """Match the tensors of all models by name and shape."""
-    described = {number: _describe(model) for number, model in matching.everyone}
+    described = {number: describe_model(model) for number, model in matching.everyone}
+    ties = resolve_ties(dict(matching.everyone), described)
     reference = described[matching.everyone[0][0]] if matching.base is None or matching.on_deltas else None
-    matched = Matched(reference or _describe(matching.reference))
-    tensors = {number: dict(model.tensors) for number, model in matching.everyone}
-    _resolve_ties(matching, described, tensors, matched)
-    missing: dict[str, list[int]] = {}
-    for name in dict.fromkeys(name for held in tensors.values() for name in held):
-        holders = {number: held[name] for number, held in tensors.items() if name in held}
-        _match_one(matching, matched, name, holders, missing)
-    _report_missing(matching, matched, missing)
-    _check_patterns(matching, matched, tensors)
+    base = ties.models.get(BASE, matching.base)
+    whole = replace(matching, models=[ties.models[n] for n in range(len(matching.models))], base=base)
+    return match([whole], ties, reference or describe_model(matching.reference), matching.reference.config)
+
+
+def match(parts: Sequence[Matching], ties: Ties, architecture: Architecture, config: dict[str, Any] | None) -> Matched:
+    """Match the tensors of each part by name and shape.
+
+    Args:
+        parts: which share no tensor.
+        ties: of the models, resolved.
+        architecture: of the output.
+        config: of the output.
+    """
+    dropped = {alias: f"tied to {target}" for alias, target in ties.dropped.items()}
+    matched = Matched(architecture, tied=ties.tied, dropped=dropped, config=config)
+    names: set[str] = set()
+    for part in parts:
+        tensors = {number: model.tensors for number, model in part.everyone}
+        missing: dict[str, list[int]] = {}
+        for name in dict.fromkeys(name for held in tensors.values() for name in held):
+            holders = {number: held[name] for number, held in tensors.items() if name in held}
+            _match_one(part, matched, name, holders, missing)
+            names.add(name)
+        _report_missing(part, matched, missing)
+    _check_patterns(parts[0], matched, names)
     matched.tasks.sort(key=lambda task: (*task.all_inputs[0].source.place, task.name))
     return matched
 
 
-def _describe(model: Model) -> Architecture:
+def describe_model(model: Model) -> Architecture:
+    """Describe a model from its tensors and its config."""
     return describe({name: source.shape for name, source in model.tensors.items()}, model.config)
 
 
-def _resolve_ties(
-    matching: Matching,
+def resolve_ties(
+    models: Mapping[int, Model],
     described: Mapping[int, Architecture],
-    tensors: dict[int, dict[str, TensorSource]],
-    matched: Matched,
-) -> None:
-    """Give a tied model its head where another is untied; leave the head away where all are tied."""
+    is_apart: Callable[[str, str], bool] | None = None,
+) -> Ties:
+    """Give a tied model its head where another is untied; leave the head away where all are tied.
+
+    Args:
+        models: by number.
+        described: their architectures.
+        is_apart: says of an alias and what it is tied to that they must become two tensors.
+    """
+    tensors = {number: dict(model.tensors) for number, model in models.items()}
     aliases = {alias: target for found in described.values() for alias, target in found.tied.items()}
+    tied: bool | None = None
+    dropped: dict[str, str] = {}
     for alias, target in aliases.items():
         untied = [n for n, held in tensors.items() if alias in held and alias not in described[n].tied]
-        if untied:
+        if untied or (is_apart is not None and is_apart(alias, target)):
             for held in tensors.values():
                 if alias not in held and target in held:
                     held[alias] = held[target]
-            matched.tied = False
+            tied = False
             continue
-        matched.tied = True
+        tied = True
         if any(held.pop(alias, None) is not None for held in tensors.values()):
-            matched.dropped[alias] = f"tied to {target}"
+            dropped[alias] = target
+    return Ties({n: replace(model, tensors=tensors[n]) for n, model in models.items()}, tied, dropped)
 
 
 def _match_one(
@@ -182,7 +244,8 @@ def _carry(matching: Matching, matched: Matched, name: str, holders: Mapping[int
     label = matching.reference.label if owned is not None else dict(matching.everyone)[number].label
     stored = natural_dtype(source, dict(matching.everyone).get(number, matching.reference).config)
     dtype = matching.dtype if matching.dtype is not None and source.dtype.is_float else stored
-    matched.tasks.append(Task(name, Layout(source.shape), dtype, (Input(number, source),), **_place(matched, name)))
+    inputs = (matching.input(number, source, name),)
+    matched.tasks.append(Task(name, Layout(source.shape), dtype, inputs, **_place(matched, name)))
     matched.left_out[name] = f"{reason}; from {label}"
 
 
@@ -200,11 +263,12 @@ def _merge(matching: Matching, matched: Matched, name: str, holders: Mapping[int
         holders = {n: s if s.shape == common else Cropped(s, common) for n, s in holders.items()}
         matched.vocab_size = common[0]
     try:
-        arguments = matching.arguments(name, matched.architecture.position(name))
+        position = (matching.position or matched.architecture.position)(name)
+        arguments = matching.arguments(name, position, matching.names(name))
     except CuveeError as error:
         matched.errors.append(error)
         return
-    inputs = {number: Input(number, source) for number, source in holders.items()}
+    inputs = {number: matching.input(number, source, name) for number, source in holders.items()}
     base = inputs.pop(BASE, None)
     first = next(iter(holders.values()))
     number = next(iter(holders))
@@ -268,8 +332,7 @@ def _report_missing(matching: Matching, matched: Matched, missing: Mapping[str, 
         )
 
 
-def _check_patterns(matching: Matching, matched: Matched, tensors: Mapping[int, Mapping[str, TensorSource]]) -> None:
-    names = {name for held in tensors.values() for name in held}
+def _check_patterns(matching: Matching, matched: Matched, names: set[str]) -> None:
     for key, patterns in (("exclude", matching.exclude), ("only", matching.only or ())):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):

@@ -18,14 +18,15 @@ from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sidecars import Sidecar, find_sidecars, merged_config
 from cuvee.checkpoints.sources import MemoryTensor, Model, Scratch
 from cuvee.checkpoints.writing import Shard, plan_shards
-from cuvee.engine.blocks import Formula, Input, Task, needs_base
+from cuvee.engine.blocks import Formula, Input, Task
 from cuvee.engine.budget import Budget, choose_budget
-from cuvee.engine.matching import BASE, Matched, Matching, match
+from cuvee.engine.matching import BASE, Matched
+from cuvee.engine.parts import match_recipe
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
-from cuvee.recipes import Prepared, Recipe, prepare
+from cuvee.recipes import Prepared, Recipe, RecipeModel, Slice, prepare
 from cuvee.tensors import kernels
-from cuvee.tensors.dtypes import DTYPES, parse_dtype
+from cuvee.tensors.dtypes import DTYPES
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
 
@@ -158,7 +159,7 @@ def plan(
         recipe = load_recipe(Path(recipe))
     prepared = prepare(recipe)
     models = _open_models(prepared, offline=offline, token=token)
-    matched = _match(recipe, prepared, models)
+    matched = match_recipe(recipe, prepared, models)
     raise_all(matched.errors)
     if not matched.tasks:
         raise IncompatibleModels("the models have no tensors", right="models with weights")
@@ -171,7 +172,7 @@ def plan(
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
     warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes]
     warnings += kinship(matched.tasks, {n: m.label for n, m in models.items()})
-    config = _config(reference, matched)
+    config = _config(matched)
     method = prepared.method
     return MergePlan(
         asked=Asked(describe_recipe(recipe), recipe.text, f"**{method.name}** ({method.paper})"),
@@ -202,7 +203,7 @@ def plan(
 
 
 def _open_models(prepared: Prepared, *, offline: bool, token: str | None) -> dict[int, Model]:
-    wanted = {number: one.model for number, one in enumerate(prepared.experts)}
+    wanted = dict(enumerate(prepared.models))
     if prepared.base is not None:
         wanted[BASE] = prepared.base
     return open_models(wanted, offline=offline, token=token)
@@ -256,28 +257,6 @@ def model_from_values(values: Any, label: str) -> Model:
         )
     return Model(
         label, {name: MemoryTensor(tensor, rank) for rank, (name, tensor) in enumerate(values.items())}, config
-    )
-
-
-def _match(recipe: Recipe, prepared: Prepared, models: Mapping[int, Model]) -> Matched:
-    experts = [models[number] for number in range(len(prepared.experts))]
-    crop = recipe.parameters.get("embed_mismatch") == "common_submatrix" or recipe.compat == "mergekit"
-    spoken = recipe.out_dtype or recipe.dtype
-
-    def arguments(name: str, position: float | None) -> Mapping[str, Any]:
-        return prepared.resolver.for_tensor(name, position, model_count=len(experts))
-
-    return match(
-        Matching(
-            experts,
-            models.get(BASE),
-            needs_base(prepared.method, prepared.base is not None),
-            arguments,
-            tuple(recipe.exclude),
-            None if recipe.only is None else tuple(recipe.only),
-            crop,
-            parse_dtype(spoken) if spoken else None,
-        )
     )
 
 
@@ -354,23 +333,24 @@ def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
     return warnings
 
 
-def _config(reference: Model, matched: Matched) -> dict[str, Any] | None:
-    if reference.config is None:
+def _config(matched: Matched) -> dict[str, Any] | None:
+    if matched.config is None:
         return None
     floats = [task for task in matched.tasks if task.dtype.is_float]
     sizes: dict[str, int] = {}
     for task in floats:
         sizes[task.dtype.name] = sizes.get(task.dtype.name, 0) + task.layout.numel
     dtype = DTYPES[max(sizes, key=lambda name: sizes[name])] if sizes else None
-    tied = matched.tied if matched.tied is False or reference.config.get("tie_word_embeddings") is not None else None
-    return merged_config(reference.config, dtype=dtype, tied=tied, vocab_size=matched.vocab_size)
+    tied = matched.tied if matched.tied is False or matched.config.get("tie_word_embeddings") is not None else None
+    return merged_config(matched.config, dtype=dtype, tied=tied, vocab_size=matched.vocab_size)
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain values, for records and hashes."""
     plain = {
         "merge_method": recipe.merge_method,
-        "models": [{"model": _name(m.model), "parameters": dict(m.parameters)} for m in recipe.models],
+        "models": [_described(one) for one in recipe.models],
+        "slices": [_described_slice(one) for one in recipe.slices],
         "base_model": None if recipe.base_model is None else _name(recipe.base_model),
         "parameters": dict(recipe.parameters),
         "dtype": recipe.dtype,
@@ -384,6 +364,16 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "after": [dict(step) for step in recipe.after],
     }
     return {key: value for key, value in plain.items() if value not in (None, [], {})}
+
+
+def _described(entry: RecipeModel) -> dict[str, Any]:
+    said: dict[str, Any] = {"model": _name(entry.model), "parameters": dict(entry.parameters)}
+    return said if entry.layer_range is None else {**said, "layer_range": list(entry.layer_range)}
+
+
+def _described_slice(one: Slice) -> dict[str, Any]:
+    said: dict[str, Any] = {"sources": [_described(entry) for entry in one.sources], "parameters": dict(one.parameters)}
+    return said if one.base_model is None else {**said, "base_model": _name(one.base_model)}
 
 
 def _name(reference: Any) -> str:

@@ -43,8 +43,9 @@ class Findings:
 
     @property
     def errors(self) -> list[CuveeError]:
-        """In the order of the text; what has no place in it, in the order found."""
-        return [error for _, error in sorted(self._errors, key=lambda pair: pair[0])]
+        """In the order of the text; what has no place in it, in the order found. Each once."""
+        ordered = (error for _, error in sorted(self._errors, key=lambda pair: pair[0]))
+        return list({str(error): error for error in ordered}.values())
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from cuvee.errors import printable
-from cuvee.methods.registry import ENDPOINT, MEMBER, OPTIONAL, REQUIRED, Parameter
-from cuvee.recipes.lineup import label
-from cuvee.recipes.recipe import Recipe
+from cuvee.methods.registry import ENDPOINT, MEMBER, OPTIONAL, REQUIRED, Method, Parameter
+from cuvee.recipes.parts import Part, Region, label
+from cuvee.recipes.recipe import Recipe, RecipeModel
 from cuvee.recipes.settings import MISSING, Setting, is_filtered, is_listed
-from cuvee.recipes.validation import Prepared
+from cuvee.recipes.validation import Prepared, PreparedPart
 
 __all__ = ["explain"]
 
@@ -23,12 +23,16 @@ def explain(recipe: Recipe, prepared: Prepared) -> tuple[str, ...]:
 def _lines(recipe: Recipe, prepared: Prepared) -> Iterator[str]:
     method = prepared.method
     yield f"{method.name}: {method.formula}" if method.formula else method.name
-    yield from _roles(prepared)
+    if len(prepared.parts) == 1:
+        yield _roles(method, prepared.parts[0])
     for edit, values in prepared.before:
         yield f"before, on each task vector: {edit.name}({_arguments(values)})"
-    for parameter in method.parameters.values():
-        yield _parameter(prepared, parameter)
-    yield from _divided(prepared)
+    if len(prepared.parts) == 1:
+        for parameter in method.parameters.values():
+            yield _parameter(prepared.parts[0], parameter)
+        yield from _divided(prepared.parts[0])
+    else:
+        yield from _slices(method, prepared)
     for edit, values in prepared.after:
         yield f"after, on the merged task vector: {edit.name}({_arguments(values)})"
     yield from _left_out(recipe)
@@ -38,21 +42,43 @@ def _lines(recipe: Recipe, prepared: Prepared) -> Iterator[str]:
         yield f"differs: {method.differs}"
 
 
-def _roles(prepared: Prepared) -> Iterator[str]:
-    names = [label(one.model, k) for k, one in enumerate(prepared.experts)]
-    use = prepared.method.base
-    if use is ENDPOINT:
-        yield f"t = 0 is {names[0]}, t = 1 is {names[1]}"
-    elif use in (REQUIRED, OPTIONAL) and prepared.base is not None:
-        yield f"task vectors of {', '.join(names)} from {label(prepared.base, 0)}"
-    elif use is MEMBER and prepared.base is not None:
-        yield f"models {', '.join(names)}; the base model is one of them"
-    else:
-        yield f"models {', '.join(names)}"
+def _slices(method: Method, prepared: Prepared) -> Iterator[str]:
+    """Say slice by slice where the layers come from, and with which settings."""
+    for one in prepared.parts:
+        given = [p for p in method.parameters.values() if any(one.resolver.chains[p.name])]
+        words = "; ".join((_roles(method, one), *(_parameter(one, parameter) for parameter in given)))
+        yield f"{_where(one.part)}: {words}"
 
 
-def _parameter(prepared: Prepared, parameter: Parameter) -> str:
-    resolver = prepared.resolver
+def _where(part: Part) -> str:
+    if part.region is not Region.LAYERS:
+        return f"{part.region} the layers"
+    last = part.first + (part.count or 1) - 1
+    return f"layer {last}" if last == part.first else f"layers {part.first} to {last}"
+
+
+def _roles(method: Method, one: PreparedPart) -> str:
+    names = [_named(entry, k, one) for k, entry in enumerate(one.experts)]
+    if method.base is ENDPOINT:
+        return f"t = 0 is {names[0]}, t = 1 is {names[1]}"
+    if method.base in (REQUIRED, OPTIONAL) and one.base is not None:
+        return f"task vectors of {', '.join(names)} from {_named(one.base, 0, one)}"
+    if method.base is MEMBER and one.base is not None:
+        return f"models {', '.join(names)}; the base model is one of them"
+    return f"models {', '.join(names)}"
+
+
+def _named(entry: RecipeModel, position: int, one: PreparedPart) -> str:
+    """Return a model's name, in a slice with its layers."""
+    name = label(entry.model, position)
+    if one.part.region is not Region.LAYERS or entry.layer_range is None:
+        return name
+    first, end = entry.layer_range
+    return f"{name} {first}" if end == first + 1 else f"{name} {first} to {end - 1}"
+
+
+def _parameter(one: PreparedPart, parameter: Parameter) -> str:
+    resolver = one.resolver
     if not parameter.per_model:
         return f"{parameter.name}: {_chain(resolver.chains[parameter.name][0], parameter.default)}"
     said = (_chain(row, parameter.default) for row in resolver.chains[parameter.name])
@@ -84,9 +110,9 @@ def _setting(setting: Setting) -> str:
     return _value(setting)
 
 
-def _divided(prepared: Prepared) -> Iterator[str]:
+def _divided(one: PreparedPart) -> Iterator[str]:
     """Say what normalising makes of weights that are the same for all tensors."""
-    resolver, parameters = prepared.resolver, prepared.method.parameters
+    resolver, parameters = one.resolver, one.resolver.method.parameters
     switch = next((name for name in ("normalize", "normalize_weights") if name in parameters), None)
     if switch is None or "weight" not in parameters or resolver.constant(switch) is not True:
         return

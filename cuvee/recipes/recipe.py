@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Recipe", "RecipeModel", "place_of"]
+__all__ = ["Recipe", "RecipeModel", "Slice", "place_of"]
 
 Setting = Any
 
@@ -24,10 +24,35 @@ class RecipeModel:
     Attributes:
         model: a folder, a file, a hub id, `model+adapter`; in Python also a state dict or a module.
         parameters: its own settings (weight, density …), each a number, a gradient or filter entries.
+        layer_range: in a slice, the first layer and the one after the last; None: all layers.
     """
 
     model: Any
     parameters: Mapping[str, Setting] = field(default_factory=dict)
+    layer_range: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive layers of the output, and where they come from.
+
+    Attributes:
+        sources: one `RecipeModel` for each model, with ranges of equal length; bare models are wrapped. The same model
+            may stand here twice.
+        parameters: settings for all sources.
+        base_model: for this slice; None: the recipe's.
+    """
+
+    sources: Sequence[RecipeModel | Any]
+    parameters: Mapping[str, Setting] = field(default_factory=dict)
+    base_model: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", _wrapped(self.sources))
+
+
+def _wrapped(models: Sequence[RecipeModel | Any]) -> tuple[RecipeModel, ...]:
+    return tuple(m if isinstance(m, RecipeModel) else RecipeModel(m) for m in models)
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,7 @@ class Recipe:
     Attributes:
         merge_method: a name that `cuvee methods` lists.
         models: `RecipeModel`s; bare models are wrapped.
+        slices: instead of models, `Slice`s of the output, from the first layer to the last.
         base_model: the common ancestor, where the method has one.
         parameters: settings for all models. In Python a per-model parameter may be a list of K values here;
             from YAML (`from_yaml`) a list of numbers is always a gradient.
@@ -57,6 +83,7 @@ class Recipe:
 
     merge_method: str
     models: Sequence[RecipeModel | Any] = ()
+    slices: Sequence[Slice] = ()
     base_model: Any = None
     parameters: Mapping[str, Setting] = field(default_factory=dict)
     dtype: str | None = None
@@ -74,8 +101,7 @@ class Recipe:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        wrapped = tuple(m if isinstance(m, RecipeModel) else RecipeModel(m) for m in self.models)
-        object.__setattr__(self, "models", wrapped)
+        object.__setattr__(self, "models", _wrapped(self.models))
         for patterns in ("exclude", "only"):
             if isinstance(getattr(self, patterns), str):
                 object.__setattr__(self, patterns, (getattr(self, patterns),))

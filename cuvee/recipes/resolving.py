@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cuvee.errors import MethodError, nearest, raise_all
+from cuvee.errors import MethodError, nearest
 from cuvee.methods.registry import Method, Parameter, methods
 from cuvee.recipes.findings import Findings, KeyPath
-from cuvee.recipes.lineup import Expert, label, line_up
+from cuvee.recipes.parts import Expert, Level, label
 from cuvee.recipes.recipe import Recipe
 from cuvee.recipes.settings import MISSING, Setting, check_setting, evaluate, is_filtered, is_listed, settle
 
-__all__ = ["Resolver", "read_settings", "resolve"]
+__all__ = ["Resolver", "read_settings"]
 
 _ACCEPTED = "int8_mask"  # of mergekit: how its sign mask is stored; the result is the same
 
@@ -36,23 +36,24 @@ class Resolver:
     chains: Mapping[str, tuple[tuple[Setting, ...], ...]]
     required: frozenset[str]
 
-    def for_tensor(self, name: str, position: float | None, *, model_count: int | None = None) -> dict[str, Any]:
+    def for_tensor(self, name: str, position: float | None, *, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the keyword arguments for one tensor: a list of K values for a per-model parameter, else one value.
 
         Args:
-            name: of the tensor; filters look at it.
+            name: of the tensor in the output; filters of a parameter of all models look at it.
             position: of its layer, from 0 (first) to 1 (last); None outside the layers.
-            model_count: K, where the caller wants it checked.
+            names: of the tensor in each of the K models, where they differ; filters of a per-model parameter look there.
 
         Raises:
             MethodError: a required parameter says nothing of this tensor.
         """
-        if model_count is not None and model_count != len(self.labels):
-            raise ValueError(f"{model_count} models, and the recipe has {len(self.labels)}")
+        if names is not None and len(names) != len(self.labels):
+            raise ValueError(f"{len(names)} models, and the recipe has {len(self.labels)}")
         arguments: dict[str, Any] = {}
         for parameter in self.method.parameters.values():
             rows = self.chains[parameter.name]
-            values = [self._value(parameter, row, k, name, position) for k, row in enumerate(rows)]
+            seen = names if names and parameter.per_model else (name,) * len(rows)
+            values = [self._value(parameter, row, k, seen[k], position) for k, row in enumerate(rows)]
             arguments[parameter.name] = values if parameter.per_model else values[0]
         return arguments
 
@@ -84,34 +85,33 @@ class Resolver:
         )
 
 
-def resolve(recipe: Recipe, method: Method) -> Resolver:
-    """Return the resolver of a recipe for a method.
-
-    Raises:
-        Problems: all that is wrong with models and settings, said together; or the one error that is.
-    """
-    findings = Findings(recipe.places)
-    resolver = read_settings(recipe, method, line_up(recipe, method, findings), findings)
-    raise_all(findings.errors)
-    return resolver
-
-
 def read_settings(
-    recipe: Recipe, method: Method, experts: Sequence[Expert], findings: Findings, *, insist: bool = True
+    recipe: Recipe,
+    method: Method,
+    experts: Sequence[Expert],
+    levels: Sequence[Level],
+    findings: Findings,
+    *,
+    insist: bool = True,
 ) -> Resolver:
     """Return the resolver; what is wrong with names and values of parameters goes into `findings`.
 
     Args:
+        experts: the models that the method is given.
+        levels: the settings for all of them, nearest first.
         insist: also note the required parameters that are missing.
     """
     reader = _Reader(recipe, method, findings)
-    shared = {n: reader.shared(n, setting, len(experts)) for n, setting in reader.known_shared()}
+    shared = [reader.shared(level, len(experts)) for level in levels]
     own = [reader.own(expert) for expert in experts]
     chains: dict[str, tuple[tuple[Setting, ...], ...]] = {}
     for name, parameter in method.parameters.items():
-        top = shared.get(name, ((),) * max(1, len(experts)))
-        rows = [(*mine.get(name, ()), *top[k]) for k, mine in enumerate(own)] if parameter.per_model else [top[0]]
-        chains[name] = tuple(rows)
+        above = [level[name] for level in shared if name in level]
+        rows = [tuple(s for level in above for s in level[k]) for k in range(max(1, len(experts)))]
+        if parameter.per_model:
+            chains[name] = tuple((*mine.get(name, ()), *rows[k]) for k, mine in enumerate(own))
+        else:
+            chains[name] = (rows[0],)
     labels = tuple(label(expert.entry.model, k) for k, expert in enumerate(experts))
     places = tuple(recipe.place(*expert.path) for expert in experts)
     resolver = Resolver(method, labels, places, chains, reader.required())
@@ -134,20 +134,20 @@ class _Reader:
         strict = {"weight"} if self.recipe.compat == "mergekit" else set()
         return frozenset(p.name for p in parameters if p.required or (p.per_model and p.name in strict))
 
-    def known_shared(self) -> list[tuple[str, Setting]]:
-        """Return the settings for all models whose names the method knows."""
-        known = []
-        for name, setting in self.recipe.parameters.items():
+    def shared(self, level: Level, count: int) -> dict[str, tuple[tuple[Setting, ...], ...]]:
+        """Return for each parameter what the settings for all models say to each of them."""
+        settings, path = level
+        rows = {}
+        for name, setting in settings.items():
             if name in self.method.parameters:
                 if setting is not None or self.recipe.from_yaml:
-                    known.append((name, setting))
+                    rows[name] = self._shared(name, setting, (*path, name), count)
             elif name != _ACCEPTED:
-                self._unknown(name, ("parameters", name), list(self.method.parameters))
-        return known
+                self._unknown(name, (*path, name), list(self.method.parameters))
+        return rows
 
-    def shared(self, name: str, setting: Setting, count: int) -> tuple[tuple[Setting, ...], ...]:
-        """Return for each model what a setting for all models says to it."""
-        parameter, path = self.method.parameters[name], ("parameters", name)
+    def _shared(self, name: str, setting: Setting, path: KeyPath, count: int) -> tuple[tuple[Setting, ...], ...]:
+        parameter = self.method.parameters[name]
         if parameter.per_model and not self.recipe.from_yaml and is_listed(setting) and not is_filtered(setting):
             if len(setting) != count:
                 self.findings.error(
@@ -156,8 +156,8 @@ class _Reader:
                     right="one value, or one for each model; a gradient stands in a model's own parameters",
                     kind=MethodError,
                 )
-                return ((),) * count
-            return tuple(self._row(parameter, one, (*path, k)) for k, one in enumerate(setting))
+                return ((),) * max(1, count)
+            return tuple(self._row(parameter, one, (*path, k)) for k, one in enumerate(setting)) or ((),)
         return (self._row(parameter, setting, path),) * max(1, count)
 
     def own(self, expert: Expert) -> dict[str, tuple[Setting, ...]]:
@@ -200,6 +200,9 @@ class _Reader:
         return (check_setting(parameter, setting, path, self.findings, from_yaml=self.recipe.from_yaml),)
 
     def _unknown(self, name: str, path: KeyPath, known: list[str]) -> None:
+        if self.recipe.compat == "mergekit":
+            self.findings.warn(f"{self.method.name} has no parameter {name!r}: it has no effect, as in mergekit", path)
+            return
         right = nearest(str(name), known)
         if name == "lambda":
             right = "scaling" if "scaling" in known else right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,33 @@ from cuvee.errors import CuveeError, MethodError, RecipeError, nearest, raise_al
 from cuvee.methods.registry import DELTAS, WEIGHTS, Method, Role, find_method
 from cuvee.recipes.editing import CheckedEdit, read_edits
 from cuvee.recipes.findings import Findings
-from cuvee.recipes.lineup import Expert, line_up
+from cuvee.recipes.lineup import line_up
+from cuvee.recipes.parts import Expert, Part, is_same, parts_of
 from cuvee.recipes.recipe import Recipe, RecipeModel
 from cuvee.recipes.resolving import Resolver, read_settings
 from cuvee.recipes.settings import MISSING, is_listed
 from cuvee.tensors.dtypes import parse_dtype
 
-__all__ = ["Checked", "Prepared", "check", "examine_values", "prepare", "validate"]
+__all__ = ["Checked", "Prepared", "PreparedPart", "check", "examine_values", "prepare", "validate"]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPart:
+    """What one part of a recipe means.
+
+    Attributes:
+        part: as written.
+        experts: the models that the method is given, in its order: without the base where there are task vectors, with
+            it where it is a member (karcher, linear) or the first of two (slerp).
+        base: the base model, None where there is none. A method on weights is not given it apart from `experts`; what
+            is left out still comes from it.
+        resolver: gives the arguments for each tensor.
+    """
+
+    part: Part
+    experts: tuple[RecipeModel, ...]
+    base: RecipeModel | None
+    resolver: Resolver
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,22 +45,49 @@ class Prepared:
 
     Attributes:
         method: the merge method.
-        experts: the models it is given, in its order: without the base where there are task vectors, with it where it
-            is a member (karcher, linear) or the first of two (slerp).
-        base: the base model as the recipe names it, None where it names none. A method on weights is not given it
-            apart from `experts`; config, files and left-out tensors of the output still come from it.
-        resolver: gives the arguments for each tensor.
+        parts: of the output; one where whole models are merged.
+        base: the base model as the recipe names it, None where it names none. Config and files of the output come from
+            it.
         before, after: the edits, each with all its parameters.
         warnings: what the user should know and can change.
     """
 
     method: Method
-    experts: tuple[RecipeModel, ...]
+    parts: tuple[PreparedPart, ...]
     base: Any
-    resolver: Resolver
     before: tuple[CheckedEdit, ...]
     after: tuple[CheckedEdit, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """All models besides the base: those of the only part as they are listed, those of several parts each once."""
+        if len(self.parts) == 1:
+            return tuple(one.model for one in self.parts[0].experts)
+        return tuple(_distinct(self))
+
+    def numbers(self, part: PreparedPart) -> tuple[int, ...]:
+        """Return the places in `models` of a part's experts."""
+        if len(self.parts) == 1:
+            return tuple(range(len(part.experts)))
+        return tuple(self._number(one.model) for one in part.experts)
+
+    def base_number(self, part: PreparedPart) -> int:
+        """Return the place in `models` of a part's base, -1 for the recipe's."""
+        return -1 if part.base is None or is_same(part.base.model, self.base) else self._number(part.base.model)
+
+    def _number(self, model: Any) -> int:
+        return next(n for n, other in enumerate(self.models) if is_same(model, other))
+
+
+def _distinct(prepared: Prepared) -> Iterator[Any]:
+    seen: list[Any] = []
+    for part in prepared.parts:
+        bases = [part.base.model] if part.base is not None and not is_same(part.base.model, prepared.base) else []
+        for model in (*bases, *(one.model for one in part.experts)):
+            if not any(is_same(model, other) for other in seen):
+                seen.append(model)
+                yield model
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +114,19 @@ def check(recipe: Recipe) -> Checked:
     after = read_edits(recipe, method, Role.REFINER, findings)
     if method is None:
         return Checked(tuple(findings.errors), tuple(recipe.notes), None)
-    experts = line_up(recipe, method, findings)
-    resolver = read_settings(recipe, method, experts, findings)
-    _check_weights(resolver, experts, findings)
-    models = tuple(expert.entry for expert in experts)
+    parts = tuple(_prepared(recipe, method, part, findings) for part in parts_of(recipe, findings))
     warnings = (*recipe.notes, *findings.warnings)
-    prepared = Prepared(method, models, recipe.base_model, resolver, before, after, warnings)
+    prepared = Prepared(method, parts, recipe.base_model, before, after, warnings)
     errors = tuple(findings.errors)
     return Checked(errors, warnings, None if errors else prepared)
+
+
+def _prepared(recipe: Recipe, method: Method, part: Part, findings: Findings) -> PreparedPart:
+    lineup = line_up(part, method, findings)
+    resolver = read_settings(recipe, method, lineup.experts, part.levels, findings)
+    _check_weights(resolver, lineup.experts, findings)
+    experts = tuple(expert.entry for expert in lineup.experts)
+    return PreparedPart(part, experts, lineup.base.entry if lineup.base else None, resolver)
 
 
 def validate(recipe: Recipe) -> list[CuveeError]:
@@ -100,8 +153,8 @@ def examine_values(recipe: Recipe, findings: Findings) -> None:
     for role in Role:
         read_edits(recipe, None, role, findings)
     if method is not None:
-        experts = [Expert(entry, ("models", index)) for index, entry in enumerate(recipe.models)]
-        read_settings(recipe, method, experts, findings, insist=False)
+        for part in parts_of(recipe, Findings(recipe.places)):
+            read_settings(recipe, method, part.listed, part.levels, findings, insist=False)
 
 
 def _examine_plain_values(recipe: Recipe, findings: Findings) -> None:

@@ -10,19 +10,19 @@ from typing import Any
 
 from cuvee.errors import RecipeError, nearest, raise_all
 from cuvee.recipes.findings import Findings, KeyPath
-from cuvee.recipes.recipe import Recipe, RecipeModel
+from cuvee.recipes.recipe import Recipe, RecipeModel, Slice
 from cuvee.recipes.validation import examine_values
 from cuvee.recipes.yaml_tree import MAX_CHARACTERS, Entries, Items, Node, Scalar, read_tree
 
 __all__ = ["load_recipe", "parse_recipe"]
 
 _WORD_KEYS = ("merge_method", "dtype", "out_dtype", "compute_dtype", "compat")
-_KEYS = (*_WORD_KEYS, "models", "base_model", "parameters", "seed", "exclude", "only", "before", "after")
-_MODEL_KEYS = ("model", "parameters")
+_KEYS = (*_WORD_KEYS, "models", "slices", "base_model", "parameters", "seed", "exclude", "only", "before", "after")
+_MODEL_KEYS = ("model", "parameters", "layer_range")
+_SLICE_KEYS = ("sources", "parameters", "base_model")
 
 _NO_STATISTICS = ("statistics are not supported yet", "a method that needs no data")
 _LATER = {
-    "slices": ("slices are not supported yet", "whole models under models:"),
     "modules": ("modules are not supported yet", "whole models under models:"),
     "tokenizer": ("tokenizer is not supported yet", "leave it out, for models of one vocabulary"),
     "tokenizer_source": ("tokenizer_source is not supported yet", "leave it out, for models of one vocabulary"),
@@ -30,10 +30,7 @@ _LATER = {
     "space": ("space is not supported yet", "leave it out"),
     "statistics": _NO_STATISTICS,
 }
-_LATER_IN_MODELS = {
-    "layer_range": ("layer_range belongs to slices, which are not supported yet", "whole models, without layer_range"),
-    "statistics": _NO_STATISTICS,
-}
+_LATER_IN_MODELS = {"statistics": _NO_STATISTICS}
 _WITHOUT_EFFECT = {
     "name": "a recipe has no name; the folder of the output has one",
     "residual_weight": "mergekit reads it and does not use it",
@@ -128,6 +125,7 @@ class _Form:
         return {
             **dict.fromkeys(_WORD_KEYS, self._word),
             "models": self._models,
+            "slices": self._slices,
             "base_model": self._reference,
             "parameters": self._parameters,
             "seed": self._plain,
@@ -191,9 +189,34 @@ class _Form:
         nodes = node.items if isinstance(node, Items) else (node,)
         return [one.text if isinstance(one, Scalar) else self._plain(one, path) for one in nodes]
 
+    def _slices(self, node: Node, path: KeyPath) -> list[Slice] | None:
+        if not isinstance(node, Items):
+            self.findings.error(f"slices is {_kind(node)}", path, right="slices: [{sources: [{model: …, …}]}]")
+            return None
+        if not node.items:
+            self.findings.error("slices is empty", path, right="slices: [{sources: [{model: …, …}]}]")
+        return [self._slice(item, (*path, index)) for index, item in enumerate(node.items)]
+
+    def _slice(self, node: Node, path: KeyPath) -> Slice:
+        if not isinstance(node, Entries):
+            self.findings.error(f"the slice is {_kind(node)}", path, right="- sources: [{model: …, …}]")
+            return Slice(())
+        self._check_keys(node, path, _SLICE_KEYS, {}, _WITHOUT_EFFECT)
+        sources: list[RecipeModel] | None = None
+        parameters: dict[str, Any] | None = None
+        base_model = None
+        if not _is_absent(node, "sources"):
+            sources = self._models(node.entries["sources"][1], (*path, "sources"))
+        if not _is_absent(node, "parameters"):
+            parameters = self._parameters(node.entries["parameters"][1], (*path, "parameters"))
+        if not _is_absent(node, "base_model"):
+            base_model = self._reference(node.entries["base_model"][1], (*path, "base_model"))
+        return Slice(sources or (), parameters or {}, base_model)
+
     def _models(self, node: Node, path: KeyPath) -> list[RecipeModel] | None:
         if not isinstance(node, Items):
-            self.findings.error(f"models is {_kind(node)}", path, right="models: [first, second], or a - before each")
+            key = path[-1]
+            self.findings.error(f"{key} is {_kind(node)}", path, right=f"{key}: [first, second], or a - before each")
             return None
         models = [self._model(item, (*path, index)) for index, item in enumerate(node.items)]
         return [RecipeModel(None) if model is None else model for model in models]
@@ -210,7 +233,11 @@ class _Form:
             if not _misspelt("model", node, _MODEL_KEYS):
                 self.findings.error("the entry names no model", path, right="model: a folder, a file or a hub id")
             return RecipeModel(None, parameters)
-        return RecipeModel(self._reference(node.entries["model"][1], (*path, "model")), parameters)
+        layers = None
+        if not _is_absent(node, "layer_range"):
+            said = self._plain(node.entries["layer_range"][1], (*path, "layer_range"))
+            layers = tuple(said) if isinstance(said, list) else said
+        return RecipeModel(self._reference(node.entries["model"][1], (*path, "model")), parameters, layers)
 
     def _reference(self, node: Node, path: KeyPath) -> str | None:
         """Return "path@revision+adapter" of a model written as text or as mergekit's mappings."""

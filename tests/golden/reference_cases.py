@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,7 @@ def run_yaml(case: GoldenCase, folder: Path) -> Tensors:
         if tensors is not None:
             write_llama(folder / name, tensors)
     recipe = case.description["params"]["yaml"]
-    for name in ("base", *(f"model{n}" for n in range(len(models)))):
-        recipe = recipe.replace(f"model: {name}\n", f"model: {folder / name}\n")
+    recipe = re.sub(r"\b(model: |base_model: )(base|model\d)\b", rf"\g<1>{folder}/\g<2>", recipe)
     if case.description.get("compat"):
         recipe += f"\ncompat: {case.description['compat']}\n"
     path = folder / "recipe.yml"
@@ -133,7 +133,7 @@ def run_adapter(case: GoldenCase, folder: Path) -> Tensors:
         model.close()
 
 
-RUNNERS = {"mergekit_yaml": run_yaml, "peft_load": run_adapter}
+RUNNERS = {"mergekit_yaml": run_yaml, "mergekit_slices": run_yaml, "peft_load": run_adapter}
 
 
 def deviations(got: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tolerance: float) -> list[str]:

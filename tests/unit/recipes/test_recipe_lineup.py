@@ -41,7 +41,7 @@ def recipe(method: str, models: str, base: str | None = None) -> Recipe:
 )
 def test_the_method_is_given_its_models_in_order(method: str, models: str, base: str | None, experts: str) -> None:
     prepared = prepare(recipe(method, models, base))
-    assert [expert.model for expert in prepared.experts] == experts.split()
+    assert [expert.model for expert in prepared.parts[0].experts] == experts.split()
     assert prepared.base == base
 
 
@@ -79,12 +79,12 @@ def test_models_that_do_not_suit_the_method_are_told(
 
 def test_one_folder_may_be_written_in_several_ways() -> None:
     prepared = prepare(Recipe("fake_deltas", models=["./a", Path("base")], base_model="base/"))
-    assert [expert.model for expert in prepared.experts] == ["./a"]
+    assert [expert.model for expert in prepared.parts[0].experts] == ["./a"]
 
 
 def test_a_model_listed_twice_counts_twice_and_is_pointed_out() -> None:
     prepared = prepare(recipe("fake_deltas", "a b a", "base"))
-    assert len(prepared.experts) == 3
+    assert len(prepared.parts[0].experts) == 3
     assert prepared.warnings == ("models.2: 'a' is listed more than once, and counts each time",)
 
 
@@ -100,4 +100,4 @@ def test_values_for_each_model_do_not_count_the_base() -> None:
     prepared = prepare(
         Recipe("fake_deltas", models=["base", "a", "b"], base_model="base", parameters={"weight": [2, 3]})
     )
-    assert prepared.resolver.for_tensor("x", None)["weight"] == [2.0, 3.0]
+    assert prepared.parts[0].resolver.for_tensor("x", None)["weight"] == [2.0, 3.0]

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from cuvee.errors import CuveeError, MethodError
-from cuvee.methods.registry import find_method
-from cuvee.recipes import Recipe, RecipeModel, parse_recipe, prepare, resolve
+from cuvee.recipes import Recipe, RecipeModel, parse_recipe, prepare
 
 pytestmark = pytest.mark.usefixtures("fakes")
 Told = Callable[..., list[CuveeError]]
 
 
 def arguments(recipe: Recipe, name: str = "x", position: float | None = None) -> dict[str, Any]:
-    return prepare(recipe).resolver.for_tensor(name, position, model_count=len(prepare(recipe).experts))
+    (whole,) = prepare(recipe).parts
+    return whole.resolver.for_tensor(name, position, names=[name] * len(whole.experts))
 
 
 def deltas(*models: Any, **parameters: Any) -> Recipe:
@@ -107,13 +107,7 @@ models:
 
 def test_another_number_of_models_than_the_recipes_is_the_callers_mistake() -> None:
     with pytest.raises(ValueError, match="3 models, and the recipe has 2"):
-        prepare(deltas()).resolver.for_tensor("x", None, model_count=3)
-
-
-def test_resolve_gives_the_same_without_the_rest_of_the_recipe(told: Told) -> None:
-    method = find_method("fake_deltas")
-    assert resolve(deltas(weight=2), method).for_tensor("x", None)["weight"] == [2.0, 2.0]
-    assert [e.found for e in told(resolve, deltas(wieght=2), method)] == ["fake_deltas has no parameter 'wieght'"]
+        prepare(deltas()).parts[0].resolver.for_tensor("x", None, names=["x"] * 3)
 
 
 def test_models_may_be_tensors() -> None:
@@ -125,7 +119,9 @@ def test_models_may_be_tensors() -> None:
 
     one, other, base = {"x": Unequal()}, {"x": Unequal()}, {"x": Unequal()}
     prepared = prepare(Recipe("fake_deltas", models=[one, other, base], base_model=base))
-    assert [expert.model is model for expert, model in zip(prepared.experts, (one, other), strict=True)] == [True] * 2
+    assert [expert.model is model for expert, model in zip(prepared.parts[0].experts, (one, other), strict=True)] == [
+        True
+    ] * 2
     assert prepared.base is base
 
 

@@ -165,7 +165,7 @@ merge_method: linear
 @pytest.mark.parametrize(
     ("key", "found"),
     [
-        ("slices: []", "slices are not supported yet"),
+        ("slices: []", "slices is empty"),
         ("modules: {}", "modules are not supported yet"),
         ("tokenizer: {source: union}", "tokenizer is not supported yet"),
         ("tokenizer_source: union", "tokenizer_source is not supported yet"),
@@ -183,7 +183,6 @@ def test_what_comes_later_is_refused_by_name(key: str, found: str, told: Told) -
 @pytest.mark.parametrize(
     ("entry", "found"),
     [
-        ("{model: a, layer_range: [0, 4]}", "layer_range belongs to slices, which are not supported yet"),
         ("{model: a, statistics: s}", "statistics are not supported yet"),
     ],
 )
@@ -192,9 +191,9 @@ def test_what_comes_later_is_refused_in_models_too(entry: str, found: str, told:
     assert (error.found, error.where) == (found, f"<recipe>:2:21 (models.0.{entry[11:].split(':')[0]})")
 
 
-def test_a_file_of_slices_is_not_told_that_models_are_missing(told: Told) -> None:
-    (error,) = told(parse_recipe, "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]")
-    assert error.found == "slices are not supported yet"
+def test_a_file_of_slices_needs_no_models() -> None:
+    recipe = parse_recipe("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]")
+    assert recipe.slices[0].sources[0].layer_range == (0, 1)
 
 
 def test_files_of_several_documents_are_refused_by_name(told: Told) -> None:
