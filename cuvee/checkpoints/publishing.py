@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from cuvee.checkpoints import fs
@@ -66,11 +66,14 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     Raises:
         ResourceError: it is a file, or a folder that holds something and `overwrite` is not given.
     """
-    if not fs.exists(out):
-        return
-    if fs.is_link(out) or not fs.is_folder(out):
+    with os_errors(out):
+        if not fs.exists(out):
+            return
+        is_folder = fs.is_folder(out) and not fs.is_link(out)
+        is_empty = is_folder and not fs.listdir(out)
+    if not is_folder:
         raise ResourceError("the output is not a folder", where=str(out), right="name a folder that does not exist yet")
-    if fs.listdir(out) and not overwrite:
+    if not is_empty and not overwrite:
         raise ResourceError(
             "the output folder exists and is not empty",
             where=str(out),
@@ -88,16 +91,19 @@ def locked(out: Path) -> Iterator[None]:
     with os_errors(out.parent):
         _make_durable(out.parent)
     path = lock_file(out)
-    try:
-        with fs.lock(path):
-            try:
-                yield
-            finally:
+    with ExitStack() as stack:
+        try:
+            with os_errors(path):
+                stack.enter_context(fs.lock(path))
+        except BlockingIOError:
+            raise ResourceError(
+                "another cuvee is writing to this folder", where=str(out), right="wait for it, or name another folder"
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # an empty file that stays does no harm
                 fs.unlink(path)
-    except BlockingIOError:
-        raise ResourceError(
-            "another cuvee is writing to this folder", where=str(out), right="wait for it, or name another folder"
-        ) from None
 
 
 def _make_durable(folder: Path) -> None:

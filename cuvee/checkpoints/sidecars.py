@@ -60,6 +60,17 @@ def find_sidecars(folder: Path) -> tuple[list[Sidecar], list[str]]:
     Raises:
         CheckpointError: a folder cannot be listed, or is hidden too deep.
     """
+    try:
+        return _find(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read the folder: {error.strerror}",
+            where=str(error.filename or folder),
+            right="check the disk and the permissions",
+        ) from None
+
+
+def _find(folder: Path) -> tuple[list[Sidecar], list[str]]:
     found: list[Sidecar] = []
     refused: list[str] = []
     for path in _files(folder):

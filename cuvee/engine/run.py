@@ -200,8 +200,8 @@ def run(
     keep_freed_memory()
     target = Path(os.path.abspath(out))
     check_target(target, overwrite=overwrite)
-    _check_not_an_input(plan, target)
     with locked(target), os_errors(target):
+        _check_not_an_input(plan, target)
         staging = staging_folder(target, plan.plan_id)
         for other in leftovers(target):
             if other != staging:

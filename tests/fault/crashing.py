@@ -1,13 +1,13 @@
-"""A process that kills merges: `python crashing.py FOLDER SCENARIO` forks a child for each point, and prints what it found.
+"""A process that breaks merges: `python crashing.py FOLDER SCENARIO` prints what it found, one JSON object a point.
 
-FOLDER holds the models `base`, `math` and `code`. In each child, every call through `cuvee.checkpoints.fs` is counted, and
-before the nth (or in the middle of it, where it writes) the child kills itself by SIGKILL. Then the same merge runs
-unharmed. It runs in a fresh interpreter with one thread, because forking is safe only there.
+FOLDER holds the models `base`, `math` and `code`; outputs lie in `place/`. What is imported is imported once; each merge then
+runs in a fork that dies, fails or records at a step of the disk (disk.py), and the same merge runs unharmed after it. A fresh
+interpreter with one thread, because forking is safe only there.
 """
 
 from __future__ import annotations
 
-import inspect
+import errno
 import json
 import os
 import random
@@ -15,87 +15,52 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from disk import WRITES, Disk, Fault, Step, come_short, die_before, die_within, fail_at, fits
 from models import contents
+from power_loss import Record, Tree, flat, images, lay_down
 
 import cuvee
-from cuvee.checkpoints import fs
 from cuvee.checkpoints.journal import read_journal
 from cuvee.checkpoints.publishing import JOURNAL_NAME
-from cuvee.errors import ResourceError
+from cuvee.errors import CuveeError
 from cuvee.recipes import Recipe
 
-WRITES = ("pwrite", "append")
-# Being killed before one of these is being killed before the next call that changes something.
-LOOKS = [
-    "close",
-    "exists",
-    "fingerprint",
-    "is_file",
-    "is_folder",
-    "listdir",
-    "open_read",
-    "pread_into",
-    "read_file",
-    "real_path",
-    "free_bytes",
-]
-OLD = {"old.txt": b"an old model", "config.json": b"{}"}
+PLACE = Path("place")
+OUT = PLACE / "out"
+OLD = {"old.txt": b"an old model", "config.json": b"{}", "deep/er.txt": b"in a folder"}
+Finding = dict[str, Any]
 
 
-def seam() -> list[str]:
-    """Return the functions of the seam."""
-    return [name for name in fs.__all__ if inspect.isfunction(getattr(fs, name))]
-
-
-def count_calls(on_call: Callable[[int, str, tuple[Any, ...]], None]) -> list[str]:
-    """Have `on_call(number, name, arguments)` called before every call of the seam; returns the growing list of names."""
-    called: list[str] = []
-
-    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            called.append(name)
-            on_call(len(called), name, arguments)
-            return function(*arguments, **options)
-
-        return counted
-
-    for name in seam():
-        setattr(fs, name, wrap(name, getattr(fs, name)))
-    return called
-
-
-def recipe() -> Recipe:
-    return Recipe("ties", models=["math", "code"], base_model="base", parameters={"density": 0.5})
-
-
-def merge(out: str, *, overwrite: bool = False, threads: int = 1) -> cuvee.Report:
-    return cuvee.merge(recipe(), out, overwrite=overwrite, threads=threads, shard_size=6000)
+def merge(*, overwrite: bool = False, threads: int = 1) -> cuvee.Report:
+    recipe = Recipe("ties", models=["math", "code"], base_model="base", parameters={"density": 0.5})
+    return cuvee.merge(recipe, OUT, overwrite=overwrite, threads=threads, shard_size=6000)
 
 
 def in_child(action: Callable[[], Any], *, kill_after: float | None = None) -> tuple[str, Any]:
-    """Run `action` in a fork; returns ("done", its value), ("failed", error), or ("killed", None)."""
+    """Run `action` in a fork; returns ("done", its value), ("failed", what the user reads), ("bug", …) or ("killed", None)."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
         try:
             answer = ["done", action()]
+        except CuveeError as error:
+            answer = ["failed", str(error)]
         except BaseException as error:
-            answer = ["failed", f"{type(error).__name__}: {error}"]
-        os.write(writer, json.dumps(answer).encode())
+            answer = ["bug", f"{type(error).__name__}: {error}"]
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(answer, pipe)
         os._exit(0)
     os.close(writer)
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
-    answer = b""
-    while chunk := os.read(reader, 65536):
-        answer += chunk
-    os.close(reader)
+    with os.fdopen(reader) as pipe:
+        answer = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return "killed", None
@@ -103,155 +68,224 @@ def in_child(action: Callable[[], Any], *, kill_after: float | None = None) -> t
     return result, value
 
 
-def hidden(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith(".out"))
+def under(fault: Fault, *, old: bool, threads: int = 1) -> tuple[str, Any]:
+    """Merge in a fork with a fault; the value of what is done is how many tensors were resumed."""
 
+    def action() -> int:
+        with Disk(fault):
+            return merge(overwrite=old, threads=threads).resumed
 
-def journaled(folder: Path) -> int:
-    """Return how many tensors the staging folder's journal names."""
-    return sum(max(0, len(read_journal(path)) - 1) for path in folder.glob(f".out.cuvee-*/{JOURNAL_NAME}"))
+    return in_child(action)
 
 
 def clean(*, old: bool) -> None:
-    shutil.rmtree("out", ignore_errors=True)
-    for name in hidden(Path()):
-        shutil.rmtree(name) if Path(name).is_dir() else os.unlink(name)
+    """Make the place empty, but for an old model."""
+    shutil.rmtree(PLACE, ignore_errors=True)
+    PLACE.mkdir()
     if old:
-        Path("out").mkdir()
         for name, content in OLD.items():
-            Path("out", name).write_bytes(content)
+            (OUT / name).parent.mkdir(parents=True, exist_ok=True)
+            (OUT / name).write_bytes(content)
 
 
-def after_a_crash(reference: dict[str, bytes], *, old: bool) -> dict[str, Any]:
-    """Say what lies at `out`, then run the merge again and say what that gave."""
-    before = contents(Path("out")) if Path("out").exists() else None
-    found = "nothing" if before is None else "new" if before == reference else "old" if before == OLD else "garbage"
-    promised = journaled(Path())
-    result, value = in_child(lambda: merge("out", overwrite=old).resumed)
-    if found == "new" and not old and result == "failed" and ResourceError.__name__ in value:
+def what_is(found: dict[str, bytes] | None, reference: dict[str, bytes]) -> str:
+    """Say what lies at the output's name: nothing, the old model, the new one, or what never should."""
+    return "nothing" if found is None else "new" if found == reference else "old" if found == OLD else "garbage"
+
+
+def at_out() -> dict[str, bytes] | None:
+    return contents(OUT) if OUT.exists() else None
+
+
+def journaled() -> int:
+    """Return how many tensors the journals name."""
+    return sum(max(0, len(read_journal(path)) - 1) for path in PLACE.glob(f".out.cuvee-*/{JOURNAL_NAME}"))
+
+
+def afterwards(reference: dict[str, bytes], *, old: bool) -> Finding:
+    """Say what lies at the output, then run the merge again, unharmed, and say what that gave."""
+    found = what_is(at_out(), reference)
+    promised = journaled()
+    result, value = in_child(lambda: merge(overwrite=old).resumed)
+    if found == "new" and not old and result == "failed" and "exists and is not empty" in value:
         result = "already there"
     return {
         "found": found,
         "again": result,
-        "error": value if result == "failed" else None,
-        "identical": contents(Path("out")) == reference,
-        "left": hidden(Path()) if result == "done" else [],
+        "said": value if result in ("failed", "bug") else None,
+        "identical": at_out() == reference,
+        "left": sorted(set(os.listdir(PLACE)) - {"out"}) if result == "done" else [],
         "promised": promised,
         "resumed": value if result == "done" else None,
     }
 
 
-def reference() -> tuple[dict[str, bytes], list[str]]:
-    """Merge once, unharmed; returns the files and the names of the seam's calls."""
-    clean(old=False)
-
-    def action() -> list[str]:
-        called = count_calls(lambda *_: None)
-        merge("out")
-        return called
-
-    result, named = in_child(action)
-    assert result == "done", named
-    return contents(Path("out")), named
-
-
-def kill_at_every_call(*, old: bool) -> list[dict[str, Any]]:
-    """Kill before each call of the seam, and in the middle of each write."""
-    files, called = reference()
+def reference(*, old: bool) -> tuple[dict[str, bytes], list[Step], Record]:
+    """Merge once, unharmed; returns the files, the steps, and their record."""
     clean(old=old)
-    if old:
+    record = Record(PLACE)
+    with Disk(done=record) as disk:
+        merge(overwrite=old)
+    return contents(OUT), disk.steps, record
 
-        def overwriting() -> list[str]:
-            calls = count_calls(lambda *_: None)
-            merge("out", overwrite=True)
-            return calls
 
-        _, called = in_child(overwriting)
-    findings = []
-    for number, name in enumerate(called, 1):
-        if name in LOOKS:
-            continue
-        for halfway in (False, True) if name in WRITES else (False,):
+def kill_at_every_step(*, old: bool) -> Iterator[Finding]:
+    """Kill before each step that changes the disk, and in the middle of each write."""
+    files, steps, _ = reference(old=old)
+    draws = random.Random(0)
+    for step in steps:
+        if not step.changes:
+            continue  # to be killed before it is to be killed before the next that does
+        for fault in (die_before(step.number), die_within(step.number, draws))[: 1 + (step.name in WRITES)]:
             clean(old=old)
-
-            def dying(number: int = number, halfway: bool = halfway) -> None:
-                plain = {name: getattr(fs, name) for name in WRITES}
-
-                def on_call(at: int, what: str, arguments: tuple[Any, ...]) -> None:
-                    if at == number:
-                        if halfway:
-                            fd, data, *rest = arguments
-                            plain[what](fd, memoryview(data)[: len(data) // 2], *rest)
-                        os.kill(os.getpid(), signal.SIGKILL)
-
-                count_calls(on_call)
-                merge("out", overwrite=old)
-
-            result, value = in_child(dying)
-            point = f"{number} of {len(called)}, {'in' if halfway else 'before'} {name}"
-            findings.append({"point": point, "died": result, "value": value, **after_a_crash(files, old=old)})
-    return findings
+            died, said = under(fault, old=old)
+            point = f"{step.number} of {len(steps)}, {step.name}"
+            yield {"point": point, "died": died, "before": said, **afterwards(files, old=old)}
 
 
-def kill_at_random(*, old: bool) -> list[dict[str, Any]]:
+def kill_at_random(*, old: bool, times: int = 15, seed: int = 0) -> Iterator[Finding]:
     """Kill a merge in two threads after random times."""
-    files, _ = reference()
+    files, _, _ = reference(old=old)
     clean(old=old)
     begin = time.perf_counter()
-    in_child(lambda: merge("out", overwrite=old, threads=2).resumed)
+    in_child(lambda: merge(overwrite=old, threads=2).resumed)
     took = time.perf_counter() - begin
-    draws = random.Random(0)
-    findings = []
-    for _ in range(15):
+    draws = random.Random(seed)
+    for _ in range(times):
         clean(old=old)
         delay = draws.uniform(0, took)
-        result, value = in_child(lambda: merge("out", overwrite=old, threads=2).resumed, kill_after=delay)
+        died, said = in_child(lambda: merge(overwrite=old, threads=2).resumed, kill_after=delay)
         point = f"after {delay * 1000:.0f} of {took * 1000:.0f} ms"
-        findings.append({"point": point, "died": result, "value": value, **after_a_crash(files, old=old)})
-    return findings
+        yield {"point": point, "died": died, "before": said, **afterwards(files, old=old)}
 
 
-def kill_again_and_again() -> list[dict[str, Any]]:
+def kill_again_and_again() -> Iterator[Finding]:
     """Kill one merge over and over, each time a little further; it must come to an end, and lose nothing on the way."""
-    files, _ = reference()
+    files, _, _ = reference(old=False)
     clean(old=False)
-    findings = []
     for _ in range(20):
-        before = journaled(Path())
+        before = journaled()
+        appended = 0
 
-        def dying() -> int:
-            appended = 0
+        def dying(step: Step) -> None:
+            nonlocal appended
+            appended += step.name == "write"
+            if appended == 3:
+                os.write(step.arguments[0], step.arguments[1][:7])  # a torn line
+                os.kill(os.getpid(), signal.SIGKILL)
 
-            def on_call(_: int, name: str, arguments: tuple[Any, ...]) -> None:
-                nonlocal appended
-                appended += name == "append"
-                if appended == 3:
-                    os.write(arguments[0], arguments[1][:7])  # a torn line
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            count_calls(on_call)
-            return merge("out").resumed
-
-        result, value = in_child(dying)
-        findings.append({"died": result, "value": value, "before": before, "after": journaled(Path())})
-        if result != "killed":
+        died, said = under(dying, old=False)
+        yield {"died": died, "said": said, "before": before, "after": journaled()}
+        if died != "killed":
             break
-    findings.append({"identical": Path("out").exists() and contents(Path("out")) == files})
-    return findings
+    yield {"identical": at_out() == files}
 
 
-SCENARIOS: dict[str, Callable[[], Any]] = {
-    "every call": lambda: kill_at_every_call(old=False),
-    "every call, overwriting": lambda: kill_at_every_call(old=True),
+CODES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE)
+
+
+def fail_at_every_step(*, old: bool, codes: tuple[int, ...] = CODES, every: int = 1) -> Iterator[Finding]:
+    """Have each step (or every so-manieth) fail, once and for ever, in every way that its call can."""
+    files, steps, _ = reference(old=old)
+    turn = 0
+    for step in steps:
+        for code in codes:
+            if not fits(step, code):
+                continue
+            for for_ever in (False, True) if step.changes else (False,):
+                turn += 1
+                if turn % every:
+                    continue
+                clean(old=old)
+                died, said = under(fail_at(step.number, code, for_ever=for_ever), old=old)
+                name = errno.errorcode[code] + (" for ever" if for_ever else "")
+                point = f"{step.number} of {len(steps)}, {step.name}: {name}"
+                yield {"point": point, "died": died, "before": said, **afterwards(files, old=old)}
+
+
+def come_short_at_random(*, times: int = 6) -> Iterator[Finding]:
+    """Have reads and writes give and take a few bytes at a time, under a storm of signals."""
+    files, _, _ = reference(old=False)
+    for seed in range(times):
+        clean(old=False)
+
+        def action(seed: int = seed) -> int:
+            signal.signal(signal.SIGALRM, lambda *_: None)
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            with Disk(come_short(random.Random(seed))):
+                return merge(threads=2).resumed
+
+        died, said = in_child(action)
+        yield {"point": f"seed {seed}", "died": died, "before": said, "identical": at_out() == files}
+
+
+def lose_power(*, old: bool, at_random: int = 6, every: int = 40, seed: int = 0) -> Iterator[Finding]:
+    """Look at what every prefix of a run may leave on the disk; run the merge again on every so-manieth, and crash that too."""
+    files, _, record = reference(old=old)
+    draws = random.Random(seed)
+    for number, (point, tree) in enumerate(images(record, draws, at_random=at_random)):
+        seen = {"point": point, "found": what_is(flat(tree["out"]) if "out" in tree else None, files)}
+        if number % every:
+            yield seen
+            continue
+        again = recorded(tree, old=old)
+        lay(tree)
+        yield {**seen, **afterwards(files, old=old)}
+        if again is None:
+            continue
+        for deeper, below in _some(images(again, draws, at_random=at_random), draws, 3):
+            lay(below)
+            yield {"point": f"{point}; then {deeper}", **afterwards(files, old=old)}
+
+
+def _some(found: Iterator[tuple[str, Tree]], draws: random.Random, count: int) -> list[tuple[str, Tree]]:
+    everything = list(found)
+    return draws.sample(everything, min(count, len(everything)))
+
+
+def lay(tree: Tree) -> None:
+    shutil.rmtree(PLACE, ignore_errors=True)
+    PLACE.mkdir()
+    lay_down(tree, PLACE)
+
+
+def recorded(tree: Tree, *, old: bool) -> Record | None:
+    """Return the record of the merge that recovers from an image; None where it has nothing to do."""
+    lay(tree)
+    record = Record(PLACE)
+    try:
+        with Disk(done=record):
+            merge(overwrite=old)
+    except CuveeError:
+        return None
+    return record
+
+
+SCENARIOS: dict[str, Callable[[], Iterator[Finding]]] = {
+    "every step": lambda: kill_at_every_step(old=False),
+    "every step, overwriting": lambda: kill_at_every_step(old=True),
     "random": lambda: kill_at_random(old=False),
     "random, overwriting": lambda: kill_at_random(old=True),
     "again and again": kill_again_and_again,
+    "failing": lambda: fail_at_every_step(old=False, every=7),
+    "failing, overwriting": lambda: fail_at_every_step(old=True, every=11),
+    "short": come_short_at_random,
+    "power": lambda: lose_power(old=False),
+    "power, overwriting": lambda: lose_power(old=True),
 }
 
-if __name__ == "__main__":
-    os.chdir(sys.argv[1])
+
+def prepare(folder: str) -> None:
+    """Go to the models, and import once what every merge imports."""
     import torch
 
+    os.chdir(folder)
     torch.set_num_threads(1)
-    merge("out")  # what is imported here is not imported by every child
-    print(json.dumps(SCENARIOS[sys.argv[2]]()))
+    clean(old=False)
+    merge()
+
+
+if __name__ == "__main__":
+    prepare(sys.argv[1])
+    for finding in SCENARIOS[sys.argv[2]]():
+        print(json.dumps(finding))
