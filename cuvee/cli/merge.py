@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.cli import app
 from cuvee.cli.amounts import in_bytes, in_seconds, plural
-from cuvee.cli.options import AllowNan, AsJson, Overwrite, Quiet
+from cuvee.cli.options import AllowNan, AsJson, Overwrite, Quiet, Stages
 from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_recipe
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, print_json, prose, rows, safe, screen, show, styled
@@ -33,6 +33,7 @@ def merge(
     *,
     overwrite: Overwrite = False,
     allow_nan: AllowNan = False,
+    stages: Stages = None,
     quiet: Quiet = False,
     json: AsJson = False,
     options: PlanOptions = PlanOptions(),
@@ -54,7 +55,7 @@ def merge(
     asked = read_recipe(recipe, options)
     load_engine(options.device, clock, quiet=quiet)
     planned = make_plan(asked, options, clock, quiet=quiet)
-    report = _run(planned, target, overwrite=overwrite, allow_nan=allow_nan, with_bar=not quiet)
+    report = _run(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, with_bar=not quiet)
     clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}
     if json:
         print_json(_as_object(planned, report, clock))
@@ -65,7 +66,9 @@ def merge(
         _print_report(out, planned, report, clock)
 
 
-def _run(planned: Plan, target: Path, *, overwrite: bool, allow_nan: bool, with_bar: bool) -> Report:
+def _run(
+    planned: Plan, target: Path, *, overwrite: bool, allow_nan: bool, stages: str | None, with_bar: bool
+) -> Report:
     from cuvee.engine.run import run
 
     moved = planned.bytes_read + planned.bytes_written
@@ -75,7 +78,7 @@ def _run(planned: Plan, target: Path, *, overwrite: bool, allow_nan: bool, with_
             measuring = now.stage == "merging" and planned.is_wide and now.share < 1 - 1 / planned.tally.visits
             bar.show(moved * now.share, moved, "measuring" if measuring else now.stage)
 
-        return run(planned, target, overwrite=overwrite, allow_nan=allow_nan, progress=progress)
+        return run(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, progress=progress)
 
 
 def _warn(warnings: Sequence[str]) -> None:

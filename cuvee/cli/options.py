@@ -20,6 +20,7 @@ __all__ = [
     "Quiet",
     "Seed",
     "ShardSize",
+    "Stages",
     "Tensors",
     "Threads",
     "Token",
@@ -44,6 +45,12 @@ Overwrite = Annotated[
 ]
 ShardSize = Annotated[
     str, Parameter(group=_OUTPUT, metavar="SIZE", help="The most bytes of tensors in one file; 5GB if not given.")
+]
+Stages = Annotated[
+    str | None,
+    Parameter(
+        group=_OUTPUT, metavar="FOLDER", help="Publish every stage of the recipe here too, and take those already made."
+    ),
 ]
 AllowNan = Annotated[bool, Parameter(group=_OUTPUT, help="Let NaN and Inf through; they are counted and named.")]
 Png = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cyclopts import Parameter
@@ -60,13 +60,13 @@ def read_recipe(path: str, options: PlanOptions) -> Recipe:
     Raises:
         CuveeError: all that is wrong with it, said together.
     """
-    from cuvee.recipes import load_recipe, prepare
+    from cuvee.recipes import everywhere, load_recipe, prepare
 
     recipe = load_recipe(path)
     if options.seed is not None:
-        recipe = replace(recipe, seed=options.seed, text=_noted(recipe.text, f"--seed {options.seed}"))
+        recipe = everywhere(recipe, seed=options.seed, text=_noted(recipe.text, f"--seed {options.seed}"))
     if options.compat is not None:
-        recipe = replace(recipe, compat=options.compat, text=_noted(recipe.text, f"--compat {options.compat}"))
+        recipe = everywhere(recipe, compat=options.compat, text=_noted(recipe.text, f"--compat {options.compat}"))
     prepare(recipe)  # what is wrong is said before torch is waited for
     return recipe
 

@@ -104,4 +104,5 @@ def _block_bytes(task: Task, method: Method, block: int, whole: int) -> int:
     if layout.numel <= whole or (method.unit is ROW and len(layout.shape) < 2):
         elements = layout.numel
     models = len(task.all_inputs)
-    return elements * (4 * (2 * models - 1) + 28) + models * _SELECTION_BYTES
+    staged = 4 * sum(getattr(one.source, "rows", 0) for one in task.all_inputs)  # computed as they are read
+    return elements * (4 * (2 * models - 1) + 28 + staged) + models * _SELECTION_BYTES

@@ -11,6 +11,7 @@ from cuvee.engine.blocks import Input, Observer, Task, rounded
 from cuvee.engine.plan import Plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.engine.stages import is_ready
 from cuvee.errors import MethodError
 from cuvee.tensors.dtypes import torch_dtype
 from cuvee.tensors.layout import Layout
@@ -57,7 +58,10 @@ def estimate(plan: Plan) -> Estimate:
 
 def _sampled_read_rate(plan: Plan) -> float:
     """Return the bytes per second at which the first bytes of the largest tensor are read."""
-    task = max(plan.tasks, key=lambda task: task.layout.numel)
+    ready = [task for task in plan.tasks if is_ready(task.all_inputs[0].source)]
+    if not ready:
+        return _MEMORY_BYTES_PER_S
+    task = max(ready, key=lambda task: task.layout.numel)
     source = task.all_inputs[0].source
     stop = min(math.prod(source.shape), _SAMPLE_BYTES // max(1, source.dtype.itemsize))
     begin = time.perf_counter()

@@ -15,6 +15,7 @@ from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.engine.matching import BASE
 from cuvee.engine.plan import PROFILE, Plan
+from cuvee.engine.stages import describe_stages
 from cuvee.errors import CheckpointError, printable
 from cuvee.tensors.digests import model_digest
 
@@ -43,6 +44,7 @@ def build_manifest(
         "profile": PROFILE,
         "recipe": plan.asked.recipe,
         "recipe_text": plan.asked.text,
+        "stages": describe_stages(plan.models),
         "inputs": [_input(plan, number, inputs.get(number, {})) for number in plan.models],
         "output": {
             "digest": model_digest(outputs),

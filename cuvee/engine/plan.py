@@ -23,6 +23,7 @@ from cuvee.engine.budget import Budget, choose_budget
 from cuvee.engine.matching import BASE, Matched
 from cuvee.engine.parts import match_recipe
 from cuvee.engine.rounds import Handler, Tally, run_rounds
+from cuvee.engine.stages import is_ready, stage_model
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
 from cuvee.recipes import Prepared, Recipe, RecipeModel, Slice, prepare
 from cuvee.tensors import kernels
@@ -138,6 +139,7 @@ def plan(
     device: str = "cpu",
     offline: bool = False,
     token: str | None = None,
+    _stages: dict[int, Model] | None = None,
 ) -> MergePlan:
     """Plan a merge: open the models' headers, match their tensors, lay out the output.
 
@@ -158,7 +160,9 @@ def plan(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
     prepared = prepare(recipe)
-    models = _open_models(prepared, offline=offline, token=token)
+    options = {"memory": memory, "threads": threads, "shard_size": shard_size, "device": device}
+    stages = {} if _stages is None else _stages
+    models = _open_models(prepared, offline=offline, token=token, stages=stages, **options)
     matched = match_recipe(recipe, prepared, models)
     raise_all(matched.errors)
     if not matched.tasks:
@@ -202,10 +206,19 @@ def plan(
     )
 
 
-def _open_models(prepared: Prepared, *, offline: bool, token: str | None) -> dict[int, Model]:
+def _open_models(
+    prepared: Prepared, *, offline: bool, token: str | None, stages: dict[int, Model], **options: Any
+) -> dict[int, Model]:
+    """Open a recipe's models; those that are recipes themselves are planned with the same options, each once."""
     wanted = dict(enumerate(prepared.models))
     if prepared.base is not None:
         wanted[BASE] = prepared.base
+    for number, model in wanted.items():
+        if isinstance(model, Recipe):
+            if id(model) not in stages:
+                planned = plan(model, offline=offline, token=token, _stages=stages, **options)
+                stages[id(model)] = stage_model(model.name or f"stage{len(stages)}", planned)
+            wanted[number] = stages[id(model)]
     return open_models(wanted, offline=offline, token=token)
 
 
@@ -307,7 +320,8 @@ def _fake_task(task: Task, shape: tuple[int, ...], generator: torch.Generator) -
 
 def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
     """Look at the first leaf of some large matrices, and say which experts do not descend from the base."""
-    sampled = sorted((t for t in tasks if t.base and len(t.layout.shape) > 1), key=lambda t: (-t.layout.numel, t.name))[
+    ready = (t for t in tasks if all(is_ready(one.source) for one in t.all_inputs))
+    sampled = sorted((t for t in ready if t.base and len(t.layout.shape) > 1), key=lambda t: (-t.layout.numel, t.name))[
         :8
     ]
     sums: dict[int, list[float]] = {}
@@ -376,7 +390,9 @@ def _described_slice(one: Slice) -> dict[str, Any]:
     return said if one.base_model is None else {**said, "base_model": _name(one.base_model)}
 
 
-def _name(reference: Any) -> str:
+def _name(reference: Any) -> Any:
+    if isinstance(reference, Recipe):
+        return {"name": reference.name, **describe_recipe(reference)}
     return str(reference) if isinstance(reference, str | Path) else f"<{type(reference).__name__} in memory>"
 
 

@@ -13,6 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blake3 import blake3
+
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.journal import Journal, read_journal
 from cuvee.checkpoints.publishing import (
@@ -30,11 +32,12 @@ from cuvee.checkpoints.sidecars import config_json, copy_sidecars
 from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
 from cuvee.engine.allocator import keep_freed_memory
 from cuvee.engine.blocks import Observer, Task, rounded
-from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, manifest_json, model_card
+from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, manifest_json, model_card, read_manifest
 from cuvee.engine.plan import Plan, plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, Tally, run_rounds
-from cuvee.errors import NonFinite, RecipeError, ResourceError
+from cuvee.engine.stages import Stage, stages_of
+from cuvee.errors import CheckpointError, NonFinite, RecipeError, ResourceError
 from cuvee.recipes import Recipe
 from cuvee.tensors.digests import TensorDigest
 from cuvee.tensors.lazy_torch import torch
@@ -180,6 +183,7 @@ def run(
     *,
     overwrite: bool = False,
     allow_nan: bool = False,
+    stages: str | PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
     """Carry out a plan and publish the model.
@@ -189,6 +193,8 @@ def run(
             old model); the same call goes on where a killed one stopped.
         overwrite: replace a folder that is there, once the new model is complete.
         allow_nan: let NaN and Inf through.
+        stages: a folder in which every stage of the recipe is published under its name, and stays; a stage that is there
+            already is taken as it is. None: those stages that must be written lie beside the output while it is made.
         progress: called about ten times a second.
 
     Raises:
@@ -203,10 +209,12 @@ def run(
     with locked(target), os_errors(target):
         _check_not_an_input(plan, target)
         staging = staging_folder(target, plan.plan_id)
+        staged = {stage.name: _place(stage, target, stages) for stage in stages_of(plan.models.values())}
         for other in leftovers(target):
-            if other != staging:
+            if other != staging and other not in staged.values():
                 fs.remove_tree(other)
         check_space(plan, target, staging)
+        beside = _make_stages(plan, staged, are_kept=stages is not None, allow_nan=allow_nan)
         with _kept_or_given_back(staging):
             finished, resumed, tally = _merge(plan, staging, allow_nan, progress or (lambda _: None))
             merged = time.perf_counter()
@@ -217,6 +225,8 @@ def run(
                     file.check_unchanged()
             check_target(target, overwrite=overwrite)
         left = publish(staging, target)
+        for folder in beside:
+            fs.remove_tree(folder)
     end = time.perf_counter()
     seconds = {"merge": merged - begin, "publish": end - merged, "total": end - begin}
     return Report(
@@ -243,9 +253,51 @@ def merge(
         overwrite: replace a folder that is there.
         options: those of `plan` and of `run`.
     """
-    of_run = {name: options.pop(name) for name in ("allow_nan", "progress") if name in options}
+    of_run = {name: options.pop(name) for name in ("allow_nan", "progress", "stages") if name in options}
     check_target(Path(os.path.abspath(out)), overwrite=overwrite)
     return run(plan(recipe, **options), out, overwrite=overwrite, **of_run)
+
+
+def _place(stage: Stage, target: Path, folder: str | PathLike[str] | None) -> Path:
+    """Return where a stage is published; beside the output under a name that changes when its inputs do."""
+    if folder is not None:
+        return Path(os.path.abspath(folder)) / stage.name
+    files = sorted(str(asdict(file.opened)) for model in stage.plan.models.values() for file in model.files)
+    return staging_folder(target, blake3("\n".join([stage.plan.plan_id, *files]).encode()).hexdigest())
+
+
+def _make_stages(plan: Plan, places: Mapping[str, Path], *, are_kept: bool, allow_nan: bool) -> list[Path]:
+    """Publish the stages that cannot be computed as they are read; returns the folders to be removed at the end."""
+    beside = []
+    for stage in stages_of(plan.models.values()):
+        place = places[stage.name]
+        if stage.is_streamed and not are_kept:
+            continue
+        if not _is_published(stage.plan, place):
+            run(stage.plan, place, overwrite=True, allow_nan=allow_nan)
+        stage.read_from(place)
+        if not are_kept:
+            beside.append(place)
+    return beside
+
+
+def _is_published(plan: Plan, folder: Path) -> bool:
+    """True when a folder holds what a plan makes of its inputs: by the manifest, which is younger than they are.
+
+    Raises:
+        ResourceError: the folder holds something else.
+    """
+    if not fs.exists(folder) or not fs.listdir(folder):
+        return False
+    try:
+        made = read_manifest(folder)["plan"]
+        written = fs.fingerprint(folder / MANIFEST_NAME).mtime_ns
+    except (CheckpointError, KeyError, OSError):
+        raise ResourceError(
+            "the folder of a stage holds something else", where=str(folder), right="another folder for the stages"
+        ) from None
+    files = (file for model in plan.models.values() for file in model.files)
+    return bool(made == plan.plan_id and all(file.opened.mtime_ns < written for file in files))
 
 
 def _check_not_an_input(plan: Plan, out: Path) -> None:

@@ -5,6 +5,7 @@ from cuvee.recipes.parts import Part, Region
 from cuvee.recipes.recipe import Recipe, RecipeModel, Slice
 from cuvee.recipes.resolving import Resolver
 from cuvee.recipes.settings import MISSING, evaluate
+from cuvee.recipes.staging import everywhere
 from cuvee.recipes.validation import Checked, Prepared, PreparedPart, check, prepare, validate
 from cuvee.recipes.yaml_form import load_recipe, parse_recipe
 
@@ -21,6 +22,7 @@ __all__ = [
     "Slice",
     "check",
     "evaluate",
+    "everywhere",
     "explain",
     "load_recipe",
     "parse_recipe",

@@ -81,6 +81,8 @@ class Part:
 
 def label(model: Any, position: int) -> str:
     """Return how messages call the model at a position."""
+    if isinstance(model, Recipe) and model.name:
+        return repr(model.name)
     return repr(os.fspath(model)) if isinstance(model, str | os.PathLike) else f"model {position}"
 
 

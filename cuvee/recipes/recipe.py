@@ -22,7 +22,8 @@ class RecipeModel:
     """One model of a recipe.
 
     Attributes:
-        model: a folder, a file, a hub id, `model+adapter`; in Python also a state dict or a module.
+        model: a folder, a file, a hub id, `model+adapter`; in Python also a state dict, a module, or a `Recipe`, whose
+            output is merged without being written where that can be.
         parameters: its own settings (weight, density …), each a number, a gradient or filter entries.
         layer_range: in a slice, the first layer and the one after the last; None: all layers.
     """
@@ -75,6 +76,7 @@ class Recipe:
         compat: None or "mergekit".
         before: edits of each task vector, `[{"dare": {"density": 0.5}}]`.
         after: edits of the merged task vector.
+        name: of a stage, by which the recipes of one file use its output; "" for what is published.
         from_yaml: True when it was read from YAML.
         text: the YAML as written, for the record.
         places: key path -> "file:line:column", for errors.
@@ -95,6 +97,7 @@ class Recipe:
     compat: str | None = None
     before: Sequence[Mapping[str, Mapping[str, Any]]] = ()
     after: Sequence[Mapping[str, Mapping[str, Any]]] = ()
+    name: str = ""
     from_yaml: bool = False
     text: str = ""
     places: Mapping[tuple[Any, ...], str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from cuvee.recipes.parts import Expert, Part, is_same, parts_of
 from cuvee.recipes.recipe import Recipe, RecipeModel
 from cuvee.recipes.resolving import Resolver, read_settings
 from cuvee.recipes.settings import MISSING, is_listed
+from cuvee.recipes.staging import stages_of
 from cuvee.tensors.dtypes import parse_dtype
 
 __all__ = ["Checked", "Prepared", "PreparedPart", "check", "examine_values", "prepare", "validate"]
@@ -138,10 +139,10 @@ def prepare(recipe: Recipe) -> Prepared:
     """Return what a recipe means.
 
     Raises:
-        Problems: all that is wrong with it, said together; or the one error that is.
+        Problems: all that is wrong with it and its stages, said together; or the one error that is.
     """
     checked = check(recipe)
-    raise_all(checked.errors)
+    raise_all([error for stage in stages_of(recipe) for error in check(stage).errors] + list(checked.errors))
     assert checked.prepared is not None
     return checked.prepared
 

@@ -11,12 +11,13 @@ from typing import Any
 from cuvee.errors import RecipeError, nearest, raise_all
 from cuvee.recipes.findings import Findings, KeyPath
 from cuvee.recipes.recipe import Recipe, RecipeModel, Slice
+from cuvee.recipes.staging import chain_stages
 from cuvee.recipes.validation import examine_values
-from cuvee.recipes.yaml_tree import MAX_CHARACTERS, Entries, Items, Node, Scalar, read_tree
+from cuvee.recipes.yaml_tree import MAX_CHARACTERS, Entries, Items, Node, Scalar, read_trees
 
 __all__ = ["load_recipe", "parse_recipe"]
 
-_WORD_KEYS = ("merge_method", "dtype", "out_dtype", "compute_dtype", "compat")
+_WORD_KEYS = ("merge_method", "dtype", "out_dtype", "compute_dtype", "compat", "name")
 _KEYS = (*_WORD_KEYS, "models", "slices", "base_model", "parameters", "seed", "exclude", "only", "before", "after")
 _MODEL_KEYS = ("model", "parameters", "layer_range")
 _SLICE_KEYS = ("sources", "parameters", "base_model")
@@ -32,7 +33,6 @@ _LATER = {
 }
 _LATER_IN_MODELS = {"statistics": _NO_STATISTICS}
 _WITHOUT_EFFECT = {
-    "name": "a recipe has no name; the folder of the output has one",
     "residual_weight": "mergekit reads it and does not use it",
     "random_seed": "seed: is the key for it",
     "int8_mask": "signs take little memory without it",
@@ -77,7 +77,7 @@ def _decoded(content: bytes, name: str) -> str:
 
 
 def parse_recipe(text: str, *, name: str = "<recipe>") -> Recipe:
-    """Read a recipe from YAML.
+    """Read a recipe from YAML. Of several documents (`---`), those with a name are stages, which the others use by it.
 
     Args:
         name: of the file, for errors.
@@ -85,15 +85,16 @@ def parse_recipe(text: str, *, name: str = "<recipe>") -> Recipe:
     Raises:
         Problems: all that is wrong, said together; or the one error that is.
     """
-    root, problems = read_tree(text, name)
-    form = _Form(name)
+    roots, problems = read_trees(text, name)
+    forms = [_Form(name) for _ in roots or (None,)]
     for problem in problems:
-        form.findings.error(problem.found, (), right=problem.right, where=problem.where)
-    recipe = form.recipe(root, text)
-    if form.findings.errors:
-        examine_values(recipe, form.findings)
-    raise_all(form.findings.errors)
-    return recipe
+        forms[0].findings.error(problem.found, (), right=problem.right, where=problem.where)
+    recipes = [form.recipe(root, text) for form, root in zip(forms, roots or (None,), strict=True)]
+    for form, recipe in zip(forms, recipes, strict=True):
+        if form.findings.errors:
+            examine_values(recipe, form.findings)
+    raise_all([error for form in forms for error in form.findings.errors])
+    return chain_stages(recipes) if len(recipes) > 1 else recipes[0]
 
 
 class _Form:

@@ -23,7 +23,7 @@ from ruamel.yaml.reader import ReaderError
 
 from cuvee.errors import RecipeError, raise_all
 
-__all__ = ["Entries", "Items", "Node", "Scalar", "read_tree"]
+__all__ = ["Entries", "Items", "Node", "Scalar", "read_trees"]
 
 MAX_CHARACTERS = 4 * 2**20
 MAX_NODES = 20_000
@@ -94,8 +94,8 @@ class Entries:
 Node: TypeAlias = Scalar | Items | Entries
 
 
-def read_tree(text: str, name: str) -> tuple[Node | None, list[RecipeError]]:
-    """Return the root of the first document (None when there is none) and what is wrong but does not stop the reading.
+def read_trees(text: str, name: str) -> tuple[list[Node], list[RecipeError]]:
+    """Return the roots of the documents and what is wrong but does not stop the reading.
 
     Args:
         name: of the file, for errors.
@@ -110,13 +110,13 @@ def read_tree(text: str, name: str) -> tuple[Node | None, list[RecipeError]]:
     builder = _Builder(name)
     try:
         for event in _events(text, name):
-            if isinstance(event, DocumentStartEvent) and not builder.starts_document(event):
-                break
+            if isinstance(event, DocumentStartEvent):
+                builder.start_document()
             if isinstance(event, NodeEvent | SequenceEndEvent | MappingEndEvent):
                 builder.take(event)
     except RecipeError as error:
         raise_all([*builder.problems, error])
-    return builder.root, builder.problems
+    return builder.roots, builder.problems
 
 
 def _events(text: str, name: str) -> Iterator[Any]:
@@ -166,18 +166,13 @@ class _Builder:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.root: Node | None = None
+        self.roots: list[Node] = []
         self.problems: list[RecipeError] = []
-        self._documents = 0
         self._open: list[_Open] = []
         self._anchors: dict[str, Node] = {}
 
-    def starts_document(self, event: Any) -> bool:
-        self._documents += 1
-        if self._documents == 1:
-            return True
-        self._problem(event, "files of several documents (---) are not supported yet", "one recipe in a file")
-        return False
+    def start_document(self) -> None:
+        self._anchors = {}
 
     def take(self, event: Any) -> None:
         if isinstance(event, SequenceStartEvent | MappingStartEvent):
@@ -199,7 +194,9 @@ class _Builder:
         if event.anchor is not None and not isinstance(event, AliasEvent):
             self._anchors[event.anchor] = node
         if not self._open:
-            self.root = node
+            self.roots.append(node)
+            if sum(root.size for root in self.roots) > MAX_NODES:
+                raise self._error(event, f"more than {MAX_NODES} values in all documents", "a smaller recipe")
             return
         parent = self._open[-1]
         parent.nodes.append(node)

@@ -196,15 +196,9 @@ def test_a_file_of_slices_needs_no_models() -> None:
     assert recipe.slices[0].sources[0].layer_range == (0, 1)
 
 
-def test_files_of_several_documents_are_refused_by_name(told: Told) -> None:
-    (error,) = told(parse_recipe, "merge_method: linear\nmodels: [a]\n---\nmerge_method: linear\nmodels: [b]")
-    assert said([error]) == [("files of several documents (---) are not supported yet", "<recipe>:3:1")]
-
-
 def test_harmless_keys_of_mergekit_are_pointed_out_and_accepted() -> None:
     recipe = parse_recipe("merge_method: linear\nmodels: [a]\nname: my-merge\nrandom_seed: 3")
     assert [note.split(":", 3)[3] for note in prepare(recipe).warnings] == [
-        " name has no effect: a recipe has no name; the folder of the output has one",
         " random_seed has no effect: seed: is the key for it",
     ]
 

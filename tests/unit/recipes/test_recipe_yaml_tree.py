@@ -8,12 +8,12 @@ import time
 import pytest
 
 from cuvee.errors import CuveeError, Problems, RecipeError
-from cuvee.recipes.yaml_tree import Entries, Items, Scalar, read_tree
+from cuvee.recipes.yaml_tree import Entries, Items, Scalar, read_trees
 
 
 def problems(text: str) -> list[CuveeError]:
     try:
-        return list(read_tree(text, "r.yml")[1])
+        return list(read_trees(text, "r.yml")[1])
     except Problems as several:
         return list(several.errors)
     except RecipeError as error:
@@ -21,7 +21,7 @@ def problems(text: str) -> list[CuveeError]:
 
 
 def value(text: str) -> object:
-    root, found = read_tree(f"key: {text}", "r.yml")
+    (root,), found = read_trees(f"key: {text}", "r.yml")
     assert isinstance(root, Entries) and not found
     node = root.entries["key"][1]
     assert isinstance(node, Scalar)
@@ -68,7 +68,7 @@ def test_numbers_too_long_for_integers_are_read_without_effort() -> None:
 
 
 def test_nodes_know_their_line_and_column() -> None:
-    root, _ = read_tree("models:\n  - model: a\n  - b\n", "r.yml")
+    (root,), _ = read_trees("models:\n  - model: a\n  - b\n", "r.yml")
     assert isinstance(root, Entries)
     key, models = root.entries["models"]
     assert (key.line, key.column) == (1, 1)
@@ -77,7 +77,7 @@ def test_nodes_know_their_line_and_column() -> None:
 
 
 def test_aliases_and_merge_keys_stand_for_what_they_name() -> None:
-    root, found = read_tree("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\nd: {<<: [*a, {x: 9, z: 4}]}", "r.yml")
+    (root,), found = read_trees("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\nd: {<<: [*a, {x: 9, z: 4}]}", "r.yml")
     assert isinstance(root, Entries) and not found
 
     def plain(key: str) -> dict[str, object]:
@@ -109,7 +109,6 @@ def test_aliases_and_merge_keys_stand_for_what_they_name() -> None:
         ("a: !mine 1", "the tag !mine is not allowed", "r.yml:1:4 (a)"),
         ("a: *gone", "*gone names no anchor above it", "r.yml:1:4 (a)"),
         ("a: &a [*a]", "*a stands inside what it names", "r.yml:1:8 (a.0)"),
-        ("a: 1\n---\nb: 2", "files of several documents (---) are not supported yet", "r.yml:2:1"),
         ("a: {<<: 3}", "<< takes a mapping, or a list of them", "r.yml:1:9 (a.<<)"),
         ("a: 1\nb: \x07", "an unprintable character, '\\x07'", "r.yml:2:4"),
     ],
@@ -152,10 +151,10 @@ def test_bombs_are_refused_quickly(text: str, found: str) -> None:
 
 
 def test_a_document_marker_before_the_only_document_is_fine() -> None:
-    root, found = read_tree("# a comment\n---\na: 1\n...\n", "r.yml")
+    (root,), found = read_trees("# a comment\n---\na: 1\n...\n", "r.yml")
     assert isinstance(root, Entries) and not found
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment"])
 def test_without_a_document_there_is_no_root(text: str) -> None:
-    assert read_tree(text, "r.yml") == (None, [])
+    assert read_trees(text, "r.yml") == ([], [])

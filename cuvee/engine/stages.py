@@ -1,0 +1,157 @@
+"""Stages: what one recipe makes is a model of another, computed block by block as it is read, or published first.
+
+Where each block of the stage's output can be computed alone, it never touches the disk. Where something must be measured
+over a tensor (a trim, an angle), the stage is run and published beside the output, read from there, and removed at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from cuvee.checkpoints.opening import open_model
+from cuvee.checkpoints.sources import Model, Scratch
+from cuvee.engine.blocks import Task, Worker, compute_block, rounded
+from cuvee.tensors.dtypes import DType, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+    from cuvee.engine.plan import MergePlan
+
+__all__ = ["Stage", "StageTensor", "describe_stages", "is_ready", "stage_model", "stages_of"]
+
+
+@dataclass
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: by which the recipe calls it.
+        plan: what makes it.
+        opened: the model as published; None while it is computed as it is read, or not made yet.
+    """
+
+    name: str
+    plan: MergePlan
+    opened: Model | None = None
+    _workers: WeakKeyDictionary[Scratch, Worker] = field(default_factory=WeakKeyDictionary, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def is_streamed(self) -> bool:
+        """True when every block can be computed alone."""
+        return self.plan.tally.visits == 1 and self.plan.tally.rounds == 1
+
+    @property
+    def is_ready(self) -> bool:
+        """True when its tensors can be read."""
+        if self.opened is not None:
+            return True
+        return self.is_streamed and all(stage.is_ready for stage in stages_of(self.plan.models.values()))
+
+    def read_from(self, folder: Path) -> None:
+        """Read it from a folder, where it was published."""
+        self.opened = open_model(folder)
+
+    def worker(self, scratch: Scratch) -> Worker:
+        """Return the buffers of the thread that a scratch belongs to."""
+        with self._lock:
+            return self._workers.setdefault(scratch, Worker())
+
+
+@dataclass(frozen=True)
+class StageTensor:
+    """One tensor that a stage makes, rounded to the stage's dtype."""
+
+    stage: Stage
+    task: Task
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.task.layout.shape
+
+    @property
+    def dtype(self) -> DType:
+        """As the stage would write it."""
+        return self.task.dtype
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where the first input lies."""
+        return self.task.all_inputs[0].source.place
+
+    @property
+    def rows(self) -> int:
+        """Blocks in float32 that computing it takes."""
+        return 0 if self.stage.opened is not None else 2 * len(self.task.all_inputs) + 8
+
+    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
+        """Return the flat elements `[start, stop)`; whole leaves are cheapest."""
+        if self.stage.opened is not None:
+            return self.stage.opened.tensors[self.task.name].read(start, stop, scratch, slot)
+        layout = self.task.layout
+        first, last = start // layout.leaf * layout.leaf, min(-(-stop // layout.leaf) * layout.leaf, layout.numel)
+        place = self.task.place(first, last)
+        formula = self.stage.plan.formula
+        values = compute_block(self.task, formula, formula.call(place, {}, {}), self.stage.worker(scratch))
+        out = scratch.take(slot, (stop - start) * self.dtype.itemsize).view(torch_dtype(self.dtype))
+        return out.copy_(rounded(values, self.dtype)[start - first : stop - first])
+
+
+def stage_model(name: str, plan: MergePlan) -> Model:
+    """Return a stage as a model: its files are those of its inputs, watched as the others are."""
+    stage = Stage(name, plan)
+    reference = plan.models.get(-1, plan.models[0])
+    files = {id(file): file for model in plan.models.values() for file in model.files}
+    how = "as it is read" if stage.is_streamed else "before the merge, beside the output"
+    return Model(
+        name,
+        {task.name: StageTensor(stage, task) for task in plan.tasks},
+        dict(plan.config) if plan.config is not None else None,
+        reference.folder,
+        tuple(files.values()),
+        (f"a stage, computed {how}", *plan.warnings),
+        {commit: of for model in plan.models.values() for commit, of in model.commits.items()},
+    )
+
+
+def stages_of(models: Iterable[Model]) -> list[Stage]:
+    """Return the stages that models are made by, and those that these need first, each once."""
+    found: dict[int, Stage] = {}
+    for stage in _direct(models):
+        for one in (*stages_of(stage.plan.models.values()), stage):
+            found.setdefault(id(one), one)
+    return list(found.values())
+
+
+def _direct(models: Iterable[Model]) -> Iterator[Stage]:
+    for model in models:
+        source: Any = next(iter(model.tensors.values()), None)
+        if isinstance(source, StageTensor):
+            yield source.stage
+
+
+def is_ready(source: Any) -> bool:
+    """False for values that a stage has yet to make."""
+    if isinstance(source, StageTensor):
+        return source.stage.is_ready
+    return all(is_ready(inner) for key in ("base", "source") if (inner := getattr(source, key, None)) is not None)
+
+
+def describe_stages(models: Mapping[int, Model]) -> list[dict[str, Any]]:
+    """Return what the manifest says of the stages: recipe and inputs of each."""
+    return [
+        {
+            "name": stage.name,
+            "plan": stage.plan.plan_id,
+            "recipe": stage.plan.asked.recipe,
+            "inputs": [model.label for model in stage.plan.models.values()],
+        }
+        for stage in stages_of(models.values())
+    ]
