@@ -26,11 +26,11 @@ def test_quiet_prints_nothing(run, models, tmp_path):
 
 
 def test_quiet_still_warns(run, models, tmp_path):
-    recipe = models.write_recipe("noted.yml", models.recipe.read_text() + 'only: ["*"]\nname: mine\n')
+    recipe = models.write_recipe("noted.yml", models.recipe.read_text() + 'only: ["*"]\nlazy_unpickle: true\n')
     outcome = run("merge", recipe, tmp_path / "out", "--quiet")
     assert outcome.out == ""
     assert outcome.err.startswith("warning: ")
-    assert "name has no effect" in outcome.err
+    assert "lazy_unpickle has no effect" in outcome.err
 
 
 def test_json_is_one_object_with_what_was_done(run, models, tmp_path):
