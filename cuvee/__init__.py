@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from cuvee.engine.run import Report, merge, run
     from cuvee.errors import CuveeError
     from cuvee.methods.registry import methods
+    from cuvee.moe import ExpertEntry, MoeConfig, build_moe
     from cuvee.recipes import Recipe, RecipeModel, load_recipe
 
 _HOMES = {
     "CuveeError": "cuvee.errors",
+    "ExpertEntry": "cuvee.moe",
+    "MoeConfig": "cuvee.moe",
     "Plan": "cuvee.engine.plan",
     "Recipe": "cuvee.recipes",
     "RecipeModel": "cuvee.recipes",
     "Report": "cuvee.engine.run",
+    "build_moe": "cuvee.moe",
     "load_recipe": "cuvee.recipes",
     "merge": "cuvee.engine.run",
     "merge_tensors": "cuvee.engine.in_memory",
@@ -39,11 +43,14 @@ _HOMES = {
 
 __all__ = [
     "CuveeError",
+    "ExpertEntry",
+    "MoeConfig",
     "Plan",
     "Recipe",
     "RecipeModel",
     "Report",
     "__version__",
+    "build_moe",
     "load_recipe",
     "merge",
     "merge_tensors",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cuvee.engine.plan import Plan
     from cuvee.engine.run import Progress, Report
 
-__all__ = ["merge", "print_left_out", "print_warnings"]
+__all__ = ["carry_out", "merge", "print_left_out", "print_report", "print_warnings", "report_object", "warn"]
 
 _MOST_NAMES = 3
 
@@ -55,20 +55,27 @@ def merge(
     asked = read_recipe(recipe, options)
     load_engine(options.device, clock, quiet=quiet)
     planned = make_plan(asked, options, clock, quiet=quiet)
-    report = _run(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, with_bar=not quiet)
+    report = carry_out(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, with_bar=not quiet)
     clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}
     if json:
-        print_json(_as_object(planned, report, clock))
+        print_json(report_object(planned, report, clock))
         return
     if quiet:
-        _warn(report.warnings)
+        warn(report.warnings)
     else:
-        _print_report(out, planned, report, clock)
+        print_report(out, planned, report, clock)
 
 
-def _run(
-    planned: Plan, target: Path, *, overwrite: bool, allow_nan: bool, stages: str | None, with_bar: bool
+def carry_out(
+    planned: Plan,
+    target: Path,
+    *,
+    overwrite: bool,
+    allow_nan: bool,
+    stages: str | None = None,
+    with_bar: bool,
 ) -> Report:
+    """Run a plan with a bar."""
     from cuvee.engine.run import run
 
     moved = planned.bytes_read + planned.bytes_written
@@ -81,13 +88,15 @@ def _run(
         return run(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, progress=progress)
 
 
-def _warn(warnings: Sequence[str]) -> None:
+def warn(warnings: Sequence[str]) -> None:
+    """Print warnings on stderr, a line each."""
     console = screen(stderr=True)
     for warning in warnings:
         console.print(styled(f"warning: {warning}", "yellow"), soft_wrap=True)
 
 
-def _print_report(out: str, planned: Plan, report: Report, clock: Clock) -> None:
+def print_report(out: str, planned: Plan, report: Report, clock: Clock) -> None:
+    """Print what a run did."""
     console = screen()
     files = plural(len(planned.shards), "file")
     size = f"{in_bytes(report.bytes_written)}, {plural(len(planned.tasks), 'tensor')} in {files}"
@@ -154,7 +163,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(safe, names[:_MOST_NAMES])) + more
 
 
-def _as_object(planned: Plan, report: Report, clock: Clock) -> dict[str, Any]:
+def report_object(planned: Plan, report: Report, clock: Clock) -> dict[str, Any]:
+    """Return what a run did, for --json."""
     return {
         "out": str(report.out),
         "digest": report.digest,

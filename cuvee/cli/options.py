@@ -9,9 +9,11 @@ from cyclopts import Group, Parameter, validators
 __all__ = [
     "AllowNan",
     "AsJson",
+    "BatchSize",
     "Compat",
     "Device",
     "Exclude",
+    "GateDtype",
     "Memory",
     "Offline",
     "Only",
@@ -20,6 +22,7 @@ __all__ = [
     "Quiet",
     "Seed",
     "ShardSize",
+    "SkipRouting",
     "Stages",
     "Tensors",
     "Threads",
@@ -28,6 +31,7 @@ __all__ = [
 
 _RECIPE = Group("The recipe", sort_key=1)
 _TENSORS = Group("The tensors", sort_key=1)
+_GATES = Group("The gates", sort_key=1)
 _OUTPUT = Group("The output", sort_key=2)
 _MACHINE = Group("The machine", sort_key=3)
 _HUB = Group("The Hugging Face hub", sort_key=4)
@@ -80,6 +84,23 @@ Exclude = Annotated[
 ]
 Only = Annotated[
     list[str] | None, Parameter(group=_TENSORS, metavar="PATTERN", help="Look only at the tensors whose names match.")
+]
+GateDtype = Annotated[
+    Literal["float32", "bfloat16"],
+    Parameter(group=_GATES, help="Of the forward pass that makes gates; float32 if not given."),
+]
+BatchSize = Annotated[
+    int,
+    Parameter(
+        name="--batch",
+        group=_GATES,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Prompts at a time in the forward pass; 32 if not given.",
+    ),
+]
+SkipRouting = Annotated[
+    bool, Parameter(group=_GATES, help="Do not measure, after building, which experts the prompts reach.")
 ]
 Tensors = Annotated[bool, Parameter(group=_TENSORS, help="List every tensor: name, dtype, shape, layer, role.")]
 Quiet = Annotated[bool, Parameter(group=_TERMINAL, help="Print nothing but warnings and errors.")]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cuvee.engine.plan import MergePlan
     from cuvee.recipes import Recipe
 
-__all__ = ["PlanOptions", "load_engine", "make_plan", "read_recipe", "said_meanwhile"]
+__all__ = ["PlanOptions", "load_engine", "make_plan", "noted", "read_recipe", "said_meanwhile"]
 
 
 @Parameter(name="*")
@@ -64,14 +64,15 @@ def read_recipe(path: str, options: PlanOptions) -> Recipe:
 
     recipe = load_recipe(path)
     if options.seed is not None:
-        recipe = everywhere(recipe, seed=options.seed, text=_noted(recipe.text, f"--seed {options.seed}"))
+        recipe = everywhere(recipe, seed=options.seed, text=noted(recipe.text, f"--seed {options.seed}"))
     if options.compat is not None:
-        recipe = everywhere(recipe, compat=options.compat, text=_noted(recipe.text, f"--compat {options.compat}"))
+        recipe = everywhere(recipe, compat=options.compat, text=noted(recipe.text, f"--compat {options.compat}"))
     prepare(recipe)  # what is wrong is said before torch is waited for
     return recipe
 
 
-def _noted(text: str, option: str) -> str:
+def noted(text: str, option: str) -> str:
+    """Return a recipe's text with what the command line changes of it."""
     return f"{text.rstrip()}\n# on the command line: {option}\n"
 
 

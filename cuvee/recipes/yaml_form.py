@@ -15,7 +15,7 @@ from cuvee.recipes.staging import chain_stages
 from cuvee.recipes.validation import examine_values
 from cuvee.recipes.yaml_tree import MAX_CHARACTERS, Entries, Items, Node, Scalar, read_trees
 
-__all__ = ["load_recipe", "parse_recipe"]
+__all__ = ["YamlForm", "load_recipe", "misspelt", "parse_recipe", "read_text"]
 
 _WORD_KEYS = ("merge_method", "dtype", "out_dtype", "compute_dtype", "compat", "name")
 _KEYS = (*_WORD_KEYS, "models", "slices", "base_model", "parameters", "seed", "exclude", "only", "before", "after")
@@ -52,6 +52,15 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         RecipeError: the file cannot be read.
         Problems: all that is wrong with it, said together; or the one error that is.
     """
+    return parse_recipe(read_text(path), name=os.fspath(path))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a recipe's file.
+
+    Raises:
+        RecipeError: it cannot be read, is too large, or is not UTF-8.
+    """
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as file:
@@ -62,7 +71,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
         ) from None
     if len(content) > MAX_CHARACTERS:
         raise RecipeError(f"the file has more than {MAX_CHARACTERS} bytes", where=name, right="a recipe in YAML")
-    return parse_recipe(_decoded(content, name), name=name)
+    return _decoded(content, name)
 
 
 def _decoded(content: bytes, name: str) -> str:
@@ -86,7 +95,7 @@ def parse_recipe(text: str, *, name: str = "<recipe>") -> Recipe:
         Problems: all that is wrong, said together; or the one error that is.
     """
     roots, problems = read_trees(text, name)
-    forms = [_Form(name) for _ in roots or (None,)]
+    forms = [YamlForm(name) for _ in roots or (None,)]
     for problem in problems:
         forms[0].findings.error(problem.found, (), right=problem.right, where=problem.where)
     recipes = [form.recipe(root, text) for form, root in zip(forms, roots or (None,), strict=True)]
@@ -97,7 +106,7 @@ def parse_recipe(text: str, *, name: str = "<recipe>") -> Recipe:
     return chain_stages(recipes) if len(recipes) > 1 else recipes[0]
 
 
-class _Form:
+class YamlForm:
     """Reads the tree of one recipe; what is wrong goes into `findings`."""
 
     def __init__(self, name: str) -> None:
@@ -136,10 +145,10 @@ class _Form:
 
     def _check_parts(self, root: Entries) -> None:
         """Note that the recipe names no method or no models, where nothing in the text stands for them."""
-        if _is_absent(root, "merge_method") and not _misspelt("merge_method", root, _KEYS):
+        if _is_absent(root, "merge_method") and not misspelt("merge_method", root, _KEYS):
             self.findings.error("there is no merge_method", (), right="merge_method: linear")
         stand_ins = [key for key in ("slices", "modules") if key in root.entries]
-        if _is_absent(root, "models") and not stand_ins and not _misspelt("models", root, _KEYS):
+        if _is_absent(root, "models") and not stand_ins and not misspelt("models", root, _KEYS):
             self.findings.error("there are no models", (), right="models: [first, second]")
 
     def _check_keys(
@@ -231,7 +240,7 @@ class _Form:
         if not _is_absent(node, "parameters"):
             parameters = self._parameters(node.entries["parameters"][1], (*path, "parameters")) or {}
         if "model" not in node.entries:
-            if not _misspelt("model", node, _MODEL_KEYS):
+            if not misspelt("model", node, _MODEL_KEYS):
                 self.findings.error("the entry names no model", path, right="model: a folder, a file or a hub id")
             return RecipeModel(None, parameters)
         layers = None
@@ -312,7 +321,7 @@ def _is_absent(node: Entries, key: str) -> bool:
     return key not in node.entries or _is_empty(node.entries[key][1])
 
 
-def _misspelt(key: str, node: Entries, known: tuple[str, ...]) -> bool:
+def misspelt(key: str, node: Entries, known: tuple[str, ...]) -> bool:
     """True when an unknown key is meant for `key`, so that it need not be said to be missing too."""
     others = [other for other in node.entries if other not in known]
     return bool(difflib.get_close_matches(key, others, n=1, cutoff=0.55))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["bernoulli", "draw_key", "drawn_words", "limits_of", "philox_words"]
+__all__ = ["bernoulli", "draw_key", "drawn_words", "limits_of", "normal", "philox_words", "uniform"]
 
 _M0, _M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 _W0, _W1 = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
@@ -68,6 +68,16 @@ def drawn_words(key: tuple[int, int], start: int, stop: int) -> NDArray[np.uint3
     """Return the draws of the elements `[start, stop)`: 32-bit words."""
     first, last = start // 2, -(-stop // 2)
     return _numpy_words(key, first, last).view(np.uint32)[start - 2 * first : stop - 2 * first]
+
+
+def uniform(key: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Return the elements `[start, stop)` of uniform draws: (stop − start,) float64 in (0, 1), each (word + ½) / 2^32."""
+    return torch.from_numpy((drawn_words(key, start, stop) + 0.5) * 2.0**-32)
+
+
+def normal(key: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Return the elements `[start, stop)` of standard normal draws: (stop − start,) float32, by the inverse of Φ."""
+    return torch.special.ndtri(uniform(key, start, stop)).float()
 
 
 def limits_of(probability: Tensor) -> Tensor:

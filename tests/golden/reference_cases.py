@@ -92,7 +92,7 @@ def run_yaml(case: GoldenCase, folder: Path) -> Tensors:
     return load_file(folder / "out" / "model.safetensors")
 
 
-def write_llama(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_llama(folder: Path, tensors: Mapping[str, torch.Tensor], heads: int = 4, kv_heads: int = 2) -> None:
     """Write tensors as the folder of a Llama model."""
     folder.mkdir()
     save_file(dict(tensors), folder / "model.safetensors", {"format": "pt"})
@@ -103,13 +103,53 @@ def write_llama(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         "model_type": "llama",
         "hidden_size": hidden,
         "num_hidden_layers": len(layers),
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
         "vocab_size": vocabulary,
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def run_moe(case: GoldenCase, folder: Path) -> Tensors:
+    """Write the models as folders, the base with its tokenizer, and build the mixture end to end."""
+    models, _, _ = case.inputs()
+    for number, tensors in enumerate(models):
+        write_llama(folder / f"model{number}", tensors, heads=2, kv_heads=1)
+    write_word_tokenizer(folder / "model0")
+    config = case.description["params"]["yaml"]
+    for number in range(len(models)):
+        config = config.replace(f"model: model{number}\n", f"model: {folder / f'model{number}'}\n")
+    config += f"\ncompat: {case.description['compat']}\n" if case.description.get("compat") else ""
+    path = folder / "moe.yml"
+    path.write_text(config)
+    cuvee.build_moe(path, folder / "out")
+    said = json.loads((folder / "out" / "config.json").read_text())
+    wanted = {key: value for key, value in case.description["params"]["config"].items() if value is not None}
+    assert {key: said.get(key) for key in wanted} == wanted
+    return load_file(folder / "out" / "model.safetensors")
+
+
+WORDS = ("<unk>", "<s>", "</s>", *"abcdefg")
+
+
+def write_word_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of whitespace words, ten of them."""
+    special = [
+        {"id": n, "content": WORDS[n], "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False}
+        for n in range(3)
+    ]  # fmt: skip
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": special,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {word: n for n, word in enumerate(WORDS)}, "unk_token": "<unk>"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
 
 
 def run_adapter(case: GoldenCase, folder: Path) -> Tensors:
@@ -133,7 +173,12 @@ def run_adapter(case: GoldenCase, folder: Path) -> Tensors:
         model.close()
 
 
-RUNNERS = {"mergekit_yaml": run_yaml, "mergekit_slices": run_yaml, "peft_load": run_adapter}
+RUNNERS = {
+    "mergekit_moe": run_moe,
+    "mergekit_slices": run_yaml,
+    "mergekit_yaml": run_yaml,
+    "peft_load": run_adapter,
+}
 
 
 def deviations(got: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], tolerance: float) -> list[str]:

@@ -7,6 +7,10 @@ from cuvee.cli.app import COMMANDS, build
 PLANNING = ["--seed", "--compat", "--shard-size", "--device", "--threads", "--memory", "--offline", "--token"]
 FROZEN = {
     "merge": ["RECIPE", "OUT", "--overwrite", "--allow-nan", "--stages", "--quiet", "--json", *PLANNING],
+    "moe": [
+        "CONFIG", "OUT", "--gate-dtype", "--batch", "--skip-routing", "--overwrite", "--allow-nan", "--quiet", "--json",
+        *PLANNING,
+    ],
     "plan": ["RECIPE", "--json", *PLANNING],
     "methods": ["NAME", "--json"],
     "inspect": ["MODEL", "--tensors", "--offline", "--token", "--json"],

@@ -1,0 +1,99 @@
+"""Prompts as token ids, by the base model's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cuvee.checkpoints.sources import Model
+from cuvee.errors import CheckpointError, RecipeError, ResourceError
+from cuvee.moe.config import MoeConfig
+
+__all__ = ["PromptList", "need_transformers", "prompt_lists", "tokenize_prompts"]
+
+PromptList = tuple[int, bool]
+"""Which prompts: the entry's number, and whether they are its positive ones."""
+
+
+def need_transformers(what: str) -> Any:
+    """Import transformers.
+
+    Raises:
+        ResourceError: it is not installed; with the line that installs it.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ResourceError(
+            f"{what} needs transformers, which is not installed", right="pip install 'cuvee[moe]'"
+        ) from None
+    return transformers
+
+
+def prompt_lists(config: MoeConfig) -> dict[PromptList, tuple[str, ...]]:
+    """Return the prompts that make gates: of the experts, and of shared experts that have any."""
+    lists: dict[PromptList, tuple[str, ...]] = {}
+    for number, entry in enumerate(config.entries):
+        for is_positive, prompts in zip((True, False), entry.prompts, strict=True):
+            if prompts and entry.positive_prompts:
+                lists[number, is_positive] = prompts
+    return lists
+
+
+def tokenize_prompts(
+    lists: Mapping[PromptList, Sequence[str]], base: Model, vocabulary: int
+) -> tuple[dict[PromptList, list[list[int]]], int]:
+    """Return each prompt's token ids, after the tokenizer's beginning-of-sequence token if it has one, and a padding id.
+
+    No other special tokens are added: what a prompt should hold, chat markers say, it says itself.
+
+    Raises:
+        ResourceError: transformers is not installed.
+        CheckpointError: the base has no tokenizer, or one for a larger vocabulary.
+        RecipeError: a prompt comes out without tokens.
+    """
+    transformers = need_transformers("a gate made of prompts")
+    tokenizer = _tokenizer(transformers, base)
+    begin = tokenizer.bos_token or ""
+    ids = {
+        key: [list(tokenizer(begin + prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+        for key, prompts in lists.items()
+    }
+    for (number, is_positive), index, row in _rows(ids):
+        if not row:
+            key = "positive_prompts" if is_positive else "negative_prompts"
+            raise RecipeError(
+                f"prompt {index} of {key} of expert {number} has no tokens", right="a prompt with some text"
+            )
+        if max(row) >= vocabulary:
+            raise CheckpointError(
+                f"the tokenizer gives token {max(row)}, and the embedding of {base.label!r} has {vocabulary} rows",
+                where=str(base.folder),
+                right="the tokenizer that belongs to the base",
+            )
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
+    return ids, next(token for token in known if token is not None and token < vocabulary)
+
+
+def _rows(ids: Mapping[PromptList, list[list[int]]]) -> Iterator[tuple[PromptList, int, list[int]]]:
+    for key, rows in ids.items():
+        for index, row in enumerate(rows):
+            yield key, index, row
+
+
+def _tokenizer(transformers: Any, base: Model) -> Any:
+    folder: Path | None = base.folder
+    if folder is None:
+        raise CheckpointError(
+            f"{base.label!r} has no tokenizer beside its weights, which a gate made of prompts needs",
+            right="base_model: a folder or a hub id; or gate_mode: random",
+        )
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever the files make it raise
+        raise CheckpointError(
+            f"the tokenizer of {base.label!r} cannot be loaded: {type(error).__name__}: {str(error)[:200]}",
+            where=str(folder),
+            right="the tokenizer's files in the base's folder; or gate_mode: random",
+        ) from None
