@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,9 +62,10 @@ def moe(
     mixture = _plan(asked, options, how, quiet=quiet)
     report = carry_out(mixture.plan, target, overwrite=overwrite, allow_nan=allow_nan, with_bar=not quiet)
     clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}
-    routing = None if skip_routing or not mixture.prompts else _measure(mixture, target, how, quiet=quiet)
-    if routing is not None:
-        report = replace(report, warnings=(*report.warnings, *routing.warnings))
+    routing = None
+    if mixture.prompts and not skip_routing:
+        routing, warnings = _measure(mixture, target, how, quiet=quiet)
+        report = replace(report, warnings=(*report.warnings, *warnings))
     if json:
         said = {"layout": mixture.layout.title, "fused": mixture.fused, "routing": routing and routing.as_object()}
         print_json({**report_object(mixture.plan, report, clock), **said})
@@ -103,11 +104,17 @@ def _plan(config: MoeConfig, options: PlanOptions, how: Pass, *, quiet: bool) ->
         )
 
 
-def _measure(mixture: Mixture, target: Path, how: Pass, *, quiet: bool) -> Routing:
+def _measure(mixture: Mixture, target: Path, how: Pass, *, quiet: bool) -> tuple[Routing | None, Sequence[str]]:
+    """Return where tokens go, and warnings; the model is published, so that an error here is but a warning."""
+    from cuvee.errors import CuveeError
     from cuvee.moe.routing import measure_routing
 
     with app.clock.phase("routing"), _layers_shown("measuring the routing", wanted=not quiet) as watch:
-        return measure_routing(mixture, target, how, watch)
+        try:
+            routing = measure_routing(mixture, target, how, watch)
+        except CuveeError as error:
+            return None, [f"the routing was not measured: {error.found}"]
+        return routing, routing.warnings
 
 
 @contextmanager

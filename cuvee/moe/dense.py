@@ -9,7 +9,7 @@ from typing import Any
 
 from cuvee.architectures import describe
 from cuvee.checkpoints.sources import Model
-from cuvee.errors import CuveeError, IncompatibleModels, printable
+from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printable
 
 __all__ = ["DEFAULTS", "MLP", "Dense", "expert_misfits", "read_dense"]
 
@@ -113,6 +113,8 @@ def read_dense(model: Model) -> Dense:
     embedding, gate = model.tensors[EMBEDDING].shape, model.tensors["model.layers.0.mlp.gate_proj.weight"].shape
     family = str(config.get("model_type") or "")
     settings = {**_ALIKE, **DEFAULTS.get(family, {}), **config}
+    if model.config is not None:
+        _check_settings(model, settings)
     return Dense(
         model,
         family,
@@ -142,6 +144,37 @@ def _check_names(model: Model, layers: list[int]) -> None:
             where=f"{model.label}, which holds {holds}, …",
             right="Llama, Mistral, Qwen2 or Qwen3 models",
         )
+
+
+def _check_settings(model: Model, settings: Mapping[str, Any]) -> None:
+    """Refuse values of config.json that could not be meant, or that the weights contradict.
+
+    Raises:
+        CheckpointError: naming the key.
+    """
+    heads, size = settings["num_attention_heads"], settings.get("head_dim")
+    rope = [settings.get(key) for key in ("rope_parameters", "rope_scaling")]
+    right = {
+        "num_attention_heads": _is_count(heads),
+        "head_dim": size is None or _is_count(size),
+        "sliding_window": settings.get("sliding_window") is None or isinstance(settings["sliding_window"], int),
+        "hidden_act": isinstance(settings["hidden_act"], str),
+        "rms_norm_eps": isinstance(settings["rms_norm_eps"], float | int),
+        "rope_theta": isinstance(settings["rope_theta"], float | int),
+        "rope_parameters": rope[0] is None or isinstance(rope[0], Mapping),
+        "rope_scaling": rope[1] is None or isinstance(rope[1], Mapping),
+    }
+    query = model.tensors.get("model.layers.0.self_attn.q_proj.weight")
+    found = next((f"{key} is {settings[key]!r}" for key, is_right in right.items() if not is_right), "")
+    if not found and query is not None and query.shape[0] != heads * (size or query.shape[-1] // heads):
+        found = f"num_attention_heads is {heads} and head_dim {size}, but the queries have {query.shape[0]} rows"
+    if found:
+        where = str(model.folder / "config.json") if model.folder else f"config.json of {model.label}"
+        raise CheckpointError(printable(found)[:200], where=where, right="the config.json that belongs to the weights")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def expert_misfits(base: Dense, expert: Dense, role: str) -> list[CuveeError]:
