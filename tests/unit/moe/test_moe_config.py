@@ -138,7 +138,16 @@ def test_what_is_missing_is_said_once():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "experts: 3", "base_model: [", "base_model: b\nexperts: {a: b}", "\tx: 1", "a: 1\n---\nb: 2", "base_model: ~\nexperts: ~"],
+    [
+        "",
+        "[]",
+        "experts: 3",
+        "base_model: [",
+        "base_model: b\nexperts: {a: b}",
+        "\tx: 1",
+        "a: 1\n---\nb: 2",
+        "base_model: ~\nexperts: ~",
+    ],
 )
 def test_no_text_makes_a_traceback(text):
     assert problems(text)
