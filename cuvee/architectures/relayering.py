@@ -29,20 +29,32 @@ _LEADING = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
 """Keys that count the layers of another kind with which a model begins."""
 
 
-def cut_stacks(architecture: Architecture) -> tuple[str, ...]:
+def cut_stacks(architecture: Architecture, module: Container[str] | None = None) -> tuple[str, ...]:
     """Return the layer lists that slices cut: the language model's, and those beside it that hold parts of its layers.
 
     None where the model has no list of numbered layers, or an encoder and a decoder, of which neither is *the* list.
+
+    Args:
+        architecture: of the model.
+        module: the layer lists of the part of the model that is cut; None: the whole model.
     """
     main = architecture.main
+    if module is not None:
+        main = next((stack for stack in architecture.stacks if stack in module), None)
     if main is None:
         return ()
     sides = {kind for stack in architecture.stacks for kind in kinds(stack) if kind in ("encoder", "decoder")}
-    if len(sides) == 2:
+    is_vision = bool(kinds(main) & {"vision", "audio"})
+    if module is None and len(sides) == 2 and not is_vision and len(_languages(architecture)) > 1:
         return ()
     parent, length = main.rpartition(".")[0], architecture.stacks[main]
     beside = [s for s, n in architecture.stacks.items() if s.rpartition(".")[0] == parent and n == length]
     return tuple(beside)
+
+
+def _languages(architecture: Architecture) -> list[str]:
+    """Return the layer lists that are of no other sense than language."""
+    return [stack for stack in architecture.stacks if not kinds(stack) & {"vision", "audio", "qformer", "talker"}]
 
 
 def renumbered(name: str, stack: str, layer: int) -> str:
@@ -93,8 +105,9 @@ def relayered_config(
     """
     result = copy.deepcopy(dict(config))
     part = _part(result, path)
-    keys = _layer_keys(path)
-    key = next((key for key in keys if _is_count(part.get(key))), None)
+    key, keys = next(
+        ((key, keys) for keys in _layer_keys(path) for key in keys if _is_count(part.get(key))), (None, ())
+    )
     if key is None:
         return result, ["config.json does not say how many layers the model has, and was left as it is"]
     count = part[key]
@@ -114,10 +127,11 @@ def relayered_config(
     return result, warnings
 
 
-def _layer_keys(path: Sequence[str]) -> tuple[str, ...]:
-    """Return the keys that may count the layers; a flat config of two sides has one for each."""
+def _layer_keys(path: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the keys that may count the layers, those of one side of a flat config first."""
     side = path[-1] if path and path[-1] in ("encoder", "decoder") else ""
-    return (*((f"{side}_layers", f"num_{side}_layers", f"{side}_num_hidden_layers") if side else ()), *LAYER_KEYS)
+    sided = (f"{side}_layers", f"num_{side}_layers", f"{side}_num_hidden_layers") if side else ()
+    return sided, LAYER_KEYS
 
 
 _UNSAYABLE = object()

@@ -78,7 +78,7 @@ def _remarks(planned: MergePlan) -> list[str]:
 
 
 def _print_parameters(console: Console, planned: MergePlan) -> None:
-    if len(planned.prepared.parts) > 1:
+    if planned.prepared.is_cut:
         return  # the remarks have said them slice by slice
     (whole,) = planned.prepared.parts
     resolver = whole.resolver

@@ -33,6 +33,7 @@ class Matching:
         arguments: see `Arguments`.
         numbers: of the models in the plan; None: as they stand.
         base_number: of the base in the plan.
+        reason: why nothing of this part is merged, "" where it is.
         position: of a tensor among the layers of this part, from 0 to 1; None: as the architecture says.
         exclude, only: patterns of tensors that are left out, or of the only ones merged.
         crop_embeddings: embeddings and heads of different sizes are cropped to what they have in common.
@@ -49,6 +50,7 @@ class Matching:
     dtype: DType | None = None
     numbers: Sequence[int] | None = None
     base_number: int = BASE
+    reason: str = ""
     position: Callable[[str], float | None] | None = None
 
     def input(self, place: int, source: TensorSource, name: str) -> Input:
@@ -215,6 +217,8 @@ def _match_one(
 
 
 def _reason_to_leave_out(matching: Matching, name: str) -> str:
+    if matching.reason:
+        return matching.reason
     for pattern in matching.exclude:
         if fnmatchcase(name, pattern):
             return f"exclude: {pattern}"

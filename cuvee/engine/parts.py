@@ -5,18 +5,19 @@ A view is a model whose tensors are those of another under new names. No method 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cuvee.architectures import (
-    Architecture,
     cut_stacks,
     describe,
     is_after_layers,
+    known_modules,
     moves_with_its_layer,
     relayered_config,
     renumbered,
+    split_by_module,
 )
 from cuvee.checkpoints.sources import Model
 from cuvee.engine.blocks import needs_base
@@ -40,7 +41,7 @@ def match_recipe(recipe: Recipe, prepared: Prepared, models: Mapping[int, Model]
         IncompatibleModels: models of different sizes are put on top of each other, or a model has no layers to cut.
     """
     (first, *others) = prepared.parts
-    if not others:
+    if not others and not first.part.module:
         experts = [models[number] for number in prepared.numbers(first)]
         return match_whole(_matching(recipe, prepared, first, experts, models.get(BASE)))
     return _Cutting(recipe, prepared, models).matched()
@@ -67,52 +68,69 @@ def _matching(
 
 
 class _Cutting:
-    """Cuts the models of a recipe with slices."""
+    """Cuts the models of a recipe with slices or modules."""
 
     def __init__(self, recipe: Recipe, prepared: Prepared, models: Mapping[int, Model]) -> None:
         self.recipe = recipe
         self.prepared = prepared
         self.models = models
         self.described = {number: describe_model(model) for number, model in models.items()}
-        self.stacks = {number: cut_stacks(found) for number, found in self.described.items()}
-        self.layers = [part for part in prepared.parts if part.part.region is Region.LAYERS]
+        wanted = list(recipe.modules)
+        self.modules = {n: split_by_module(self.described[n], models[n].tensors, wanted) for n in models}
+        self.stacks = {(n, module): self._stacks(n, module) for n in models for module in (wanted or [""])}
+
+    def _stacks(self, number: int, module: str) -> tuple[str, ...]:
+        """Return the layer lists of a model, or of one of its modules, that slices cut."""
+        architecture = self.described[number]
+        if not module:
+            return cut_stacks(architecture)
+        own = (name for name, owner in self.modules[number].items() if owner == module)
+        return cut_stacks(architecture, {architecture.meaning(name).stack for name in own})
 
     def matched(self) -> Matched:
         self._check()
-        before, *_, after = self.prepared.parts
-        ends = [{number for number, _ in self._used(part)} for part in (before, after)]
-
-        def is_apart(alias: str, target: str) -> bool:
-            regions = [
-                any(is_after_layers(found, name) for found in self.described.values()) for name in (alias, target)
-            ]
-            return regions == [True, False] and ends[0] != ends[1]
-
-        at_ends = {number: self.models[number] for number in sorted(ends[0] | ends[1])}
-        ties = resolve_ties(at_ends, self.described, is_apart)
-        ties = replace(ties, models={**self.models, **ties.models})
+        ties = self._ties()
         config, warnings = self._config()
         parts = [self._part(part, ties) for part in self.prepared.parts]
+        if self.recipe.modules:
+            parts.append(self._rest(ties))
         shapes = {n: s.shape for part in parts for _, model in part.everyone for n, s in model.tensors.items()}
         matched = match(parts, ties, describe(shapes, config), config)
         matched.warnings += warnings
         return matched
 
-    def _numbers(self, part: PreparedPart) -> tuple[int, ...]:
-        return self.prepared.numbers(part)
+    def _ties(self) -> Ties:
+        """Settle the ties of the models that give what stands outside the layers."""
+        outer = [part for part in self.prepared.parts if part.part.region is not Region.LAYERS]
+        ends = [{number for number, _ in self._used(part)} for part in (outer[0], outer[-1])]
+
+        def is_apart(alias: str, target: str) -> bool:
+            after = [any(is_after_layers(found, name) for found in self.described.values()) for name in (alias, target)]
+            return after == [True, False] and ends[0] != ends[1]
+
+        used = sorted({number for part in outer for number, _ in self._used(part)} | {self._reference})
+        ties = resolve_ties({number: self.models[number] for number in used}, self.described, is_apart)
+        return replace(ties, models={**self.models, **ties.models})
+
+    @property
+    def _reference(self) -> int:
+        """The number of the model whose config, files and left-out tensors the output takes."""
+        return BASE if BASE in self.models else self.prepared.numbers(self.prepared.parts[0])[0]
 
     def _used(self, part: PreparedPart) -> Iterator[tuple[int, RecipeModel]]:
-        yield from zip(self._numbers(part), part.experts, strict=True)
+        yield from zip(self.prepared.numbers(part), part.experts, strict=True)
         if part.base is not None and self.prepared.method.base is not NONE:
             yield self.prepared.base_number(part), part.base
 
     def _check(self) -> None:
         errors: list[CuveeError] = []
-        for part in self.layers:
+        for part in self.prepared.parts:
             for number, entry in self._used(part):
                 if error := self._cannot_cut(number, entry, part):
                     errors.append(error)
         raise_all(list({str(error): error for error in errors}.values()))
+        if not self.recipe.slices:
+            return
         used = sorted({number for part in self.prepared.parts for number, _ in self._used(part)})
         sizes = {n: (d.hidden_size, d.heads, d.kv_heads, d.head_dim) for n, d in self.described.items() if n in used}
         other = next((n for n in used if sizes[n] != sizes[used[0]]), None)
@@ -125,7 +143,16 @@ class _Cutting:
             )
 
     def _cannot_cut(self, number: int, entry: RecipeModel, part: PreparedPart) -> CuveeError | None:
-        model, stacks = self.models[number], self.stacks[number]
+        model, module = self.models[number], part.part.module
+        stacks = self.stacks[number, module]
+        if module and module not in self.modules[number].values():
+            return IncompatibleModels(
+                f"{model.label!r} has no part called {module!r}",
+                where=self.recipe.place("modules", module),
+                right=f"one of: {', '.join(known_modules(self.described[number]))}; or a part of the tensors' names",
+            )
+        if part.part.region is Region.WHOLE:
+            return None
         if not stacks:
             found = sorted(self.described[number].stacks)
             return IncompatibleModels(
@@ -146,53 +173,72 @@ class _Cutting:
         )
 
     def _config(self) -> tuple[dict[str, Any] | None, list[str]]:
-        reference = self.models.get(BASE) or self.models[0]
-        if reference.config is None:
-            return None, []
-        number = BASE if BASE in self.models else 0
-        path = self.described[number].config_path(self.stacks[number][0]) if self.stacks[number] else ()
-        layers = []
-        for part in self.layers:
-            model, entry = self.models[self._numbers(part)[0]], part.experts[0]
-            assert entry.layer_range is not None
-            layers += [(model.config or reference.config, layer) for layer in range(*entry.layer_range)]
-        return relayered_config(reference.config, path, layers)
+        """Return the config of the reference, true for the layers that the slices of each module make."""
+        config = self.models[self._reference].config
+        warnings: list[str] = []
+        if config is None:
+            return None, warnings
+        result = config
+        for module in dict.fromkeys(part.part.module for part in self.prepared.parts):
+            layers = []
+            for part in self.prepared.parts:
+                if part.part.region is Region.LAYERS and part.part.module == module:
+                    model, entry = self.models[self.prepared.numbers(part)[0]], part.experts[0]
+                    assert entry.layer_range is not None
+                    layers += [(model.config or config, layer) for layer in range(*entry.layer_range)]
+            stacks = self.stacks[self._reference, module]
+            if layers and stacks:
+                path = self.described[self._reference].config_path(stacks[0])
+                result, said = relayered_config(result, path, layers)
+                warnings += said
+        return result, warnings
 
     def _part(self, part: PreparedPart, ties: Ties) -> Matching:
-        experts = [self._view(n, entry, part, ties) for n, entry in zip(self._numbers(part), part.experts, strict=True)]
+        numbers = self.prepared.numbers(part)
+        experts = [self._view(n, entry, part, ties) for n, entry in zip(numbers, part.experts, strict=True)]
         base = None
         if part.base is not None and self.prepared.method.base is not NONE:
             base = self._view(self.prepared.base_number(part), part.base, part, ties)
-        positions = self._positions(part, [*experts, *([base] if base else [])])
         matching = _matching(self.recipe, self.prepared, part, experts, base)
-        return replace(
-            matching,
-            numbers=self._numbers(part),
-            base_number=BASE if base is None else self.prepared.base_number(part),
-            position=positions.get,
-        )
+        base_number = BASE if base is None else self.prepared.base_number(part)
+        matching = replace(matching, numbers=numbers, base_number=base_number)
+        if part.part.region is Region.WHOLE:
+            return matching
+        return replace(matching, position=self._positions(part, [*experts, *([base] if base else [])]).get)
+
+    def _rest(self, ties: Ties) -> Matching:
+        """Return what belongs to no module, to be carried over from the reference."""
+        number = self._reference
+        model = ties.models[number]
+        tensors = {name: one for name, one in model.tensors.items() if name not in self.modules[number]}
+        whole = self.prepared.parts[0]
+        carried = _matching(self.recipe, self.prepared, whole, [replace(model, tensors=tensors)], None)
+        return replace(carried, on_deltas=False, numbers=(number,), reason="in no module of the recipe")
 
     def _view(self, number: int, entry: RecipeModel, part: PreparedPart, ties: Ties) -> Model:
         """Return a model's tensors that belong to a part, under their names in the output."""
-        model, architecture = ties.models[number], self.described[number]
-        stacks = self.stacks[number]
-        named = ((n, self._new_name(n, model.tensors, architecture, stacks, entry, part)) for n in model.tensors)
+        model, module = ties.models[number], part.part.module
+        owners = self.modules[number]
+        own = [name for name in model.tensors if not module or owners.get(name, self._owner(number, name)) == module]
+        named = ((name, self._new_name(name, number, entry, part)) for name in own)
         origins = {new: name for name, new in named if new is not None}
         return replace(model, tensors={new: model.tensors[name] for new, name in origins.items()}, origins=origins)
 
-    def _new_name(
-        self,
-        name: str,
-        names: Container[str],
-        architecture: Architecture,
-        stacks: Sequence[str],
-        entry: RecipeModel,
-        part: PreparedPart,
-    ) -> str | None:
+    def _owner(self, number: int, name: str) -> str | None:
+        """Return the module of a head that a tie has brought in."""
+        return split_by_module(self.described[number], [*self.modules[number], name], list(self.recipe.modules)).get(
+            name
+        )
+
+    def _new_name(self, name: str, number: int, entry: RecipeModel, part: PreparedPart) -> str | None:
         """Return what a tensor is called in the output, None where it belongs to another part."""
-        region, meaning = part.part.region, architecture.meaning(name)
-        is_in_layers = meaning.stack in stacks and moves_with_its_layer(architecture, name, names)
-        if not is_in_layers:
+        region = part.part.region
+        if region is Region.WHOLE:
+            return name
+        architecture = self.described[number]
+        meaning = architecture.meaning(name)
+        is_in_layers = meaning.stack in self.stacks[number, part.part.module]
+        if not is_in_layers or not moves_with_its_layer(architecture, name, self.models[number].tensors):
             of = Region.AFTER if is_after_layers(architecture, name) else Region.BEFORE
             return name if region is of else None
         assert meaning.layer is not None and entry.layer_range is not None
@@ -207,8 +253,7 @@ class _Cutting:
             return {}
         positions = {}
         count = part.part.count or 1
-        for view, entry in zip(views, [*part.experts, *([part.base] if part.base else [])], strict=False):
-            number = next(n for n, one in self._used(part) if one is entry)
+        for view, (number, entry) in zip(views, self._used(part), strict=True):
             for new, name in view.origins.items():
                 layer = self.described[number].meaning(name).layer
                 assert layer is not None and entry.layer_range is not None

@@ -365,6 +365,14 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "merge_method": recipe.merge_method,
         "models": [_described(one) for one in recipe.models],
         "slices": [_described_slice(one) for one in recipe.slices],
+        "modules": {
+            name: {
+                "models": [_described(one) for one in module.models],
+                "slices": [_described_slice(one) for one in module.slices],
+                "parameters": dict(module.parameters),
+            }
+            for name, module in recipe.modules.items()
+        },
         "base_model": None if recipe.base_model is None else _name(recipe.base_model),
         "parameters": dict(recipe.parameters),
         "dtype": recipe.dtype,

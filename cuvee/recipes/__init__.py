@@ -2,7 +2,7 @@
 
 from cuvee.recipes.meaning import explain
 from cuvee.recipes.parts import Part, Region
-from cuvee.recipes.recipe import Recipe, RecipeModel, Slice
+from cuvee.recipes.recipe import Module, Recipe, RecipeModel, Slice
 from cuvee.recipes.resolving import Resolver
 from cuvee.recipes.settings import MISSING, evaluate
 from cuvee.recipes.staging import everywhere
@@ -12,6 +12,7 @@ from cuvee.recipes.yaml_form import load_recipe, parse_recipe
 __all__ = [
     "MISSING",
     "Checked",
+    "Module",
     "Part",
     "Prepared",
     "PreparedPart",

@@ -23,11 +23,11 @@ def explain(recipe: Recipe, prepared: Prepared) -> tuple[str, ...]:
 def _lines(recipe: Recipe, prepared: Prepared) -> Iterator[str]:
     method = prepared.method
     yield f"{method.name}: {method.formula}" if method.formula else method.name
-    if len(prepared.parts) == 1:
+    if not prepared.is_cut:
         yield _roles(method, prepared.parts[0])
     for edit, values in prepared.before:
         yield f"before, on each task vector: {edit.name}({_arguments(values)})"
-    if len(prepared.parts) == 1:
+    if not prepared.is_cut:
         for parameter in method.parameters.values():
             yield _parameter(prepared.parts[0], parameter)
         yield from _divided(prepared.parts[0])
@@ -51,10 +51,13 @@ def _slices(method: Method, prepared: Prepared) -> Iterator[str]:
 
 
 def _where(part: Part) -> str:
+    of = f" of {part.module}" if part.module else ""
+    if part.region is Region.WHOLE:
+        return part.module
     if part.region is not Region.LAYERS:
-        return f"{part.region} the layers"
+        return f"{part.region} the layers{of}"
     last = part.first + (part.count or 1) - 1
-    return f"layer {last}" if last == part.first else f"layers {part.first} to {last}"
+    return (f"layer {last}" if last == part.first else f"layers {part.first} to {last}") + of
 
 
 def _roles(method: Method, one: PreparedPart) -> str:

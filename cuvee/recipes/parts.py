@@ -58,6 +58,7 @@ class Part:
         region: which tensors are made.
         first: the first of its layers in the output.
         count: its layers; None: as many as the models have.
+        module: the part of the model that it belongs to, "" where the recipe has no modules.
     """
 
     listed: tuple[Expert, ...]
@@ -67,6 +68,7 @@ class Part:
     region: Region = Region.WHOLE
     first: int = 0
     count: int | None = None
+    module: str = ""
 
     @property
     def path(self) -> KeyPath:
@@ -94,36 +96,62 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def parts_of(recipe: Recipe, findings: Findings) -> tuple[Part, ...]:
-    """Return the parts of a recipe; what is wrong with its slices goes into `findings`."""
+    """Return the parts of a recipe; what is wrong with its slices and modules goes into `findings`."""
     top: Level = (recipe.parameters, ("parameters",))
-    if not recipe.slices:
-        listed = tuple(Expert(entry, ("models", index)) for index, entry in enumerate(recipe.models))
-        for one in listed:
-            if one.entry.layer_range is not None:
-                found = "layer_range belongs to slices"
-                findings.error(found, (*one.path, "layer_range"), right="slices: [{sources: [{model: …, …}]}]")
-        return (Part(listed, recipe.base_model, ("base_model",), (top,)),)
-    if recipe.models:
-        findings.error("models and slices are both given", ("slices",), right="one of them")
-    return _sliced(recipe, top, findings)
+    given = [key for key in ("models", "slices", "modules") if getattr(recipe, key)]
+    if len(given) > 1:
+        findings.error(f"{given[0]} and {given[1]} are both given", (given[1],), right="one of them")
+    if not recipe.modules:
+        return _parts(recipe, recipe.models, recipe.slices, (), (top,), findings)
+    parts: list[Part] = []
+    for name, one in recipe.modules.items():
+        path = ("modules", name)
+        if bool(one.models) == bool(one.slices):
+            found = "both models and slices" if one.models else "neither models nor slices"
+            findings.error(f"the module {name!r} has {found}", path, right="one of them")
+        levels = ((one.parameters, (*path, "parameters")), top)
+        found_parts = _parts(recipe, one.models, one.slices, path, levels, findings)
+        parts += [replace(part, module=name) for part in found_parts]
+    return tuple(parts)
 
 
-def _sliced(recipe: Recipe, top: Level, findings: Findings) -> tuple[Part, ...]:
+def _parts(
+    recipe: Recipe,
+    models: Sequence[RecipeModel],
+    slices: Sequence[Slice],
+    path: KeyPath,
+    levels: tuple[Level, ...],
+    findings: Findings,
+) -> tuple[Part, ...]:
+    if slices:
+        return _sliced(recipe, slices, path, levels, findings)
+    listed = tuple(Expert(entry, (*path, "models", index)) for index, entry in enumerate(models))
+    for one in listed:
+        if one.entry.layer_range is not None:
+            found = "layer_range belongs to slices"
+            findings.error(found, (*one.path, "layer_range"), right="slices: [{sources: [{model: …, …}]}]")
+    return (Part(listed, recipe.base_model, ("base_model",), levels),)
+
+
+def _sliced(
+    recipe: Recipe, slices: Sequence[Slice], above: KeyPath, levels: tuple[Level, ...], findings: Findings
+) -> tuple[Part, ...]:
     layers: list[Part] = []
     first = 0
-    for index, one in enumerate(recipe.slices):
-        path = ("slices", index)
-        count = _count_layers(one, path, index in (0, len(recipe.slices) - 1), findings)
+    for index, one in enumerate(slices):
+        path = (*above, "slices", index)
+        count = _count_layers(one, path, index in (0, len(slices) - 1), findings)
         listed = tuple(Expert(entry, (*path, "sources", at)) for at, entry in enumerate(one.sources))
         own = recipe.base_model if one.base_model is None else one.base_model
         base_path = ("base_model",) if one.base_model is None else (*path, "base_model")
         if recipe.compat == "mergekit":
             listed = _without_repeats(listed, findings)
-        part = Part(listed, own, base_path, ((one.parameters, (*path, "parameters")), top), Region.LAYERS, first, count)
-        layers.append(part)
+        nearest = ((one.parameters, (*path, "parameters")), *levels)
+        layers.append(Part(listed, own, base_path, nearest, Region.LAYERS, first, count))
         first += count or 0
     if first == 0 and not findings.errors:
-        findings.error("the slices have no layers", ("slices",), right="layer_range: [0, 16] takes layers 0 to 15")
+        path = (*above, "slices")
+        findings.error("the slices have no layers", path, right="layer_range: [0, 16] takes layers 0 to 15")
     last = replace(layers[-1], region=Region.AFTER)
     if recipe.compat == "mergekit":
         # mergekit takes as many models for the tensors after the layers as the first slice has.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Recipe", "RecipeModel", "Slice", "place_of"]
+__all__ = ["Module", "Recipe", "RecipeModel", "Slice", "place_of"]
 
 Setting = Any
 
@@ -52,6 +52,24 @@ class Slice:
         object.__setattr__(self, "sources", _wrapped(self.sources))
 
 
+@dataclass(frozen=True)
+class Module:
+    """One part of a model of several parts (the encoder, the vision tower), and what it is made of.
+
+    Attributes:
+        models: whole ones, or
+        slices: of its layers.
+        parameters: settings for all of them.
+    """
+
+    models: Sequence[RecipeModel | Any] = ()
+    slices: Sequence[Slice] = ()
+    parameters: Mapping[str, Setting] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "models", _wrapped(self.models))
+
+
 def _wrapped(models: Sequence[RecipeModel | Any]) -> tuple[RecipeModel, ...]:
     return tuple(m if isinstance(m, RecipeModel) else RecipeModel(m) for m in models)
 
@@ -64,6 +82,8 @@ class Recipe:
         merge_method: a name that `cuvee methods` lists.
         models: `RecipeModel`s; bare models are wrapped.
         slices: instead of models, `Slice`s of the output, from the first layer to the last.
+        modules: instead of both, for models of several parts, name -> `Module`. What belongs to none of them is carried
+            from the base (without one: the first model).
         base_model: the common ancestor, where the method has one.
         parameters: settings for all models. In Python a per-model parameter may be a list of K values here;
             from YAML (`from_yaml`) a list of numbers is always a gradient.
@@ -86,6 +106,7 @@ class Recipe:
     merge_method: str
     models: Sequence[RecipeModel | Any] = ()
     slices: Sequence[Slice] = ()
+    modules: Mapping[str, Module] = field(default_factory=dict)
     base_model: Any = None
     parameters: Mapping[str, Setting] = field(default_factory=dict)
     dtype: str | None = None

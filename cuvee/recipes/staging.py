@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cuvee.errors import RecipeError, raise_all
-from cuvee.recipes.recipe import Recipe, RecipeModel, Slice
+from cuvee.recipes.recipe import Module, Recipe, RecipeModel, Slice
 
 __all__ = ["chain_stages", "everywhere", "stages_of"]
 
@@ -83,8 +83,9 @@ def everywhere(recipe: Recipe, **fields: Any) -> Recipe:
 
 def _references(recipe: Recipe) -> list[Any]:
     """Return the models that a recipe names, as often as it does."""
-    found = [entry.model for entry in recipe.models] + [recipe.base_model]
-    for one in recipe.slices:
+    parts: list[Recipe | Module] = [recipe, *recipe.modules.values()]
+    found = [entry.model for part in parts for entry in part.models] + [recipe.base_model]
+    for one in (each for part in parts for each in part.slices):
         found += [*(entry.model for entry in one.sources), one.base_model]
     return [model for model in found if model is not None]
 
@@ -98,8 +99,12 @@ def _with_references(recipe: Recipe, change: Any) -> Recipe:
     def entries(models: Sequence[RecipeModel]) -> list[RecipeModel]:
         return [replace(entry, model=changed(entry.model)) for entry in models]
 
-    slices = [Slice(entries(s.sources), s.parameters, changed(s.base_model)) for s in recipe.slices]
-    return replace(recipe, models=entries(recipe.models), slices=slices, base_model=changed(recipe.base_model))
+    def cut(slices: Sequence[Slice]) -> list[Slice]:
+        return [Slice(entries(one.sources), one.parameters, changed(one.base_model)) for one in slices]
+
+    modules = {name: replace(m, models=entries(m.models), slices=cut(m.slices)) for name, m in recipe.modules.items()}
+    models, slices, base = entries(recipe.models), cut(recipe.slices), changed(recipe.base_model)
+    return replace(recipe, models=models, slices=slices, modules=modules, base_model=base)
 
 
 def _used(recipe: Recipe, named: dict[str, Recipe]) -> list[str]:

@@ -61,6 +61,11 @@ class Prepared:
     warnings: tuple[str, ...]
 
     @property
+    def is_cut(self) -> bool:
+        """True for a recipe with slices or modules."""
+        return len(self.parts) > 1 or bool(self.parts[0].part.module)
+
+    @property
     def models(self) -> tuple[Any, ...]:
         """All models besides the base: those of the only part as they are listed, those of several parts each once."""
         if len(self.parts) == 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cuvee.errors import RecipeError, nearest, raise_all
 from cuvee.recipes.findings import Findings, KeyPath
-from cuvee.recipes.recipe import Recipe, RecipeModel, Slice
+from cuvee.recipes.recipe import Module, Recipe, RecipeModel, Slice
 from cuvee.recipes.staging import chain_stages
 from cuvee.recipes.validation import examine_values
 from cuvee.recipes.yaml_tree import MAX_CHARACTERS, Entries, Items, Node, Scalar, read_trees
@@ -18,13 +18,25 @@ from cuvee.recipes.yaml_tree import MAX_CHARACTERS, Entries, Items, Node, Scalar
 __all__ = ["YamlForm", "load_recipe", "misspelt", "parse_recipe", "read_text"]
 
 _WORD_KEYS = ("merge_method", "dtype", "out_dtype", "compute_dtype", "compat", "name")
-_KEYS = (*_WORD_KEYS, "models", "slices", "base_model", "parameters", "seed", "exclude", "only", "before", "after")
+_KEYS = (
+    *_WORD_KEYS,
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "parameters",
+    "seed",
+    "exclude",
+    "only",
+    "before",
+    "after",
+)
 _MODEL_KEYS = ("model", "parameters", "layer_range")
+_MODULE_KEYS = ("models", "slices", "parameters")
 _SLICE_KEYS = ("sources", "parameters", "base_model")
 
 _NO_STATISTICS = ("statistics are not supported yet", "a method that needs no data")
 _LATER = {
-    "modules": ("modules are not supported yet", "whole models under models:"),
     "tokenizer": ("tokenizer is not supported yet", "leave it out, for models of one vocabulary"),
     "tokenizer_source": ("tokenizer_source is not supported yet", "leave it out, for models of one vocabulary"),
     "chat_template": ("chat_template is not supported yet", "leave it out, and change the file after the merge"),
@@ -136,6 +148,7 @@ class YamlForm:
             **dict.fromkeys(_WORD_KEYS, self._word),
             "models": self._models,
             "slices": self._slices,
+            "modules": self._modules,
             "base_model": self._reference,
             "parameters": self._parameters,
             "seed": self._plain,
@@ -198,6 +211,24 @@ class YamlForm:
         """Return a list of patterns; one alone may stand without a list."""
         nodes = node.items if isinstance(node, Items) else (node,)
         return [one.text if isinstance(one, Scalar) else self._plain(one, path) for one in nodes]
+
+    def _modules(self, node: Node, path: KeyPath) -> dict[str, Module] | None:
+        if not isinstance(node, Entries) or not node.entries:
+            found = "empty" if isinstance(node, Entries) else _kind(node)
+            self.findings.error(f"modules is {found}", path, right="modules: {text_decoder: {models: [first, second]}}")
+            return None
+        return {name: self._module(one, (*path, name)) for name, (_, one) in node.entries.items()}
+
+    def _module(self, node: Node, path: KeyPath) -> Module:
+        if not isinstance(node, Entries):
+            self.findings.error(f"the module is {_kind(node)}", path, right=f"{path[-1]}: {{models: [first, second]}}")
+            return Module()
+        self._check_keys(node, path, _MODULE_KEYS, {}, {})
+        given = {key: one for key, (_, one) in node.entries.items() if not _is_empty(one)}
+        models = self._models(given["models"], (*path, "models")) if "models" in given else None
+        slices = self._slices(given["slices"], (*path, "slices")) if "slices" in given else None
+        parameters = self._parameters(given["parameters"], (*path, "parameters")) if "parameters" in given else None
+        return Module(models or (), slices or (), parameters or {})
 
     def _slices(self, node: Node, path: KeyPath) -> list[Slice] | None:
         if not isinstance(node, Items):

@@ -176,3 +176,36 @@ def test_an_unknown_parameter_has_no_effect_under_compat_and_is_an_error_without
     assert [error.found for error in validate(parse_recipe(text))] == ["passthrough has no parameter 'wieght'"]
     said = prepare(parse_recipe(text + "compat: mergekit\n")).warnings
     assert any("no effect, as in mergekit" in warning for warning in said)
+
+
+def test_modules_are_parts_with_settings_of_their_own() -> None:
+    text = """\
+merge_method: linear
+modules:
+  encoder: {models: [a, b], parameters: {weight: 1}}
+  decoder:
+    slices:
+      - sources: [{model: a, layer_range: [0, 2], parameters: {weight: 3}}]
+parameters: {weight: 5}
+"""
+    prepared = prepare(parse_recipe(text))
+    assert [(part.part.module, part.part.region) for part in prepared.parts] == [
+        ("encoder", Region.WHOLE),
+        ("decoder", Region.BEFORE),
+        ("decoder", Region.LAYERS),
+        ("decoder", Region.AFTER),
+    ]
+    assert [part.resolver.constant("weight") for part in prepared.parts] == [[1.0, 1.0], [3.0], [3.0], [3.0]]
+    assert prepared.models == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        ("{}", "has neither models nor slices"),
+        ("{models: [a], slices: [{sources: [a]}]}", "has both models and slices"),
+    ],
+)
+def test_a_module_has_models_or_slices(module: str, found: str) -> None:
+    errors = validate(parse_recipe(f"merge_method: linear\nmodules: {{encoder: {module}}}"))
+    assert any(found in error.found for error in errors)

@@ -166,7 +166,7 @@ merge_method: linear
     ("key", "found"),
     [
         ("slices: []", "slices is empty"),
-        ("modules: {}", "modules are not supported yet"),
+        ("modules: {}", "modules is empty"),
         ("tokenizer: {source: union}", "tokenizer is not supported yet"),
         ("tokenizer_source: union", "tokenizer_source is not supported yet"),
         ("chat_template: auto", "chat_template is not supported yet"),
