@@ -32,13 +32,15 @@ def split_by_module(architecture: Architecture, names: Iterable[str], wanted: Se
     others = {root for root in _stack_roots(architecture).values() if root}
     main = _stack_roots(architecture).get(architecture.main or "", "")
     languages = [module for module, root in roots.items() if root is not None and root in ("", main)]
+    projector = next((module for module in wanted if _means_projector(module)), None)
     owners: dict[str, str] = {}
     for name in names:
         under = [(len(root), module) for module, root in roots.items() if root and _is_under(name, root)]
         if under:
             owners[name] = max(under)[1]
         elif _is_projector(architecture, name):
-            owners.update({name: module for module in wanted if _means_projector(module)})
+            if projector is not None:
+                owners[name] = projector
         elif languages and not any(_is_under(name, root) for root in others if root != main):
             owners[name] = languages[0]
     return owners
