@@ -12,24 +12,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from cuvee.checkpoints import fs
 from cuvee.errors import CheckpointError
 from cuvee.tensors.dtypes import DTYPES, DType, dtype_of_torch, torch_dtype
-from cuvee.tensors.raw import raw_bytes
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 __all__ = [
     "Cropped",
+    "MemoryArray",
     "MemoryTensor",
     "Model",
     "ModelFile",
     "Scratch",
     "StoredTensor",
     "TensorSource",
+    "as_tensor",
     "natural_dtype",
     "read_all",
+    "read_raw",
 ]
 
 
@@ -37,16 +42,21 @@ class Scratch:
     """Reused byte buffers of one worker: fresh memory costs more in page faults than the arithmetic on it."""
 
     def __init__(self) -> None:
-        self._buffers: dict[object, torch.Tensor] = {}
+        self._buffers: dict[object, NDArray[np.uint8]] = {}
+
+    def take_raw(self, slot: object, size: int) -> NDArray[np.uint8]:
+        """Return `size` bytes under `slot`; they hold until the same slot is taken again."""
+        buffer = self._buffers.get(slot)
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[slot] = np.empty(max(size, 64), np.uint8)
+        return buffer[:size]
 
     def take(self, slot: object, size: int) -> torch.Tensor:
-        """Return `size` bytes (uint8) under `slot`; they hold until the same slot is taken again."""
+        """Return the same bytes as a tensor."""
         import torch
 
-        buffer = self._buffers.get(slot)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[slot] = torch.empty(max(size, 64), dtype=torch.uint8)
-        return buffer[:size]
+        self.take_raw(slot, size)
+        return torch.from_numpy(self._buffers[slot])[:size]
 
 
 class TensorSource(Protocol):
@@ -155,13 +165,71 @@ class StoredTensor:
         """File and byte offset."""
         return str(self.file.path), self.offset
 
+    def read_raw(self, start: int, stop: int, scratch: Scratch, slot: object) -> NDArray[np.uint8]:
+        """Return the bytes of the flat elements `[start, stop)`."""
+        size = self.dtype.itemsize
+        raw = scratch.take_raw(slot, (stop - start) * size)
+        if stop > start:
+            self.file.read_into(raw.data, self.offset + start * size, f"tensor {self.name!r}")
+        return raw
+
     def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
         """Return the flat elements `[start, stop)` as stored."""
-        size = self.dtype.itemsize
-        raw = scratch.take(slot, (stop - start) * size)
-        if stop > start:
-            self.file.read_into(raw_bytes(raw), self.offset + start * size, f"tensor {self.name!r}")
-        return raw.view(torch_dtype(self.dtype))
+        return as_tensor(self.read_raw(start, stop, scratch, slot), self.dtype)
+
+
+def read_raw(source: TensorSource, start: int, stop: int, scratch: Scratch, slot: object) -> NDArray[np.uint8]:
+    """Return the bytes of the flat elements `[start, stop)` in the source's dtype, on the CPU; valid as `read`'s are.
+
+    A source may have a method of this name, which does it without torch.
+    """
+    own: Any = getattr(source, "read_raw", None)
+    if own is not None:
+        return own(start, stop, scratch, slot)
+    import torch
+
+    return source.read(start, stop, scratch, slot).cpu().contiguous().view(torch.uint8).numpy()
+
+
+def as_tensor(raw: NDArray[np.uint8], dtype: DType) -> torch.Tensor:
+    """Return raw bytes as a flat tensor of `dtype` over the same memory."""
+    import torch
+
+    if not raw.size:
+        return torch.empty(0, dtype=torch_dtype(dtype))
+    return torch.from_numpy(raw).view(torch_dtype(dtype))
+
+
+@dataclass(frozen=True)
+class MemoryArray:
+    """A float32 array in memory."""
+
+    values: NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> DType:
+        """float32."""
+        return DTYPES["F32"]
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Memory has no order of its own."""
+        return "", 0
+
+    def read_raw(self, start: int, stop: int, scratch: Scratch, slot: object) -> NDArray[np.uint8]:
+        """Return the bytes of the flat elements `[start, stop)`."""
+        return self.values.reshape(-1)[start:stop].view(np.uint8)
+
+    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
+        """Return the flat elements `[start, stop)`."""
+        import torch
+
+        return torch.from_numpy(self.values.reshape(-1)[start:stop])
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from cuvee.checkpoints import fs
 from cuvee.checkpoints.safetensors_format import FileLayout, lay_out
 from cuvee.errors import RecipeError
 from cuvee.tensors.dtypes import DType
-from cuvee.tensors.raw import raw_bytes
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["INDEX_NAME", "Shard", "ShardWriter", "index_json", "parse_size", "plan_shards"]
 
@@ -126,17 +126,17 @@ class ShardWriter:
         for name, offset in shard.layout.offsets.items():
             self._places[name] = (fd, offset)
 
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        """Write flat elements of a tensor from `start` on; on the CPU, in the output's dtype.
+    def write(self, name: str, at: int, raw: NDArray[np.uint8]) -> None:
+        """Write bytes of a tensor, from its byte `at` on.
 
         Raises:
             OSError: the disk refuses, or refused to keep what was written before.
         """
         if self._lost is not None:
             raise self._lost
-        if values.numel():
+        if raw.size:
             fd, offset = self._places[name]
-            fs.pwrite(fd, raw_bytes(values), offset + start * values.element_size())
+            fs.pwrite(fd, raw.data, offset + at)
 
     def read(self, name: str, start: int, buffer: memoryview, itemsize: int) -> bool:
         """Read back what was written; False when it is not all there."""

@@ -76,16 +76,18 @@ def noted(text: str, option: str) -> str:
     return f"{text.rstrip()}\n# on the command line: {option}\n"
 
 
-def load_engine(device: str, clock: Clock, *, quiet: bool = False) -> None:
-    """Import torch and the engine.
+def load_engine(recipe: Recipe, device: str, clock: Clock, *, quiet: bool = False) -> None:
+    """Import the engine, and torch where the recipe needs it.
 
     Raises:
         ResourceError: torch has no such device.
     """
-    with clock.phase("import"), said_meanwhile("loading torch", wanted=not quiet), _without_collection():
-        import torch
+    with clock.phase("import"), said_meanwhile("loading", wanted=not quiet), _without_collection():
+        from cuvee.engine.plan import runs_on_arrays
 
-        import cuvee.engine.run  # noqa: F401
+        if runs_on_arrays(recipe, device):
+            return
+        import torch
 
         if device == "cuda" and not torch.cuda.is_available():
             from cuvee.errors import ResourceError

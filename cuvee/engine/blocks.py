@@ -1,25 +1,35 @@
-"""One block of one output tensor: read it from every model, compute in float32, round once."""
+"""One block of one output tensor: read it from every model, compute in float32, round once.
+
+On the CPU blocks are NumPy arrays, decoded and rounded by kernels. A method that asks for no more than arrays offer
+(`arrays=True`) gets them as they are, and its merge never loads torch; any other gets tensors over the same memory.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 
-from cuvee.checkpoints.sources import Scratch, TensorSource
+import numpy as np
+
+from cuvee.checkpoints.sources import Scratch, TensorSource, read_raw
 from cuvee.methods.measuring import Call, Place, activated, each
 from cuvee.methods.registry import DELTAS, OPTIONAL, Edit, Method
+from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType, torch_dtype
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Formula", "Input", "Observer", "Task", "Worker", "compute_block", "needs_base", "rounded"]
+__all__ = ["Computed", "Formula", "Input", "Observer", "Task", "Worker", "compute_block", "decode", "needs_base"]
+
+Array = Union["NDArray[Any]", "Tensor"]
 
 ENGINE_PARAMETERS = ("scaling", "embed_mismatch")
 
@@ -109,6 +119,12 @@ class Formula:
     device: str = "cpu"
     statistics: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def on_arrays(self) -> bool:
+        """True when the method is given NumPy arrays."""
+        plain = self.device == "cpu" and self.compute_dtype == "float32" and not (self.before or self.after)
+        return self.method.arrays and plain and kernels.available()
+
     def call(self, place: Place, answers: Mapping[Any, Any], states: Mapping[Any, Any]) -> Call:
         """Return a call on one block that knows these measurements."""
         return Call(place, answers, states, self.statistics, self.seed, self.compat)
@@ -121,7 +137,7 @@ class Worker:
     scratch: Scratch = field(default_factory=Scratch)
     seconds: dict[str, float] = field(default_factory=dict)
     buffers: dict[Any, Tensor] = field(default_factory=dict)
-    _values: Tensor | None = None
+    _on_device: Tensor | None = None
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -132,27 +148,41 @@ class Worker:
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begin
 
-    def values(self, rows: int, columns: int, dtype: torch.dtype, device: str) -> Tensor:
+    def array(self, rows: int, columns: int, dtype: type[np.floating[Any]]) -> NDArray[Any]:
         """Return an uninitialised (rows, columns) buffer."""
-        buffer = self._values
-        if buffer is None or buffer.numel() < rows * columns or buffer.dtype != dtype or buffer.device.type != device:
-            self._values = None
-            buffer = self._values = torch.empty(rows * columns, dtype=dtype, device=device)
+        size = rows * columns * np.dtype(dtype).itemsize
+        return self.scratch.take_raw("values", size).view(dtype).reshape(rows, columns)
+
+    def on_device(self, rows: int, columns: int, dtype: torch.dtype, device: str) -> Tensor:
+        """Return an uninitialised (rows, columns) buffer on a device."""
+        buffer = self._on_device
+        if buffer is None or buffer.numel() < rows * columns or buffer.dtype != dtype:
+            self._on_device = None
+            buffer = self._on_device = torch.empty(rows * columns, dtype=dtype, device=device)
         return buffer[: rows * columns].view(rows, columns)
 
 
 class Observer(Protocol):
     """Told what is read on the first visit of a block."""
 
-    def read(self, number: int, start: int, raw: Tensor) -> None:
-        """Input `number` was read: flat values as stored, from `start` on."""
+    def read(self, number: int, start: int, raw: NDArray[np.uint8]) -> None:
+        """Input `number` was read: the bytes as stored, of the flat elements from `start` on."""
 
-    def loaded(self, start: int, values: Tensor, first: int = 0) -> None:
-        """Inputs from number `first` on are there, a merge's in the compute dtype: (inputs, elements)."""
+    def decoded(self, number: int, non_finite: int) -> None:
+        """So many elements of what was read are NaN or infinite."""
 
 
-def compute_block(task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None = None) -> Tensor:
-    """Return the block's flat values in the compute dtype (a copy's: in its own).
+class Computed(NamedTuple):
+    """A block of the output: its bytes in the output's dtype, valid until the worker's next block."""
+
+    raw: NDArray[np.uint8]
+    non_finite: int
+
+
+def compute_block(
+    task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None = None
+) -> Computed:
+    """Return the block's output.
 
     Raises:
         Pending: the method has asked for measurements that are not finished; they are in `call.misses`.
@@ -160,75 +190,122 @@ def compute_block(task: Task, formula: Formula, call: Call, worker: Worker, obse
     start, stop = call.place.start, call.place.stop
     if task.is_copy:
         return _read_copy(task, start, stop, worker, observer)
-    values = _load(task.all_inputs, start, stop, formula, worker, observer)
+    values = _load(task, start, stop, formula, worker, observer)
     shape = task.layout.block_shape(start, stop) if task.layout.shape else ()
-    blocks = values.view(len(values), *shape)
     with activated(call):
-        return _apply(task, formula, blocks).reshape(-1)
+        base, merged = _apply(task, formula, values.reshape(len(values), *shape))
+    scaling = (task.arguments or {}).get("scaling", 1.0)
+    return _encode(merged.reshape(-1), None if base is None else base.reshape(-1), scaling, task.dtype, worker)
 
 
-def _read_copy(task: Task, start: int, stop: int, worker: Worker, observer: Observer | None) -> Tensor:
+def _read_copy(task: Task, start: int, stop: int, worker: Worker, observer: Observer | None) -> Computed:
     """Return a block of the inputs laid end to end."""
-    joined: Tensor | None = None
-    offset = 0
+    joined: NDArray[np.uint8] | None = None
+    offset, width = 0, task.dtype.itemsize
     for number, one in enumerate(task.inputs):
         numel = math.prod(one.source.shape)
         first, last = max(start - offset, 0), min(stop - offset, numel)
         if first < last:
-            values = _read_part(number, one, first, last, worker, observer)
+            raw = _read_part(number, one, first, last, task.dtype, worker, observer)
             if last - first == stop - start:
-                return values
+                return Computed(raw, _count_non_finite(raw, task.dtype))
             if joined is None:
-                size = (stop - start) * task.dtype.itemsize
-                joined = worker.scratch.take("joined", size).view(torch_dtype(task.dtype))
-            at = offset + first - start
-            joined[at : at + last - first].copy_(values)
+                joined = worker.scratch.take_raw("joined", (stop - start) * width)
+            at = (offset + first - start) * width
+            joined[at : at + raw.size] = raw
         offset += numel
     assert joined is not None, "a block holds elements"
-    return joined
+    return Computed(joined, _count_non_finite(joined, task.dtype))
 
 
-def _read_part(number: int, one: Input, first: int, last: int, worker: Worker, observer: Observer | None) -> Tensor:
-    """Return the elements `[first, last)` of one input of a copy."""
-    layout = Layout(one.source.shape)
+def _read_part(
+    number: int, one: Input, first: int, last: int, dtype: DType, worker: Worker, observer: Observer | None
+) -> NDArray[np.uint8]:
+    """Return the elements `[first, last)` of one input of a copy, as `dtype`."""
+    stored, layout = one.source.dtype, Layout(one.source.shape)
     # A leaf of the input may lie across the block's ends: it is digested with the block that it begins in.
     whole, end = (min(-(-place // layout.leaf) * layout.leaf, layout.numel) for place in (first, last))
     with worker.timed("read"):
-        raw = one.source.read(first, end, worker.scratch, "copy")
+        raw = read_raw(one.source, first, end, worker.scratch, "copy")
     if observer and whole < end:
-        observer.read(number, whole, raw[whole - first :])
-    values = raw[: last - first]
+        observer.read(number, whole, raw[(whole - first) * stored.itemsize :])
+    raw = raw[: (last - first) * stored.itemsize]
     if observer:
-        observer.loaded(first, values.reshape(1, -1), number)
-    if one.change is None:
-        return values
-    return one.change(values if values.dtype == torch.float64 else values.float(), first)
+        observer.decoded(number, _count_non_finite(raw, stored))
+    if one.change is None and stored == dtype:
+        return raw
+    values = torch.from_numpy(raw).view(torch_dtype(stored))
+    if one.change is not None:
+        values = one.change(values if values.dtype == torch.float64 else values.float(), first)
+    return values.to(torch_dtype(dtype)).cpu().contiguous().view(torch.uint8).numpy()
 
 
-def _load(
-    inputs: Sequence[Input], start: int, stop: int, formula: Formula, worker: Worker, observer: Observer | None
-) -> Tensor:
-    """Read a block of every input into one (inputs, elements) buffer in the compute dtype."""
-    dtype = torch.float64 if formula.compute_dtype == "float64" else torch.float32
-    values = worker.values(len(inputs), stop - start, dtype, formula.device)
+_EXPONENTS = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "BF16": 0x7F80, "F16": 0x7C00}
+
+
+def _count_non_finite(raw: NDArray[np.uint8], dtype: DType) -> int:
+    """Return how many elements are NaN or infinite: those with every bit of the exponent set."""
+    if dtype.name not in _EXPONENTS:
+        return 0
+    bits: NDArray[Any] = raw.view(f"u{dtype.itemsize}")
+    exponent = bits.dtype.type(_EXPONENTS[dtype.name])
+    return int(np.count_nonzero((bits & exponent) == exponent))
+
+
+def _load(task: Task, start: int, stop: int, formula: Formula, worker: Worker, observer: Observer | None) -> Array:
+    """Read a block of every input into one (inputs, elements) buffer in the compute dtype.
+
+    With a base, it is the first row, and the others are task vectors.
+    """
+    inputs, size = task.all_inputs, stop - start
+    on_cpu, wide = formula.device == "cpu", formula.compute_dtype == "float64"
+    values: Array
+    if on_cpu:
+        values = worker.array(len(inputs), size, np.float64 if wide else np.float32)
+    else:
+        values = worker.on_device(len(inputs), size, torch.float64 if wide else torch.float32, formula.device)
     for number, one in enumerate(inputs):
         with worker.timed("read"):
-            raw = one.source.read(start, stop, worker.scratch, "read")
-        values[number].copy_(raw)
+            raw = read_raw(one.source, start, stop, worker.scratch, "read")
         if observer:
             observer.read(number, start, raw)
-    if observer:
-        observer.loaded(start, values)
+        base = values[0] if task.base and number else None
+        non_finite = decode(raw, one.source.dtype, base, values[number])
+        if observer:
+            observer.decoded(number, non_finite)
     return values
 
 
-def _apply(task: Task, formula: Formula, blocks: Tensor) -> Tensor:
-    """Run the method on the (inputs, …) blocks and return the output block."""
+def decode(raw: NDArray[np.uint8], dtype: DType, base: Array | None, out: Array) -> int:
+    """`out = raw − base` in out's dtype; returns how many elements of `raw` are NaN or infinite.
+
+    Args:
+        raw: the bytes of (n,) elements of `dtype`.
+        base: (n,) or None, beside `out`.
+        out: (n,) float32 or float64, an array, or a tensor on any device.
+    """
+    if kernels.available() and isinstance(out, np.ndarray) and out.dtype == np.float32 and dtype.name in kernels.KINDS:
+        return kernels.decode(raw, dtype.name, base, out)  # type: ignore[arg-type]
+    if raw.size == 0:
+        return 0
+    target = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
+    target.copy_(torch.from_numpy(raw).view(torch_dtype(dtype)))
+    non_finite = 0 if bool(torch.isfinite(target.sum())) else int(target.numel() - torch.isfinite(target).sum())
+    if base is not None:
+        target.sub_(torch.from_numpy(base) if isinstance(base, np.ndarray) else base)
+    return non_finite
+
+
+def _apply(task: Task, formula: Formula, blocks: Array) -> tuple[Array | None, Array]:
+    """Run the method on the (inputs, …) blocks; returns (base, merged), what is added to a base, or (None, merged)."""
     method = formula.method
+    if isinstance(blocks, np.ndarray) and not formula.on_arrays:
+        blocks = torch.from_numpy(blocks)
     arguments = {k: v for k, v in (task.arguments or {}).items() if k not in ENGINE_PARAMETERS}
     if task.base is None:
-        return method.function(blocks, **arguments)
-    base, deltas = blocks[0], blocks[1:].sub_(blocks[0])
+        return None, method.function(blocks, **arguments)
+    base: Any = blocks[0]
+    deltas: Any = blocks[1:]
     if method.wants_base:
         arguments["base"] = base
     for step, parameters in formula.before:
@@ -236,10 +313,7 @@ def _apply(task: Task, formula: Formula, blocks: Tensor) -> Tensor:
     merged = method.function(deltas, **arguments)
     for step, parameters in formula.after:
         merged = step.function(merged, deltas, **parameters)
-    scaling = (task.arguments or {}).get("scaling", 1.0)
-    if scaling != 1.0:
-        merged = merged * scaling
-    return base + merged
+    return base, merged
 
 
 def _bound(function: Callable[..., Tensor], parameters: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
@@ -254,6 +328,18 @@ def needs_base(method: Method, has_base: bool) -> bool:
     return method.on is DELTAS or (method.base is OPTIONAL and has_base)
 
 
-def rounded(values: Tensor, dtype: DType) -> Tensor:
-    """Return flat values rounded once to the output's dtype, on the CPU."""
-    return values.to(torch_dtype(dtype)).cpu()
+def _encode(merged: Array, base: Array | None, scaling: float, dtype: DType, worker: Worker) -> Computed:
+    """Return base + merged · scaling (without a base: merged), rounded once."""
+    if isinstance(merged, np.ndarray) or (kernels.serve(merged) and dtype.name in kernels.KINDS):
+        out = worker.scratch.take_raw("out", len(merged) * dtype.itemsize)
+        return Computed(out, kernels.encode(_array(merged), _array(base), scaling, dtype.name, out))
+    if base is not None:
+        base = torch.from_numpy(base) if isinstance(base, np.ndarray) else base
+        merged = base + (merged if scaling == 1.0 else merged * scaling)
+    rounded = merged.to(torch_dtype(dtype))
+    non_finite = 0 if dtype.name not in _EXPONENTS else int(rounded.numel() - torch.isfinite(rounded).sum())
+    return Computed(rounded.cpu().contiguous().view(torch.uint8).numpy(), non_finite)
+
+
+def _array(values: Array | None) -> Any:
+    return values if values is None or isinstance(values, np.ndarray) else values.numpy()

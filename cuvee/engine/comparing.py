@@ -338,7 +338,7 @@ def _measure(
     tasks: Sequence[Task], experts: int, threads: int, progress: Callable[[int, int], None]
 ) -> dict[str, Contrast]:
     handler = _Watching(tasks, experts, progress)
-    method = dataclasses.replace(find_method("passthrough"), name="compare", function=handler.measure)
+    method = dataclasses.replace(find_method("passthrough"), name="compare", function=handler.measure, arrays=False)
     # The base goes in as the first of the models, so that the method sees weights and no base is added back.
     plain = [dataclasses.replace(t, inputs=t.all_inputs, base=None, arguments={}) for t in tasks]
     run_rounds(plain, Formula(method), handler, threads=threads, block_elements=CPU_BLOCK, watch=handler.watch)

@@ -6,16 +6,16 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from cuvee.checkpoints.sources import MemoryTensor, Scratch
-from cuvee.engine.blocks import Input, Observer, Task, rounded
+import numpy as np
+
+from cuvee.checkpoints.sources import MemoryArray, Scratch, read_raw
+from cuvee.engine.blocks import Computed, Input, Observer, Task
 from cuvee.engine.plan import Plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.stages import is_ready
 from cuvee.errors import MethodError
-from cuvee.tensors.dtypes import torch_dtype
 from cuvee.tensors.layout import Layout
-from cuvee.tensors.lazy_torch import torch
 
 __all__ = ["Estimate", "estimate"]
 
@@ -65,7 +65,7 @@ def _sampled_read_rate(plan: Plan) -> float:
     source = task.all_inputs[0].source
     stop = min(math.prod(source.shape), _SAMPLE_BYTES // max(1, source.dtype.itemsize))
     begin = time.perf_counter()
-    source.read(0, stop, Scratch(), "sample")
+    read_raw(source, 0, stop, Scratch(), "sample")
     seconds = max(time.perf_counter() - begin, 1e-9)
     return max(1e6, stop * source.dtype.itemsize / seconds)
 
@@ -100,11 +100,10 @@ def _sample(task: Task) -> Task:
     columns = math.prod(task.layout.shape[1:]) if len(task.layout.shape) > 1 else 0
     columns = min(columns, _SAMPLE_ELEMENTS)
     shape = (max(1, _SAMPLE_ELEMENTS // columns), columns) if columns else (_SAMPLE_ELEMENTS,)
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
 
     def fake(one: Input) -> Input:
-        values = torch.randn(shape, generator=generator).to(torch_dtype(one.source.dtype))
-        return Input(one.model, MemoryTensor(values))
+        return Input(one.model, MemoryArray(generator.standard_normal(shape, np.float32)))
 
     base = fake(task.base) if task.base else None
     return replace(task, layout=Layout(shape), inputs=tuple(map(fake, task.inputs)), base=base)
@@ -122,5 +121,5 @@ class _Recording(Handler):
     def observer(self, task: Task) -> Observer:
         return self._records[task.name]
 
-    def deliver(self, task: Task, start: int, values: torch.Tensor) -> None:
-        self._records[task.name].wrote(start, rounded(values, task.dtype))
+    def deliver(self, task: Task, start: int, block: Computed) -> None:
+        self._records[task.name].computed(start, block)

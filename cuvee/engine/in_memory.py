@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cuvee.checkpoints.sources import Model
-from cuvee.engine.blocks import Formula, Task, rounded
+import numpy as np
+
+from cuvee.checkpoints.sources import Model, as_tensor
+from cuvee.engine.blocks import Computed, Formula, Task
 from cuvee.engine.matching import BASE
 from cuvee.engine.parts import match_recipe
 from cuvee.engine.plan import _formula, model_from_values
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.errors import raise_all
 from cuvee.recipes import Recipe, prepare
-from cuvee.tensors.dtypes import torch_dtype
-from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["merge_tensors"]
@@ -27,15 +28,17 @@ class _Collecting(Handler):
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self._raw: dict[str, NDArray[np.uint8]] = {}
 
     def begin(self, task: Task) -> None:
-        self.tensors[task.name] = torch.empty(task.layout.numel, dtype=torch_dtype(task.dtype))
+        self._raw[task.name] = np.empty(task.layout.numel * task.dtype.itemsize, np.uint8)
 
-    def deliver(self, task: Task, start: int, values: Tensor) -> None:
-        self.tensors[task.name][start : start + values.numel()] = rounded(values, task.dtype)
+    def deliver(self, task: Task, start: int, block: Computed) -> None:
+        at = start * task.dtype.itemsize
+        self._raw[task.name][at : at + block.raw.size] = block.raw
 
     def finish(self, task: Task) -> None:
-        self.tensors[task.name] = self.tensors[task.name].reshape(task.layout.shape)
+        self.tensors[task.name] = as_tensor(self._raw.pop(task.name), task.dtype).reshape(task.layout.shape)
 
 
 def merge_tensors(

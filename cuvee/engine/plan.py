@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from blake3 import blake3
 
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sidecars import Sidecar, find_sidecars, merged_config
-from cuvee.checkpoints.sources import MemoryTensor, Model, Scratch
+from cuvee.checkpoints.sources import MemoryArray, MemoryTensor, Model, Scratch, TensorSource, read_raw
 from cuvee.checkpoints.writing import Shard, plan_shards
-from cuvee.engine.blocks import Formula, Input, Task
+from cuvee.engine.blocks import Formula, Input, Task, decode
 from cuvee.engine.budget import Budget, choose_budget
 from cuvee.engine.matching import BASE, Matched
 from cuvee.engine.parts import match_recipe
@@ -26,13 +27,14 @@ from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import is_ready, stage_model
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
 from cuvee.recipes import Prepared, Recipe, RecipeModel, Slice, prepare
-from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DTYPES
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from numpy.typing import NDArray
 
 __all__ = [
     "DEFAULT_SHARD_SIZE",
@@ -44,6 +46,7 @@ __all__ = [
     "model_from_values",
     "open_models",
     "plan",
+    "runs_on_arrays",
 ]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
@@ -206,6 +209,14 @@ def plan(
     )
 
 
+def runs_on_arrays(recipe: Recipe, device: str) -> bool:
+    """True when a merge by this recipe does not need torch, whatever the models are stored as."""
+    prepared = prepare(recipe)
+    return Formula(
+        prepared.method, prepared.before, prepared.after, compute_dtype=recipe.compute_dtype, device=device
+    ).on_arrays
+
+
 def _open_models(
     prepared: Prepared, *, offline: bool, token: str | None, stages: dict[int, Model], **options: Any
 ) -> dict[int, Model]:
@@ -288,7 +299,7 @@ def _formula(recipe: Recipe, prepared: Prepared, matched: Matched, device: str) 
 
 def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
     """Run the method on a few elements for each set of arguments: errors come early, visits and rounds are counted."""
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     formula = dataclasses.replace(formula, device="cpu")
     tally = Tally()
     seen: set[str] = set()
@@ -301,8 +312,7 @@ def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
         seen.add(key)
         fake = _fake_task(task, (2, 1 << 16) if streams else (4, 4), generator)
         try:
-            with kernels.disabled():
-                took = run_rounds([fake], formula, Handler(), threads=1, block_elements=1)
+            took = run_rounds([fake], formula, Handler(), threads=1, block_elements=1)
         except MethodError as error:
             error.where = error.where.replace(fake.name, task.name) or f"tensor {task.name!r}"
             raise
@@ -310,9 +320,9 @@ def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
     return Tally(max(tally.visits, 1), max(tally.rounds, 1))
 
 
-def _fake_task(task: Task, shape: tuple[int, ...], generator: torch.Generator) -> Task:
+def _fake_task(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Task:
     def fake() -> Input:
-        return Input(0, MemoryTensor(torch.randn(shape, generator=generator)))
+        return Input(0, MemoryArray(generator.standard_normal(shape, np.float32)))
 
     base = fake() if task.base else None
     return dataclasses.replace(task, layout=Layout(shape), inputs=tuple(fake() for _ in task.inputs), base=base)
@@ -329,11 +339,11 @@ def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
     for task in sampled:
         assert task.base is not None
         stop = min(task.layout.numel, task.layout.leaf)
-        base = task.base.source.read(0, stop, scratch, "base").double().cpu().clone()
+        base = _first_values(task.base.source, stop, scratch)
         for one in task.inputs:
-            expert = one.source.read(0, stop, scratch, "expert").double().cpu()
+            expert = _first_values(one.source, stop, scratch)
             found = sums.setdefault(one.model, [0.0, 0.0, 0.0])
-            for i, value in enumerate((base @ base, base @ expert, expert @ expert)):
+            for i, value in enumerate(((base * base).sum(), (base * expert).sum(), (expert * expert).sum())):
                 found[i] += float(value)
     warnings = []
     for model, (bb, be, ee) in sums.items():
@@ -345,6 +355,12 @@ def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
                 f"‖delta‖ is {distance:.2f} of ‖base‖; a merge of unrelated models is noise"
             )
     return warnings
+
+
+def _first_values(source: TensorSource, stop: int, scratch: Scratch) -> NDArray[np.float64]:
+    values = np.empty(stop, np.float32)
+    decode(read_raw(source, 0, stop, scratch, "sample"), source.dtype, None, values)
+    return values.astype(np.float64)
 
 
 def _config(matched: Matched) -> dict[str, Any] | None:

@@ -8,25 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cuvee.engine.blocks import Task
+from cuvee.engine.blocks import Computed, Task
 from cuvee.errors import NonFinite
 from cuvee.tensors.digests import TensorDigest
 from cuvee.tensors.layout import Layout
-from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
-__all__ = ["TaskRecord", "count_non_finite"]
-
-
-def count_non_finite(values: Tensor) -> int:
-    """Return how many values are NaN or infinite. One sum tells that there are none, in most cases."""
-    if not values.dtype.is_floating_point or values.numel() == 0:
-        return 0
-    if values.dtype in (torch.float32, torch.float64) and bool(torch.isfinite(values.sum())):
-        return 0
-    return int(values.numel() - torch.isfinite(values).sum())
+__all__ = ["TaskRecord"]
 
 
 @dataclass
@@ -44,19 +35,15 @@ class TaskRecord:
         self.non_finite = [0] * (len(inputs) + 1)
         self._lock = threading.Lock()
 
-    def read(self, number: int, start: int, raw: Tensor) -> None:
+    def read(self, number: int, start: int, raw: NDArray[np.uint8]) -> None:
         """Digest an input's block."""
-        self.inputs[number].add(start, raw.cpu())
+        self.inputs[number].add(start, raw)
 
-    def loaded(self, start: int, values: Tensor, first: int = 0) -> None:
-        """Count what is not finite in the inputs' blocks."""
-        for number, row in enumerate(values, first):
-            self._count(number, count_non_finite(row))
-
-    def _count(self, number: int, found: int) -> None:
-        if found:
+    def decoded(self, number: int, non_finite: int) -> None:
+        """Count what is not finite in an input."""
+        if non_finite:
             with self._lock:
-                self.non_finite[number] += found
+                self.non_finite[number] += non_finite
 
     def check_inputs(self) -> None:
         """Raise when an input was not finite.
@@ -75,10 +62,10 @@ class TaskRecord:
                     right="mend or fetch the model again, or --allow-nan to merge it as it is",
                 )
 
-    def wrote(self, start: int, values: Tensor) -> None:
-        """Digest and check an output block, in the output's dtype."""
-        self.output.add(start, values)
-        self._count(-1, count_non_finite(values if values.element_size() >= 4 else values.float()))
+    def computed(self, start: int, block: Computed) -> None:
+        """Digest and check an output block."""
+        self.output.add(start, block.raw)
+        self.decoded(-1, block.non_finite)
 
     def check_output(self) -> None:
         """Raise when the output is not finite though all its inputs were.

@@ -7,20 +7,18 @@ the order of leaves and names, so that threads and block sizes leave no trace.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import ChainMap, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cuvee.engine.blocks import Formula, Observer, Task, Worker, compute_block
+from cuvee.engine.blocks import Computed, Formula, Observer, Task, Worker, compute_block
 from cuvee.errors import CuveeError, MethodError
 from cuvee.methods.measuring import Accumulator, Done, Key, Memory, Miss, Pending, Wide
 from cuvee.methods.registry import ROW
 from cuvee.tensors.lazy_torch import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["Handler", "Tally", "run_rounds"]
 
@@ -43,8 +41,8 @@ class Handler:
     def visited(self, task: Task, visit: int) -> None:
         """A visit of all blocks has ended; the first one has observed all the inputs."""
 
-    def deliver(self, task: Task, start: int, values: Tensor) -> None:
-        """The output's flat values from `start` on are there, in the compute dtype (a copy's: in its own)."""
+    def deliver(self, task: Task, start: int, block: Computed) -> None:
+        """The output from flat element `start` on is there."""
 
     def finish(self, task: Task) -> None:
         """All the blocks of a task were delivered."""
@@ -137,7 +135,7 @@ class _Rounds:
         """Take blocks and compute them until there are none left, or until something fails."""
         worker = Worker()
         try:
-            torch.set_num_threads(1)
+            _set_torch_threads(1)
             while (job := self._next()) is not None:
                 self._run(*job, worker)
         except BaseException as error:
@@ -190,9 +188,9 @@ class _Rounds:
         try:
             observer = self.handler.observer(task) if progress.visit == 0 else None
             with worker.timed("compute"):  # what of it is reading is taken off at the end
-                values = compute_block(task, self.formula, call, worker, observer)
+                block = compute_block(task, self.formula, call, worker, observer)
             with worker.timed("write"):
-                self.handler.deliver(task, start, values)
+                self.handler.deliver(task, start, block)
         except Pending:
             pass
         except CuveeError as error:
@@ -274,18 +272,24 @@ def run_rounds(
         CuveeError: the first error of any worker; all of them have stopped.
     """
     rounds = _Rounds(tasks, formula, handler, block_elements, whole_elements)
-    before = torch.get_num_threads()
+    before = torch.get_num_threads() if "torch" in sys.modules else 0
     try:
         if threads == 1 and watch is None:
             rounds.work()
         else:
             _in_threads(rounds, threads, watch)
     finally:
-        torch.set_num_threads(before)
+        _set_torch_threads(before)
     if rounds.error is not None:
         raise rounds.error
     rounds.tally.rounds += 1
     return rounds.tally
+
+
+def _set_torch_threads(count: int) -> None:
+    """Torch's own threads would compete with ours; where it is not loaded, there are none."""
+    if count and "torch" in sys.modules:
+        torch.set_num_threads(count)
 
 
 def _in_threads(rounds: _Rounds, threads: int, watch: Callable[[], None] | None) -> None:

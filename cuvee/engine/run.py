@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from blake3 import blake3
 
 from cuvee.checkpoints import fs
@@ -31,7 +32,7 @@ from cuvee.checkpoints.publishing import (
 from cuvee.checkpoints.sidecars import config_json, copy_sidecars
 from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
 from cuvee.engine.allocator import keep_freed_memory
-from cuvee.engine.blocks import Observer, Task, rounded
+from cuvee.engine.blocks import Computed, Observer, Task
 from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, manifest_json, model_card, read_manifest
 from cuvee.engine.plan import Plan, plan
 from cuvee.engine.recording import TaskRecord
@@ -40,11 +41,6 @@ from cuvee.engine.stages import Stage, stages_of
 from cuvee.errors import CheckpointError, NonFinite, RecipeError, ResourceError
 from cuvee.recipes import Recipe
 from cuvee.tensors.digests import TensorDigest
-from cuvee.tensors.lazy_torch import torch
-from cuvee.tensors.raw import raw_bytes
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["Progress", "Report", "merge", "run"]
 
@@ -146,11 +142,10 @@ class _Writing(Handler):
             self._records[task.name].check_inputs()
         self.visited_bytes += task.layout.numel * task.dtype.itemsize
 
-    def deliver(self, task: Task, start: int, values: Tensor) -> None:
-        out = rounded(values, task.dtype)
-        self._records[task.name].wrote(start, out)
+    def deliver(self, task: Task, start: int, block: Computed) -> None:
+        self._records[task.name].computed(start, block)
         with os_errors(self._plan_out):
-            self._writer.write(task.name, start, out)
+            self._writer.write(task.name, start * task.dtype.itemsize, block.raw)
 
     _plan_out = Path(".")
 
@@ -464,8 +459,8 @@ def _keep_what_is_true(
 def _digest_of_written(writer: ShardWriter, task: Task) -> str:
     digest = TensorDigest(task.dtype, task.layout)
     for start, stop in task.layout.blocks(1 << 20):
-        buffer = torch.empty((stop - start) * task.dtype.itemsize, dtype=torch.uint8)
-        if not writer.read(task.name, start, raw_bytes(buffer), task.dtype.itemsize):
+        buffer = np.empty((stop - start) * task.dtype.itemsize, np.uint8)
+        if not writer.read(task.name, start, buffer.data, task.dtype.itemsize):
             return ""
         digest.add(start, buffer)
     return digest.hexdigest()

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from cuvee.checkpoints.opening import open_model
-from cuvee.checkpoints.sources import Model, Scratch
-from cuvee.engine.blocks import Task, Worker, compute_block, rounded
-from cuvee.tensors.dtypes import DType, torch_dtype
+from cuvee.checkpoints.sources import Model, Scratch, as_tensor, read_raw
+from cuvee.engine.blocks import Task, Worker, compute_block
+from cuvee.tensors.dtypes import DType
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from cuvee.engine.plan import MergePlan
 
@@ -91,17 +93,23 @@ class StageTensor:
         """Blocks in float32 that computing it takes."""
         return 0 if self.stage.opened is not None else 2 * len(self.task.all_inputs) + 8
 
-    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
-        """Return the flat elements `[start, stop)`; whole leaves are cheapest."""
+    def read_raw(self, start: int, stop: int, scratch: Scratch, slot: object) -> NDArray[np.uint8]:
+        """Return the bytes of the flat elements `[start, stop)`; whole leaves are cheapest."""
         if self.stage.opened is not None:
-            return self.stage.opened.tensors[self.task.name].read(start, stop, scratch, slot)
+            return read_raw(self.stage.opened.tensors[self.task.name], start, stop, scratch, slot)
         layout = self.task.layout
         first, last = start // layout.leaf * layout.leaf, min(-(-stop // layout.leaf) * layout.leaf, layout.numel)
         place = self.task.place(first, last)
         formula = self.stage.plan.formula
-        values = compute_block(self.task, formula, formula.call(place, {}, {}), self.stage.worker(scratch))
-        out = scratch.take(slot, (stop - start) * self.dtype.itemsize).view(torch_dtype(self.dtype))
-        return out.copy_(rounded(values, self.dtype)[start - first : stop - first])
+        block = compute_block(self.task, formula, formula.call(place, {}, {}), self.stage.worker(scratch))
+        width = self.dtype.itemsize
+        out = scratch.take_raw(slot, (stop - start) * width)
+        out[:] = block.raw[(start - first) * width : (stop - first) * width]
+        return out
+
+    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
+        """Return the flat elements `[start, stop)`."""
+        return as_tensor(self.read_raw(start, stop, scratch, slot), self.dtype)
 
 
 def stage_model(name: str, plan: MergePlan) -> Model:

@@ -235,7 +235,7 @@ class _Digest(Observer):
         """Add a block."""
         self.digest.add(start, raw)
 
-    def loaded(self, start: int, values: Any, first: int = 0) -> None:
+    def decoded(self, number: int, non_finite: int) -> None:
         """The values themselves do not matter."""
 
 

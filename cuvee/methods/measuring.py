@@ -40,6 +40,7 @@ __all__ = [
     "each",
     "measured",
     "remembered",
+    "room",
     "spread",
 ]
 
@@ -68,6 +69,7 @@ class Reduction(Protocol):
 
     `fold` says how partials become one: "count" (whole numbers, added in any order), "sum" (float64, leaf after leaf
     in order), "concat" (one entry a leaf, in order). `stacked` says that values have a leading dimension of K models.
+    A reduction may also have `at_once(values, place)`: the value of a tensor that is all here, or None.
     """
 
     stacked: ClassVar[bool]
@@ -173,6 +175,7 @@ class Call:
         path: the models being worked on, outermost first; the last one keys the random draws.
         memory: where costly intermediates are kept from visit to visit.
         buffers: this thread's reused ones, for results that hold until the call's end.
+        spare: see `room`.
     """
 
     place: Place
@@ -187,6 +190,7 @@ class Call:
     alone: bool = False
     memory: Memory | None = None
     buffers: dict[Key, torch_types.Tensor] | None = None
+    spare: torch_types.Tensor | None = None
 
     @contextmanager
     def model(self, k: int) -> Iterator[None]:
@@ -283,6 +287,11 @@ def measured(
     state = call.states.get(key)
     at_once = call.alone or (place.is_whole and scope == "tensor")
     many = isinstance(values, list | tuple)
+    shortcut = getattr(reduction, "at_once", None)
+    if at_once and shortcut and over == "all" and not many:
+        found = shortcut(parts[0], place)
+        if found is not None:
+            return found
     flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
     while True:
         miss = Miss(
@@ -327,9 +336,22 @@ def _partials(
             found = [reduction.measure(f[..., start:stop], -1, state) for f in flat]
         return np.stack(found) if many else found[0]
 
-    if reduction.fold(state) == "count" and over == "all":
-        return [(place.start // place.layout.leaf, measure(0, place.stop - place.start))]
-    return [(index, measure(start, stop)) for index, start, stop in place.leaves()]
+    size, leaf = place.stop - place.start, place.layout.leaf
+    first = place.start // leaf
+    if over == "column":
+        return [(index, measure(start, stop)) for index, start, stop in place.leaves()]
+    if reduction.fold(state) == "count":
+        return [(first, measure(0, size))]
+    full = size // leaf
+    partials: list[tuple[int, NDArray[Any]]] = []
+    if full:  # all full leaves in one call, as vectors along a last axis
+        leaves = [f[..., : full * leaf].reshape(*f.shape[:-1], full, leaf) for f in flat]
+        found = [reduction.measure(f, -1, state) for f in leaves]
+        by_leaf = np.moveaxis(np.stack(found) if many else found[0], -1, 0)
+        partials = [(first + number, partial) for number, partial in enumerate(by_leaf)]
+    if full * leaf < size:
+        partials.append((first + full, measure(full * leaf, size)))
+    return partials
 
 
 def _measure_columns(
@@ -346,7 +368,7 @@ def _measure_columns(
     while at < flat.shape[-1]:
         first = (place.start + start + at) % columns
         length = min(columns - first, flat.shape[-1] - at)
-        part = reduction.measure(flat[..., at : at + length].unsqueeze(-2), -2, state)
+        part = reduction.measure(flat[..., at : at + length][..., None, :], -2, state)
         if total is None:
             total = np.zeros((*part.shape[:-1], columns), part.dtype)
         total[..., first : first + length] += part
@@ -461,10 +483,21 @@ def each(
     with activated(call):
         for k, delta in enumerate(deltas):
             with call.model(k):
+                call.spare = result[k]
                 try:
-                    result[k] = filter(delta, *(column[k] for column in columns), **shared)
+                    filtered = filter(delta, *(column[k] for column in columns), **shared)
+                    if filtered.data_ptr() != result[k].data_ptr():
+                        result[k] = filtered
                 except Pending:
                     pending = True
+                call.spare = None
     if pending:
         raise Pending
     return result
+
+
+def room(like: torch_types.Tensor) -> torch_types.Tensor | None:
+    """Return where `each` will keep the result of the filter that runs, once: what is written there is not copied."""
+    call = current(like)
+    spare, call.spare = call.spare, None
+    return spare if spare is not None and spare.shape == like.shape and spare.dtype == like.dtype else None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from cuvee.methods.measuring import Again, Done, Fold
+from cuvee.methods.measuring import Again, Done, Fold, Place
 from cuvee.tensors.lazy_torch import torch
-from cuvee.tensors.order import DIGIT, count_equal, digit_counts, value_of_key
+from cuvee.tensors.order import DIGIT, count_equal, digit_counts, kth_largest, value_of_key
 from cuvee.tensors.sums import lane_sum, magnitude_sum, product_sums
 
 if TYPE_CHECKING:
@@ -27,8 +27,16 @@ def _wide_sum(values: Any, axis: int) -> NDArray[np.float64]:
     return lane_sum(values) if axis == -1 else np.add.reduce(values, axis=axis)
 
 
-def _widened(values: Tensor) -> Any:
-    return values.numpy().astype(np.float64) if values.device.type == "cpu" else values.double()
+def _as_array(values: Any) -> NDArray[Any] | None:
+    """Return an array, or a tensor on the CPU, as an array without a copy; None for a tensor elsewhere."""
+    if isinstance(values, np.ndarray):
+        return values
+    return values.numpy() if values.device.type == "cpu" else None
+
+
+def _widened(values: Any) -> Any:
+    array = _as_array(values)
+    return values.double() if array is None else array.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,9 @@ class Sums:
             return torch.count_nonzero(values, axis).cpu().numpy()
         if self.of == "sign":
             return torch.sign(values).to(torch.int64).sum(axis).cpu().numpy()
-        if values.device.type == "cpu" and values.ndim == 1:
-            flat = values.numpy()
-            return np.asarray(magnitude_sum(flat) if self.of == "abs" else product_sums(flat[None])[0, 0])
+        found = _as_array(values)
+        if found is not None and axis == -1:
+            return np.asarray(magnitude_sum(found) if self.of == "abs" else product_sums(found[None])[0, 0])
         wide = _widened(values)
         return _wide_sum(abs(wide) if self.of == "abs" else wide * wide, axis)
 
@@ -67,8 +75,9 @@ class Gram:
         return "sum"
 
     def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.float64]:
-        if values.device.type == "cpu" and values.ndim == 2 and axis == -1:
-            return product_sums(values.numpy())
+        found = _as_array(values)
+        if found is not None and axis == -1:
+            return product_sums(found)
         wide = _widened(values)
         rows = [[_wide_sum(wide[i] * wide[j], axis) for j in range(i + 1)] for i in range(len(values))]
         return np.array([[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))])
@@ -150,6 +159,31 @@ class Ranks:
             nonzero = int(torch.count_nonzero(values)) if self.of_nonzero else 0
             return np.append(counts, [[nonzero]], axis=1)
         return digit_counts(values, self.magnitude, state.prefixes, state.digit)
+
+    def at_once(self, values: Tensor, place: Place) -> tuple[Ranked, ...] | None:
+        """Return the ranks of a tensor that is all here, in a pass or two; None where it takes the counting of digits."""
+        numel = int(torch.count_nonzero(values)) if self.of_nonzero else values.numel()
+        ranked = [self._select(values, place, k) for k in self.counts(numel)]
+        return None if None in ranked else tuple(r for r in ranked if r)
+
+    def _select(self, values: Tensor, place: Place, k: int) -> Ranked | None:
+        if k == 0:
+            return Ranked(float("nan"))
+        found = kth_largest(values, self.magnitude, k)
+        if found is None:
+            return None
+        key, above = found
+        ranked = Ranked(value_of_key(key, self.digits, self.magnitude))
+        if not self.resolve_ties:
+            return ranked
+        leaf, flat = place.layout.leaf, values.reshape(-1)
+        whole = len(flat) // leaf * leaf
+        by_leaf = count_equal(flat[:whole].reshape(-1, leaf), self.magnitude, [key])[0]
+        if len(flat) > whole:
+            by_leaf = np.append(by_leaf, count_equal(flat[whole:], self.magnitude, [key])[0])
+        if k - above == by_leaf.sum():
+            return ranked
+        return Ranked(ranked.value, _place_tie([(place.tensor, by_leaf[:, None])], 0, k - above))
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         if isinstance(state, _Ties):

@@ -227,6 +227,7 @@ class Method:
         differs: differences from the paper and from mergekit, as prose.
         cost: in words.
         unit: how much of a tensor one call must see.
+        arrays: it runs on NumPy arrays as well as on tensors.
     """
 
     name: str
@@ -242,6 +243,7 @@ class Method:
     differs: str
     cost: str
     unit: Unit
+    arrays: bool = False
 
     @property
     def summary(self) -> str:
@@ -260,6 +262,7 @@ def merge_method(
     base: BaseUse = REQUIRED,
     models: tuple[int, int | None] = (1, None),
     unit: Unit = ELEMENT,
+    arrays: bool = False,
     cost: str = "one pass",
     formula: str = "",
     differs: str = "",
@@ -273,6 +276,8 @@ def merge_method(
         base: what a base model is to it.
         models: fewest and most models, the base not counted.
         unit: `ROW` where vectors that are one row must be seen whole.
+        arrays: True when it does nothing with values but measure and combine them, which NumPy arrays allow as well
+            as tensors: its merges do not load torch.
         cost: in words: "one pass", "a few visits of each tensor", "two rounds over the model".
         formula: one line of plain text, with the parameters' names.
         differs: where it differs from the paper and from mergekit.
@@ -302,6 +307,7 @@ def merge_method(
             differs,
             cost,
             unit,
+            arrays,
         )
         return function
 

@@ -9,10 +9,10 @@ from blake3 import blake3
 
 from cuvee.tensors.dtypes import DType
 from cuvee.tensors.layout import Layout
-from cuvee.tensors.raw import raw_bytes
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["TensorDigest", "model_digest"]
 
@@ -27,14 +27,14 @@ class TensorDigest:
         self._layout = layout
         self._leaves = bytearray(_SIZE * layout.leaves)
 
-    def add(self, start: int, values: Tensor) -> None:
-        """Add the flat elements from `start` on; a run of whole leaves."""
-        raw = raw_bytes(values)
+    def add(self, start: int, raw: NDArray[np.uint8]) -> None:
+        """Add the bytes of the flat elements from `start` on; a run of whole leaves."""
+        view = raw.data
         step = self._layout.leaf * self._dtype.itemsize
         first = start // self._layout.leaf
-        for number, begin in enumerate(range(0, len(raw), step)):
+        for number, begin in enumerate(range(0, len(view), step)):
             at = _SIZE * (first + number)
-            self._leaves[at : at + _SIZE] = blake3(raw[begin : begin + step]).digest()
+            self._leaves[at : at + _SIZE] = blake3(view[begin : begin + step]).digest()
 
     @property
     def leaves(self) -> list[str]:

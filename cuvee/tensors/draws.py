@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from blake3 import blake3
 
+from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def bernoulli(key: tuple[int, int], start: int, stop: int, probability: float | 
         on_device = limits_of(torch.as_tensor(probability, device=device)).to(torch.int64)
         return halves[start - 2 * first : stop - 2 * first] < on_device
     limits: Any = min(round(probability * 2**32), _MASK32) if isinstance(probability, float | int) else None
+    if limits is not None and kernels.available():
+        return torch.from_numpy(kernels.bernoulli(key, start, stop, limits))
     happens = np.empty(stop - start, np.bool_)
     for begin in range(start, stop, _CHUNK):  # in pieces that stay in the cache
         end = min(begin + _CHUNK, stop)
@@ -66,6 +69,8 @@ def bernoulli(key: tuple[int, int], start: int, stop: int, probability: float | 
 
 def drawn_words(key: tuple[int, int], start: int, stop: int) -> NDArray[np.uint32]:
     """Return the draws of the elements `[start, stop)`: 32-bit words."""
+    if kernels.available():
+        return kernels.draws(key, start, stop)
     first, last = start // 2, -(-stop // 2)
     return _numpy_words(key, first, last).view(np.uint32)[start - 2 * first : stop - 2 * first]
 

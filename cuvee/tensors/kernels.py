@@ -1,288 +1,272 @@
-"""Hand-written CPU kernels, compiled by numba where it is installed (`pip install cuvee[kernels]`).
+"""CPU kernels in C (`_kernels.c`), compiled when Cuvée is installed.
 
 Each stands behind one piece, whose definition in PyTorch or NumPy it equals bit for bit (tests/differential); it is there
-because `make bench-merge` shows that it pays. `CUVEE_KERNELS=0` turns them off. Compiled code is cached on disk.
+because `make bench-merge` shows that it pays. `CUVEE_KERNELS=0` turns them off. They release the GIL.
+
+What a piece calls takes NumPy arrays or tensors and returns what it was given. Values are float32 and contiguous
+(`serve` tells) unless said otherwise; a "leaf" is a run of that many elements.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
+
+    Floats = NDArray[np.float32]
+    T = TypeVar("T", NDArray[Any], Tensor)
 
 __all__ = [
+    "KINDS",
     "available",
-    "consensus_kernel",
-    "count_digit",
-    "count_digit_below",
-    "disabled",
-    "magnitude_sum_kernel",
-    "product_sums_kernel",
-    "rank_drop_kernel",
-    "threshold_kernel",
-    "variance_kernel",
+    "bernoulli",
+    "consensus",
+    "count_equal",
+    "count_high",
+    "count_low",
+    "decode",
+    "draws",
+    "encode",
+    "keep",
+    "magnitude_sums",
+    "product_sums",
+    "rank_drop",
+    "select",
+    "serve",
+    "threshold",
+    "variance",
+    "weighted_sum",
 ]
 
-_CHUNK = 512
+KINDS = {"F32": 0, "BF16": 1, "F16": 2}
+"""The storage types that `decode` and `encode` know, by safetensors' names."""
 
-
-class _Here(threading.local):
-    off = False
-
-
-_here = _Here()
+_P, _N, _I, _F, _U, _K = (
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int,
+    ctypes.c_float,
+    ctypes.c_uint32,
+    ctypes.c_uint64,
+)
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "decode": (_N, [_P, _I, _P, _N, _P]),
+    "encode": (_N, [_P, _P, _F, _I, _N, _P]),
+    "weighted_sum": (None, [_P, _N, _P, _N, _F, _N, _P]),
+    "threshold": (None, [_P, _F, _N, _N, _N, _N, _P]),
+    "consensus": (None, [_P, _N, _P, _P, _N, _I, _F, _N, _P]),
+    "variance": (None, [_P, _N, _N, _N, _P]),
+    "magnitude_sums": (None, [_P, _N, _N, _P]),
+    "product_sums": (None, [_P, _N, _N, _N, _N, _P]),
+    "count_high": (_I, [_P, _I, _N, _P]),
+    "count_low": (None, [_P, _I, _U, _N, _P]),
+    "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
+    "draws": (None, [_K, _K, _N, _N, _P]),
+    "bernoulli": (None, [_K, _K, _N, _N, _U, _P]),
+    "keep": (None, [_P, _P, _N, _P]),
+    "select": (_I, [_P, _I, _N, _N, _P, _P]),
+    "rank_drop": (_I, [_P, _P, _P, _P, _N, _N, _P]),
+}
 
 
 @functools.cache
-def _installed() -> bool:
-    return os.environ.get("CUVEE_KERNELS", "1") != "0" and importlib.util.find_spec("numba") is not None
+def _library() -> Any:
+    """Return the compiled library, or None where there is none."""
+    spec = importlib.util.find_spec("cuvee.tensors._kernels")
+    if os.environ.get("CUVEE_KERNELS", "1") == "0" or spec is None or spec.origin is None:
+        return None
+    library = ctypes.CDLL(spec.origin)
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, f"cuvee_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
 
 
 def available() -> bool:
-    """True when kernels can be compiled."""
-    return not _here.off and _installed()
+    """True when the kernels were compiled and are not turned off."""
+    return _library() is not None
 
 
-@contextmanager
-def disabled() -> Iterator[None]:
-    """Leave them aside in this thread: on a few elements, importing numba would be all the time there is."""
-    before, _here.off = _here.off, True
-    try:
-        yield
-    finally:
-        _here.off = before
+def serve(values: Any) -> bool:
+    """True when kernels can work on an array or a tensor: float32, on the CPU, contiguous."""
+    if isinstance(values, np.ndarray):
+        return available() and values.dtype == np.float32 and values.flags.c_contiguous
+    return (
+        available() and values.device.type == "cpu" and str(values.dtype) == "torch.float32" and values.is_contiguous()
+    )
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call: importing numba takes 0.2 s."""
-
-    @functools.cache
-    def compile_once() -> Callable[..., Any]:
-        import numba
-
-        return numba.njit(nogil=True, cache=True)(function)
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        return compile_once()(*args)
-
-    return call
+def _flat(values: Any, *, models: bool = False) -> Floats:
+    """Return an array or a tensor as an array without a copy: (n,), or (K, n) for `models`."""
+    found = values if isinstance(values, np.ndarray) else values.numpy()
+    return found.reshape(len(found), -1) if models else found.reshape(-1)
 
 
-@_compiled
-def count_digit(bits: NDArray[np.uint32], mask: int, shift: int, counts: NDArray[np.int64]) -> None:
-    """Add the counts of `((bits & mask) >> shift) & 0xffff` to `counts` (65536,)."""
-    kept = np.uint32(mask)
-    for i in range(bits.size):
-        counts[((bits[i] & kept) >> shift) & 0xFFFF] += 1
+def _like(values: Any, out: Floats) -> Any:
+    """Return a result as what `values` is, an array or a tensor."""
+    if isinstance(values, np.ndarray):
+        return out
+    import torch
+
+    return torch.from_numpy(out)
 
 
-@_compiled
-def count_digit_below(bits: NDArray[np.uint32], mask: int, prefix: int, counts: NDArray[np.int64]) -> None:
-    """Add the counts of the low digit of the keys `bits & mask` whose high digit is `prefix`."""
-    kept, wanted = np.uint32(mask), np.uint32(prefix)
-    chosen = np.empty(_CHUNK, np.uint32)
-    for begin in range(0, bits.size, _CHUNK):
-        source = bits[begin : min(begin + _CHUNK, bits.size)]
-        count = 0
-        for i in range(source.size):  # without a branch: which keys match cannot be predicted
-            key = source[i] & kept
-            chosen[count] = key
-            count += (key >> 16) == wanted
-        for i in range(count):
-            counts[chosen[i] & 0xFFFF] += 1
+def _memory(code: int) -> int:
+    if code < 0:
+        raise MemoryError
+    return code
 
 
-@_compiled
-def product_sums_kernel(values: NDArray[np.float32], out: NDArray[np.float64]) -> None:
-    """`tensors.sums.product_sums`: out[i, j] = Σ x_i x_j in float64 over 256 lanes, for j ≤ i; (K, n) into (K, K)."""
-    models, size = values.shape
-    wide = np.zeros((models, 256), np.float64)
-    lanes = np.zeros((models, models, 256), np.float64)
-    for begin in range(0, size, 256):
-        end = min(begin + 256, size)
-        for i in range(models):
-            source, target = values[i, begin:end], wide[i]
-            for lane in range(source.size):
-                target[lane] = source[lane]
-            for lane in range(source.size, 256):
-                target[lane] = 0.0
-        for i in range(models):
-            for j in range(i + 1):
-                x, y, total = wide[i], wide[j], lanes[i, j]
-                for lane in range(256):
-                    total[lane] += x[lane] * y[lane]
-    for i in range(models):
-        for j in range(i + 1):
-            total = lanes[i, j]
-            result = 0.0
-            for lane in range(256):
-                result += total[lane]
-            out[i, j] = result
+def _at(values: NDArray[Any] | None) -> int | None:
+    return None if values is None else values.__array_interface__["data"][0]
 
 
-@_compiled
-def magnitude_sum_kernel(values: NDArray[np.float32]) -> float:
-    """`tensors.sums.magnitude_sum`: Σ |x| in float64 over 256 lanes; (n,)."""
-    lanes = np.zeros(256, np.float64)
-    for begin in range(0, values.size, 256):
-        source = values[begin : min(begin + 256, values.size)]
-        for lane in range(source.size):
-            lanes[lane] += abs(np.float64(source[lane]))
-    result = 0.0
-    for lane in range(256):
-        result += lanes[lane]
+def _empty(values: Any) -> Floats:
+    """Return an uninitialised result of K models: (…) for (K, …)."""
+    return np.empty(tuple(values.shape[1:]), np.float32)
+
+
+def _rows(values: Floats) -> tuple[int, int, int]:
+    """Return (K, n, elements from row to row) of a (K, n) array."""
+    return len(values), values.shape[1], values.strides[0] // 4
+
+
+def decode(source: NDArray[Any], kind: str, base: Floats | None, out: Floats) -> int:
+    """`out = float32(source) − base`; returns how many of `source` are NaN or infinite.
+
+    Args:
+        source: (n,) raw elements of `kind`, any dtype of that size.
+        kind: one of `KINDS`.
+        base: (n,) or None.
+        out: (n,).
+    """
+    return int(_library().cuvee_decode(_at(source), KINDS[kind], _at(base), out.size, _at(out)))
+
+
+def encode(values: Floats, base: Floats | None, scaling: float, kind: str, out: NDArray[Any]) -> int:
+    """`out = round(base + values · scaling)`, or `round(values)`; returns how many of `out` are NaN or infinite.
+
+    Args:
+        values: (n,).
+        base: (n,) or None.
+        kind: one of `KINDS`.
+        out: (n,) raw elements of `kind`.
+    """
+    return int(_library().cuvee_encode(_at(values), _at(base), scaling, KINDS[kind], values.size, _at(out)))
+
+
+def weighted_sum(values: T, weights: Sequence[float], divisor: float) -> T:
+    """`pieces.combine.weighted_sum`: (K, …) into (…)."""
+    rows, weight, out = _flat(values, models=True), np.array(weights, np.float32), _empty(values)
+    models, size, stride = _rows(rows)
+    _library().cuvee_weighted_sum(_at(rows), stride, _at(weight), models, divisor, size, _at(out))
+    return _like(values, out)
+
+
+def threshold(values: T, limit: float, all_before: int, few_until: int, few: int, out: T | None = None) -> T:
+    """`pieces.trim.keep_among`: the values whose magnitude is above the limit, the others zero; (…) into (…).
+
+    Of those equal to the limit, all before `all_before` are kept and the first `few` of those before `few_until`.
+    """
+    flat, result = _flat(values), _like(values, np.empty(tuple(values.shape), np.float32)) if out is None else out
+    _library().cuvee_threshold(_at(flat), limit, all_before, few_until, few, flat.size, _at(_flat(result)))
     return result
 
 
-@_compiled
-def threshold_kernel(
-    values: NDArray[np.float32], threshold: float, all_before: int, few_until: int, few: int, out: NDArray[np.float32]
-) -> None:
-    """`pieces.trim.keep_among`: values whose magnitude is above the threshold, and of those equal to it all before
-    `all_before` and the first `few` of those before `few_until`; the others zero; (n,) into (n,)."""
-    limit, zero = np.float32(threshold), np.float32(0.0)
-    head, head_out = values[:all_before], out[:all_before]
-    for i in range(head.size):
-        value = head[i]
-        head_out[i] = value if abs(value) >= limit else zero
-    middle, middle_out = values[all_before:few_until], out[all_before:few_until]
-    for i in range(middle.size):
-        value = middle[i]
-        size = abs(value)
-        take = size > limit
-        if size == limit and few > 0:
-            take = True
-            few -= 1
-        middle_out[i] = value if take else zero
-    tail, tail_out = values[few_until:], out[few_until:]
-    for i in range(tail.size):
-        value = tail[i]
-        tail_out[i] = value if abs(value) > limit else zero
+def consensus(deltas: T, votes: Sequence[float], weights: Sequence[float], *, normalize: bool, floor: float) -> T:
+    """`pieces.vote.weigh_consensus`: (K, …) into (…)."""
+    rows, vote, weight = _flat(deltas, models=True), np.array(votes, np.float32), np.array(weights, np.float32)
+    models, size, stride = _rows(rows)
+    out = _empty(deltas)
+    _library().cuvee_consensus(_at(rows), stride, _at(vote), _at(weight), models, normalize, floor, size, _at(out))
+    return _like(deltas, out)
 
 
-@_compiled
-def consensus_kernel(
-    deltas: NDArray[np.float32],
-    votes: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    normalize: bool,
-    floor: float,
-    out: NDArray[np.float32],
-) -> None:
-    """`pieces.vote.weigh_consensus`: (K, n) float32 into (n,)."""
-    models, size = deltas.shape
-    signs = np.empty(_CHUNK, np.float32)
-    merged = np.empty(_CHUNK, np.float32)
-    divisor = np.empty(_CHUNK, np.float32)
-    zero, one, least = np.float32(0.0), np.float32(1.0), np.float32(floor)
-    for begin in range(0, size, _CHUNK):
-        end = min(begin + _CHUNK, size)
-        signs[:] = zero
-        for k in range(models):
-            delta, vote = deltas[k, begin:end], votes[k]
-            for i in range(delta.size):
-                signs[i] += delta[i] * vote
-        for i in range(_CHUNK):
-            signs[i] = one if signs[i] >= zero else -one
-        merged[:] = zero
-        divisor[:] = zero
-        for k in range(models):
-            delta, vote, w = deltas[k, begin:end], votes[k], weights[k]
-            for i in range(delta.size):
-                agrees = delta[i] * vote * signs[i] > zero
-                merged[i] += delta[i] * w if agrees else zero
-                divisor[i] += w if agrees else zero
-        target = out[begin:end]
-        if not normalize:
-            for i in range(target.size):
-                target[i] = merged[i]
-        elif least > zero:
-            for i in range(target.size):
-                target[i] = merged[i] / (least if divisor[i] < least else divisor[i])
-        else:
-            for i in range(target.size):
-                target[i] = merged[i] / (one if divisor[i] == zero else divisor[i])
+def variance(deltas: T) -> T:
+    """`papers.sce.variance`: (K, …) into (…)."""
+    rows, out = _flat(deltas, models=True), _empty(deltas)
+    models, size, stride = _rows(rows)
+    _library().cuvee_variance(_at(rows), stride, models, size, _at(out))
+    return _like(deltas, out)
 
 
-@_compiled
-def variance_kernel(deltas: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """`papers.sce.variance`: the population variance over K models, (K, n) float32 into (n,)."""
-    models, size = deltas.shape
-    count = np.float32(models)
-    zero = np.float32(0.0)
-    center = np.empty(_CHUNK, np.float32)
-    for begin in range(0, size, _CHUNK):
-        end = min(begin + _CHUNK, size)
-        target = out[begin:end]
-        center[:] = zero
-        for k in range(models):
-            delta = deltas[k, begin:end]
-            for i in range(delta.size):
-                center[i] += delta[i]
-        for i in range(_CHUNK):
-            center[i] = center[i] / count
-        for i in range(target.size):
-            target[i] = zero
-        for k in range(models):
-            delta = deltas[k, begin:end]
-            for i in range(delta.size):
-                away = delta[i] - center[i]
-                target[i] += away * away
-        for i in range(target.size):
-            target[i] = target[i] / count
+def magnitude_sums(values: Floats, leaf: int) -> NDArray[np.float64]:
+    """`tensors.sums.magnitude_sum` of each leaf: (n,) into (leaves,); leaf ≥ 1."""
+    out = np.empty(-(-values.size // leaf))
+    _library().cuvee_magnitude_sums(_at(values), values.size, leaf, _at(out))
+    return out
 
 
-@_compiled
-def rank_drop_kernel(
-    keys: NDArray[np.uint32],
-    ordered: NDArray[np.uint32],
-    drawn: NDArray[np.uint32],
-    limits: NDArray[np.uint32],
-    keep: NDArray[np.bool_],
-) -> None:
-    """`pieces.drop`: keep[r, j] = drawn[r, j] < limits[rank of keys[r, j] in its row], for keys above zero.
+def product_sums(values: Floats, leaf: int) -> NDArray[np.float64]:
+    """`tensors.sums.product_sums` of each leaf: (K, n) into (leaves, K, K)."""
+    models, size, stride = _rows(values)
+    out = np.empty((-(-size // leaf), models, models))
+    _library().cuvee_product_sums(_at(values), stride, models, size, leaf, _at(out))
+    return out
+
+
+def count_high(bits: NDArray[np.uint32], magnitude: bool, counts: NDArray[np.int64]) -> None:
+    """Add the counts of the keys' high digits to `counts` (65536,)."""
+    _memory(_library().cuvee_count_high(_at(bits), magnitude, bits.size, _at(counts)))
+
+
+def select(bits: NDArray[np.uint32], magnitude: bool, k: int) -> tuple[int, int] | None:
+    """Return the k-th largest key, 1 ≤ k ≤ n, and how many keys are above it; None where its sample misled it."""
+    key, above = np.empty(1, np.uint32), np.empty(1, np.int64)
+    found = _memory(_library().cuvee_select(_at(bits), magnitude, bits.size, k, _at(key), _at(above)))
+    return (int(key[0]), int(above[0])) if found else None
+
+
+def count_low(bits: NDArray[np.uint32], magnitude: bool, high: int, counts: NDArray[np.int64]) -> None:
+    """Add the counts of the low digits of the keys whose high digit is `high` to `counts` (65536,)."""
+    _library().cuvee_count_low(_at(bits), magnitude, high, bits.size, _at(counts))
+
+
+def count_equal(bits: NDArray[np.uint32], magnitude: bool, key: int, leaf: int) -> NDArray[np.int64]:
+    """Return how many keys of each leaf are `key`."""
+    out = np.empty(-(-bits.size // leaf), np.int64)
+    _library().cuvee_count_equal(_at(bits), magnitude, key, bits.size, leaf, _at(out))
+    return out
+
+
+def draws(key: tuple[int, int], start: int, stop: int) -> NDArray[np.uint32]:
+    """`tensors.draws.drawn_words`."""
+    out = np.empty(stop - start, np.uint32)
+    _library().cuvee_draws(*key, start, out.size, _at(out))
+    return out
+
+
+def bernoulli(key: tuple[int, int], start: int, stop: int, limit: int) -> NDArray[np.bool_]:
+    """Return for the elements `[start, stop)` whether their draw is below `limit`."""
+    out = np.empty(stop - start, np.bool_)
+    _library().cuvee_bernoulli(*key, start, out.size, limit, _at(out))
+    return out
+
+
+def keep(mask: T, values: T, out: T | None = None) -> T:
+    """`tensors.masking.keep_where`: (…) bool and (…) into (…)."""
+    flat, result = _flat(values), _like(values, np.empty(tuple(values.shape), np.float32)) if out is None else out
+    _library().cuvee_keep(_at(_flat(mask)), _at(flat), flat.size, _at(_flat(result)))
+    return result
+
+
+def rank_drop(keys: NDArray[np.uint32], drawn: NDArray[np.uint32], limits: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """`pieces.drop`: whether `drawn[r, j] < limits[rank of keys[r, j] in its row]`, for keys above zero.
 
     Args:
         keys: (rows, length) magnitudes' keys; entries that are zero are not kept, which changes nothing.
-        ordered: the rows sorted.
         drawn: (rows, length).
         limits: (length,) not falling.
-        keep: (rows, length), the result.
     """
-    rows, length = keys.shape
-    lowest, highest = limits[0], limits[length - 1]
-    steps = (length - 1) / max(1.0, float(highest) - float(lowest))
-    for r in range(rows):
-        row, sorted_row, draws, kept = keys[r], ordered[r], drawn[r], keep[r]
-        for j in range(length):
-            u, key = draws[j], row[j]
-            if u < lowest:
-                kept[j] = key != 0
-                continue
-            if u >= highest or key == 0:
-                kept[j] = False
-                continue
-            # The first rank whose limit is above the draw: near the straight line that the limits round.
-            need = int((float(u) - float(lowest)) * steps)
-            while need > 0 and limits[need - 1] > u:
-                need -= 1
-            while limits[need] <= u:
-                need += 1
-            pivot = sorted_row[need]
-            if key != pivot:
-                kept[j] = key > pivot
-                continue
-            rank = np.searchsorted(sorted_row, key)
-            for i in range(j):
-                rank += row[i] == key
-            kept[j] = rank >= need
+    ordered, out = np.sort(keys, axis=-1), np.empty(keys.shape, np.bool_)
+    _memory(_library().cuvee_rank_drop(_at(keys), _at(ordered), _at(drawn), _at(limits), *keys.shape, _at(out)))
+    return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -14,8 +15,8 @@ __all__ = ["keep_where", "sign_or_plus"]
 _CHUNK = 1 << 18
 
 
-def keep_where(mask: Tensor, values: Tensor) -> Tensor:
-    """Return `torch.where(mask, values, 0)`.
+def keep_where(mask: Tensor, values: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return `torch.where(mask, values, 0)`, in `out` where kernels write it.
 
     Args:
         mask: bool, shaped as `values`.
@@ -23,6 +24,8 @@ def keep_where(mask: Tensor, values: Tensor) -> Tensor:
     """
     if values.device.type != "cpu" or mask.shape != values.shape:
         return torch.where(mask, values, 0)
+    if kernels.serve(values):
+        return kernels.keep(mask.contiguous(), values, out)
     whole = torch.int64 if values.dtype == torch.float64 else torch.int32
     bits = values.contiguous().view(whole).reshape(-1)
     keep = mask.contiguous().view(torch.int8).reshape(-1)

@@ -21,6 +21,7 @@ __all__ = [
     "device_keys",
     "digit_counts",
     "digits_of",
+    "kth_largest",
     "ordered_keys",
     "value_of_key",
 ]
@@ -71,11 +72,27 @@ def device_keys(values: Tensor, magnitude: bool) -> Tensor:
 
 
 def count_equal(values: Tensor, magnitude: bool, keys: Sequence[int]) -> NDArray[np.int64]:
-    """Return for each key how many values have it."""
+    """Return for each key how many values along the last axis have it: (…, n) into (len(keys), …)."""
+    if kernels.serve(values) and values.numel():
+        bits, leaf = _bits(values).reshape(-1), values.shape[-1]
+        return np.array([kernels.count_equal(bits, magnitude, key, leaf).reshape(values.shape[:-1]) for key in keys])
     found = ordered_keys(values, magnitude)
     if isinstance(found, np.ndarray):
-        return np.array([np.count_nonzero(found == key) for key in keys], np.int64)
-    return np.array([int((found == _as_int64(key)).sum()) for key in keys], np.int64)
+        return np.array([np.count_nonzero(found == key, axis=-1) for key in keys], np.int64)
+    return np.array([(found == _as_int64(key)).sum(-1).cpu().numpy() for key in keys], np.int64)
+
+
+def _bits(values: Tensor) -> NDArray[np.uint32]:
+    """Return the bits of float32 values, without a copy where they are contiguous."""
+    return values.contiguous().view(torch.int32).numpy().view(np.uint32)
+
+
+def kth_largest(values: Tensor, magnitude: bool, k: int) -> tuple[int, int] | None:
+    """Return the key of the k-th largest of values that are all here, 1 ≤ k ≤ n, and how many keys are above it.
+
+    None where the kernel that does it in one pass is not there or was misled by its sample: count digits instead.
+    """
+    return kernels.select(_bits(values).reshape(-1), magnitude, k) if kernels.serve(values) else None
 
 
 def _as_int64(key: int) -> int:
@@ -103,18 +120,19 @@ def digit_counts(values: Tensor, magnitude: bool, prefixes: Sequence[int | None]
         (len(prefixes), 65536) counts.
     """
     counts = np.zeros((len(prefixes), _SIZE), np.int64)
-    compiled = kernels.available() and values.device.type == "cpu" and values.dtype == torch.float32
-    if compiled and magnitude:
-        keys: Keys = values.contiguous().view(torch.int32).numpy().view(np.uint32)
-    else:
-        keys = ordered_keys(values, magnitude)
+    if kernels.serve(values):
+        for row, prefix in enumerate(prefixes):
+            if prefix is None:
+                kernels.count_high(_bits(values), magnitude, counts[row])
+            else:
+                kernels.count_low(_bits(values), magnitude, prefix, counts[row])
+        return counts
+    keys = ordered_keys(values, magnitude)
     for row, prefix in enumerate(prefixes):
-        if not isinstance(keys, np.ndarray):
-            counts[row] = _count_on_device(keys, prefix, digit)
-        elif compiled:
-            _count_compiled(keys.ravel(), 0x7FFFFFFF if magnitude else 0xFFFFFFFF, prefix, digit, counts[row])
-        else:
+        if isinstance(keys, np.ndarray):
             counts[row] = _count(keys, prefix, digit)
+        else:
+            counts[row] = _count_on_device(keys, prefix, digit)
     return counts
 
 
@@ -122,16 +140,6 @@ def _count(keys: NDArray[Any], prefix: int | None, digit: int) -> NDArray[np.int
     shift = keys.dtype.type(DIGIT * digit)
     chosen = keys if prefix is None else keys[(keys >> (shift + DIGIT)) == prefix]
     return np.bincount(((chosen >> shift) & (_SIZE - 1)).ravel().astype(np.int64), minlength=_SIZE)
-
-
-def _count_compiled(
-    bits: NDArray[np.uint32], mask: int, prefix: int | None, digit: int, counts: NDArray[np.int64]
-) -> None:
-    """As `_count`: a tenth of the time, see benchmarks/merge_speed.py."""
-    if prefix is None:
-        kernels.count_digit(bits, mask, DIGIT * digit, counts)
-    else:
-        kernels.count_digit_below(bits, mask, prefix, counts)
 
 
 def _count_on_device(keys: Tensor, prefix: int | None, digit: int) -> NDArray[np.int64]:

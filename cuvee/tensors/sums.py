@@ -29,21 +29,19 @@ def lane_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def product_sums(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ⟨x_i, x_j⟩ of K vectors: (K, n), float32 or float64, into (K, K)."""
-    models = len(values)
-    result = np.zeros((models, models))
-    if kernels.available() and values.dtype == np.float32:
-        kernels.product_sums_kernel(np.ascontiguousarray(values), result)
-    else:
-        wide = values.astype(np.float64)
-        for i in range(models):
-            for j in range(i + 1):
-                result[i, j] = lane_sum(wide[i] * wide[j])
-    return np.tril(result) + np.tril(result, -1).T
+    """Return ⟨x_i, x_j⟩ of K vectors along the last axis: (K, …, n), float32 or float64, into (K, K, …)."""
+    if kernels.available() and values.dtype == np.float32 and values.size:
+        vectors = np.ascontiguousarray(values).reshape(len(values), -1)
+        sums = kernels.product_sums(vectors, values.shape[-1])
+        return np.moveaxis(sums.reshape(*values.shape[1:-1], *sums.shape[1:]), (-2, -1), (0, 1))
+    wide = values.astype(np.float64)
+    rows = [[lane_sum(wide[i] * wide[j]) for j in range(i + 1)] for i in range(len(values))]
+    return np.array([[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))])
 
 
-def magnitude_sum(values: NDArray[Any]) -> float:
-    """Return Σ |x| of (n,), float32 or float64."""
-    if kernels.available() and values.dtype == np.float32:
-        return float(kernels.magnitude_sum_kernel(np.ascontiguousarray(values)))
-    return float(lane_sum(np.abs(values.astype(np.float64))))
+def magnitude_sum(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return Σ |x| along the last axis: (…, n), float32 or float64, into (…)."""
+    if kernels.available() and values.dtype == np.float32 and values.size:
+        sums = kernels.magnitude_sums(np.ascontiguousarray(values).reshape(-1), values.shape[-1])
+        return sums.reshape(values.shape[:-1])
+    return lane_sum(np.abs(values.astype(np.float64)))

@@ -24,7 +24,7 @@ from cuvee.tensors import kernels
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.order import digit_counts, ordered_keys
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels are not compiled")
 
 
 def compiled_and_defined(compute):

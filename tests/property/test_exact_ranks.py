@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 import cuvee.tensors.layout
 from cuvee.checkpoints.sources import MemoryTensor
-from cuvee.engine.blocks import Formula, Input, Task
+from cuvee.engine.blocks import Computed, Formula, Input, Task
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.methods.measuring import current, each, measured
 from cuvee.methods.pieces.trim import KeepBand, KeepShare, among_largest, keep_band, keep_largest
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import NONE as NO_BASE
 from cuvee.methods.registry import WEIGHTS, Bound, Method, Paper, Unit
-from cuvee.tensors.dtypes import dtype_of_torch
+from cuvee.tensors.dtypes import dtype_of_torch, torch_dtype
 from cuvee.tensors.layout import Layout
 
 LEAF = 8
@@ -51,8 +51,10 @@ class Collect(Handler):
     def begin(self, task: Task) -> None:
         self.out[task.name] = torch.full((task.layout.numel,), torch.nan, dtype=torch.float64)
 
-    def deliver(self, task: Task, start: int, values: torch.Tensor) -> None:
-        self.out[task.name][start : start + values.numel()] = values.double()
+    def deliver(self, task: Task, start: int, block: Computed) -> None:
+        if block.raw.size:
+            values = torch.from_numpy(block.raw.copy()).view(torch_dtype(task.dtype))
+            self.out[task.name][start : start + values.numel()] = values.double()
 
 
 def as_method(function) -> Method:

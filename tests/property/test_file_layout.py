@@ -60,7 +60,8 @@ def write(folder: Path, values, shard_size: int, seed: int, elements: int = 3):
     blocks = [(name, *block) for name, t in values.items() for block in _blocks(t.numel(), elements)]
     random.Random(seed).shuffle(blocks)
     for name, start, stop in blocks:
-        writer.write(name, start, values[name].reshape(-1)[start:stop])
+        part = values[name].reshape(-1)[start:stop]
+        writer.write(name, start * part.element_size(), part.contiguous().view(torch.uint8).numpy())
     writer.sync()
     writer.close()
     if len(shards) > 1:

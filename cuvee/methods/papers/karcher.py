@@ -25,6 +25,7 @@ else:
     on=WEIGHTS,
     base=MEMBER,
     cost="two visits of each tensor",
+    arrays=True,
     formula="out = (mean ‖θ_i‖) · argmin_u Σ angle(u, θ_i)²",
     differs="As mergekit (equal weights, a base is one more model), iterated on the K×K Gram matrix in float64.",
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     paper=Paper("Model soups", arxiv="2203.05482", year=2022),
     on=WEIGHTS,
     base=NONE,
+    arrays=True,
     formula="out = Σ weight_i · θ_i  [/ Σ weight_i if normalize]",
     differs="As mergekit, in float32. Weights that sum to zero under normalize are refused (mergekit: NaN).",
 )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     paper=Paper("Model Stock: All we need is just a few fine-tuned models", arxiv="2403.19522", year=2024),
     models=(2, None),
     cost="two visits of each tensor",
+    arrays=True,
     formula="c = mean cosine of the pairs of τ;  t = K·c / (1 + (K−1)·c);  out = θ_0 + scaling · t · mean τ_i",
     differs="mergekit lets t leave [0, 1] when task vectors point apart, and takes norms of at least 1e-3 into its cosines "
     "(compat: mergekit keeps both); here t is clamped and cosines are exact.",

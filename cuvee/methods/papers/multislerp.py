@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     base=OPTIONAL,
     cost="two visits of each tensor",
     status="community",
+    arrays=True,
     formula="m = Σ weight_i · x_i/‖x_i‖;  out = [base +] (m/‖m‖) · Σ weight_i ‖x_i‖",
     differs="mergekit adds a step in the tangent space that is identically zero; this is its closed form.",
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     models=(2, 2),
     cost="two visits of each tensor",
     status="community",
+    arrays=True,
     formula="out = [base +] slerp(x_0, x_1; t = weight_1 / (weight_0 + weight_1)),  x = θ, or τ with a base",
     differs="As mergekit, with its cosines in float64: antipodal vectors take the straight line instead of rounding noise. "
     "In mergekit's documentation rows and columns are named the other way round.",

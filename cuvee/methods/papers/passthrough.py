@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     base=NONE,
     models=(1, 1),
     status="community",
+    arrays=True,
     formula="out = scale · θ",
     differs="As mergekit.",
 )

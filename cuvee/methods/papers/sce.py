@@ -11,7 +11,6 @@ from cuvee.methods.pieces.vote import sum_models, weigh_consensus
 from cuvee.methods.reductions import Ranks, Sums
 from cuvee.methods.registry import Fraction, Paper, merge_method
 from cuvee.tensors import kernels
-from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
 
@@ -72,10 +71,8 @@ def _select(deltas: Tensor, share: float) -> Tensor:
 
 def variance(deltas: Tensor) -> Tensor:
     """Return the population variance over the K models, element by element."""
-    if kernels.available() and deltas.device.type == "cpu" and deltas.dtype == torch.float32:
-        result = torch.empty_like(deltas[0])
-        kernels.variance_kernel(deltas.reshape(len(deltas), -1).numpy(), result.reshape(-1).numpy())
-        return result
+    if kernels.serve(deltas):
+        return kernels.variance(deltas)
     center = sum_models(deltas) / len(deltas)
     away = [delta - center for delta in deltas]
     return sum_models([one * one for one in away]) / len(deltas)

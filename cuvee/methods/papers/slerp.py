@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     base=ENDPOINT,
     models=(2, 2),
     cost="two visits of each tensor",
+    arrays=True,
     formula="out = [sin((1−t)φ)·θ_0 + sin(tφ)·θ_1] / sin φ,  cos φ = ⟨θ_0, θ_1⟩ / ‖θ_0‖‖θ_1‖",
     differs="As mergekit. Tensors with |cos φ| > dot_threshold take the straight line: among fine-tunes of one base that "
     "is most of them.",

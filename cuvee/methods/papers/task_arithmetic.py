@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 @merge_method(
     paper=Paper("Editing Models with Task Arithmetic", arxiv="2212.04089", year=2022),
+    arrays=True,
     formula="out = θ_0 + scaling · Σ weight_i · τ_i  [/ Σ weight_i if normalize]",
     differs="As the paper and mergekit. A weight of −1 forgets a task; the sum of an instruct model's vector and another "
     "one is the chat vector; weight 1 + α on an aligned model with its SFT model as base is ExPO (arXiv 2404.16792).",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import MethodError
 from cuvee.methods.measuring import spread
-from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,20 +19,19 @@ def weighted_sum(values: Tensor, weight: Any, *, normalize: bool = False) -> Ten
     """Return Σ w_i x_i, divided by Σ w_i when `normalize` (unless |Σ w_i| < 1e-8).
 
     Args:
-        values: (K, …).
+        values: (K, …), a tensor or an array.
         weight: K coefficients, or tensors that broadcast to a block; one number for all.
     """
     weights: Sequence[Any] = spread(weight, len(values))
+    sum_of_weights = sum(weights) if normalize else 1.0
+    divisor = sum_of_weights if abs(sum_of_weights) >= 1e-8 else 1.0
+    if kernels.serve(values) and all(isinstance(w, float | int) for w in weights):
+        return kernels.weighted_sum(values, weights, divisor)
     # Multiply and add stay separate: a fused multiply-add rounds differently from machine to machine.
     total = values[0] * weights[0]
-    product = torch.empty_like(total)
     for value, w in zip(values[1:], weights[1:], strict=True):
-        total.add_(torch.mul(value, w, out=product))
-    if normalize:
-        sum_of_weights = sum(weights)
-        if abs(sum_of_weights) >= 1e-8:
-            total.div_(sum_of_weights)
-    return total
+        total += value * w
+    return total if divisor == 1.0 else total / divisor
 
 
 def mean(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.measuring import current, remembered
+from cuvee.methods.measuring import current, remembered, room
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.registry import Fraction, Paper, Role, edit
 from cuvee.tensors import kernels
@@ -46,7 +46,14 @@ def keep_mask(delta: Tensor, probability: float | Callable[[], Tensor]) -> Tenso
 
     if delta.device.type != "cpu":
         return draw().reshape(delta.shape)
-    packed = remembered("mask", lambda: np.packbits(draw().numpy()))
+    return _remembered_mask(lambda: draw().numpy(), delta)
+
+
+def _remembered_mask(draw: Callable[[], NDArray[np.bool_]], delta: Tensor) -> Tensor:
+    """Return a mask shaped as `delta`; a block that will be visited again keeps it, a bit an element."""
+    if current(delta).place.is_whole:
+        return torch.from_numpy(draw()).reshape(delta.shape)
+    packed = remembered("mask", lambda: np.packbits(draw()))
     return torch.from_numpy(np.unpackbits(packed, count=delta.numel()).view(np.bool_)).reshape(delta.shape)
 
 
@@ -59,7 +66,7 @@ def drop_at_random(delta: Tensor, density: float, *, rescale: Rescale = True) ->
         return delta
     if density <= 0:
         return torch.zeros_like(delta)
-    kept = keep_where(keep_mask(delta, float(density)), delta)
+    kept = keep_where(keep_mask(delta, float(density)), delta, room(delta))
     return rescale_kept(kept, delta, rescale, density)
 
 
@@ -107,10 +114,10 @@ def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Resc
         )
     by_rank = _rank_probabilities(density, epsilon, _row_length(delta))
     needs_each = rescale == "expected" or current(delta).statistics
-    if not needs_each and kernels.available() and delta.device.type == "cpu" and delta.dtype == torch.float32:
-        return rescale_kept(keep_where(_compiled_mask(delta, by_rank), delta), delta, rescale, density)
+    if not needs_each and kernels.serve(delta):
+        return rescale_kept(keep_where(_compiled_mask(delta, by_rank), delta, room(delta)), delta, rescale, density)
     probability = by_rank.to(delta.device)[row_ranks(delta)].reshape(delta.shape)
-    kept = keep_where(keep_mask(delta, lambda: probability), delta)
+    kept = keep_where(keep_mask(delta, lambda: probability), delta, room(delta))
     return rescale_kept(kept, delta, rescale, probability.to(delta.dtype))
 
 
@@ -130,17 +137,12 @@ def _compiled_mask(delta: Tensor, by_rank: Tensor) -> Tensor:
     call = current(delta)
     key = draw_key(call.seed, call.place.tensor, call.model_index, call.ordinal("draw"))
 
-    def draw() -> NDArray[np.uint8]:
-        keys = ordered_keys(delta, magnitude=True).reshape(-1, len(by_rank))
+    def draw() -> NDArray[np.bool_]:
+        keys: Any = ordered_keys(delta, magnitude=True).reshape(-1, len(by_rank))
         drawn = drawn_words(key, call.place.start, call.place.stop).reshape(keys.shape)
-        keep = np.empty(keys.shape, np.bool_)
-        kernels.rank_drop_kernel(
-            keys, np.sort(keys, axis=-1), drawn, limits_of(by_rank).numpy().astype(np.uint32), keep
-        )
-        return np.packbits(keep)
+        return kernels.rank_drop(keys, drawn, limits_of(by_rank).numpy().astype(np.uint32))
 
-    packed = remembered("mask", draw)
-    return torch.from_numpy(np.unpackbits(packed, count=delta.numel()).view(np.bool_)).reshape(delta.shape)
+    return _remembered_mask(draw, delta)
 
 
 @edit(role=Role.FILTER, paper=Paper("DARE", arxiv="2311.03099", year=2023))

@@ -20,7 +20,7 @@ def rescale_kept(kept: Tensor, delta: Tensor, rescale: Rescale, probability: flo
     """Scale what was kept of `delta`.
 
     Args:
-        kept: (…), `delta` with entries zeroed.
+        kept: (…), `delta` with entries zeroed, in memory of its own: it is scaled in place.
         rescale: "l1" (or True) gives the tensor its old Σ|x| back, unless either sum is below 1e-7 (mergekit);
             "expected" divides each entry by its own probability of being kept (the papers); "none" (or False).
         probability: of being kept, one or one an entry.
@@ -28,10 +28,10 @@ def rescale_kept(kept: Tensor, delta: Tensor, rescale: Rescale, probability: flo
     Source: DARE, arXiv 2311.03099; DELLA, arXiv 2406.11617; mergekit's `rescale`.
     """
     if rescale == "expected":
-        return kept / probability
+        return kept.div_(probability)
     if rescale is False or rescale == "none":
         return kept
     before, after = measured(Sums("abs"), (delta, kept))
     if before < _FLOOR or after < _FLOOR:
         return kept
-    return kept * float(before / after)
+    return kept.mul_(float(before / after))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,13 +56,15 @@ def linear_combination(values: Tensor, coefficients: Any, over: Over = "all") ->
     return weighted_sum(values, [_shaped(values[0], c, over) for c in array])
 
 
-def _shaped(block: Tensor, coefficient: NDArray[Any], over: Over) -> Tensor:
+def _shaped(block: Any, coefficient: NDArray[Any], over: Over) -> Any:
     """Give a coefficient for each row or column the shape that broadcasts to the block."""
-    found = torch.as_tensor(coefficient, dtype=block.dtype, device=block.device)
     if over == "row":
-        return found.reshape(*block.shape[:-1], 1)
-    flat = found.reshape(-1)
-    if block[0].numel() == flat.numel():
-        return flat.reshape(block.shape[1:])
-    columns = (current().place.start + torch.arange(block.numel(), device=block.device)) % flat.numel()
-    return flat[columns].reshape(block.shape)
+        found = coefficient.reshape(*block.shape[:-1], 1)
+    elif math.prod(block.shape[1:]) == coefficient.size:
+        found = coefficient.reshape(block.shape[1:])
+    else:
+        columns = (current().place.start + np.arange(math.prod(block.shape))) % coefficient.size
+        found = coefficient.reshape(-1)[columns].reshape(block.shape)
+    if isinstance(block, np.ndarray):
+        return found.astype(block.dtype)
+    return torch.as_tensor(found, dtype=block.dtype, device=block.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cuvee.methods.measuring import Place, Scope, current, measured
+from cuvee.methods.measuring import Place, Scope, current, measured, room
 from cuvee.methods.reductions import Ranked, Ranks
 from cuvee.methods.registry import Fraction, Paper, Role, edit
 from cuvee.tensors import kernels
@@ -74,12 +74,9 @@ def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
 
 def keep_among(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     """Zero all of `values` whose magnitudes are not among the k largest that `ranked` describes."""
-    if not (kernels.available() and values.device.type == "cpu" and values.dtype == torch.float32):
+    if not kernels.serve(values):
         return keep_where(among_largest(values.abs(), ranked, place), values)
-    result = torch.empty_like(values)
-    ranges = _tie_ranges(ranked, place, values.numel())
-    kernels.threshold_kernel(values.reshape(-1).numpy(), ranked.value, *ranges, result.reshape(-1).numpy())
-    return result
+    return kernels.threshold(values, ranked.value, *_tie_ranges(ranked, place, values.numel()), out=room(values))
 
 
 def _tie_ranges(ranked: Ranked, place: Place, size: int) -> tuple[int, int, int]:

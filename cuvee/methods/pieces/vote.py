@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from cuvee.methods.measuring import measured, spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Sums
@@ -81,17 +79,8 @@ def weigh_consensus(
         normalize: divide by the weights of those that agree.
         floor: the least divisor; 0: a divisor of 0 counts as 1.
     """
-    if kernels.available() and deltas.device.type == "cpu" and deltas.dtype == torch.float32:
-        merged = torch.empty_like(deltas[0])
-        kernels.consensus_kernel(
-            deltas.reshape(len(deltas), -1).numpy(),
-            np.array(votes, np.float32),
-            np.array(weights, np.float32),
-            normalize,
-            floor,
-            merged.reshape(-1).numpy(),
-        )
-        return merged
+    if kernels.serve(deltas):
+        return kernels.consensus(deltas, votes, weights, normalize=normalize, floor=floor)
     signs = sign_or_plus(weighted_sum(deltas, votes))
     agrees = [delta * vote * signs > 0 for delta, vote in zip(deltas, votes, strict=True)]
     return _weigh(deltas, agrees, weights, normalize=normalize, floor=floor)
