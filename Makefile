@@ -29,7 +29,7 @@ bench-merge: $(VENV)/ready  ## copy floor, Cuvée and mergekit side by side
 	$(BIN)/python benchmarks/merge_speed.py --device $(DEVICE) --scale $(SCALE)
 
 # torch goes first and alone, so that the CPU build is taken where there is one.
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml setup.py constraints.txt cuvee/tensors/_kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
