@@ -53,7 +53,7 @@ def merge(
     target = Path(os.path.abspath(out))
     check_target(target, overwrite=overwrite)
     asked = read_recipe(recipe, options)
-    load_engine(asked, options.device, clock, quiet=quiet)
+    load_engine(options.device, clock, asked, quiet=quiet)
     planned = make_plan(asked, options, clock, quiet=quiet)
     report = carry_out(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, with_bar=not quiet)
     clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}

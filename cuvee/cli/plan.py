@@ -37,7 +37,7 @@ def plan(recipe: str, /, *, json: AsJson = False, options: PlanOptions = PlanOpt
     """
     clock = app.clock
     asked = read_recipe(recipe, options)
-    load_engine(asked, options.device, clock)
+    load_engine(options.device, clock, asked)
     planned = make_plan(asked, options, clock)
     with clock.phase("plan"):
         from cuvee.engine.estimating import estimate

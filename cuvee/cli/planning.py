@@ -76,16 +76,17 @@ def noted(text: str, option: str) -> str:
     return f"{text.rstrip()}\n# on the command line: {option}\n"
 
 
-def load_engine(recipe: Recipe, device: str, clock: Clock, *, quiet: bool = False) -> None:
-    """Import the engine, and torch where the recipe needs it.
+def load_engine(device: str, clock: Clock, recipe: Recipe | None = None, *, quiet: bool = False) -> None:
+    """Import the engine, and torch unless the recipe does not need it.
 
     Raises:
         ResourceError: torch has no such device.
     """
     with clock.phase("import"), said_meanwhile("loading", wanted=not quiet), _without_collection():
+        import cuvee.engine.run  # noqa: F401
         from cuvee.engine.plan import runs_on_arrays
 
-        if runs_on_arrays(recipe, device):
+        if recipe is not None and runs_on_arrays(recipe, device):
             return
         import torch
 

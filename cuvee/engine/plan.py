@@ -343,11 +343,9 @@ def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
         for one in task.inputs:
             expert = _first_values(one.source, stop, scratch)
             found = sums.setdefault(one.model, [0.0, 0.0, 0.0])
+            pairs = ((base, base), (base, expert), (expert, expert))
             with np.errstate(invalid="ignore"):  # NaN and Inf are named when they are read
-                found[:] = [
-                    old + float((x * y).sum())
-                    for old, (x, y) in zip(found, ((base, base), (base, expert), (expert, expert)), strict=True)
-                ]
+                found[:] = [old + float((x * y).sum()) for old, (x, y) in zip(found, pairs, strict=True)]
     warnings = []
     for model, (bb, be, ee) in sums.items():
         cosine = be / math.sqrt(bb * ee) if bb * ee > 0 else 1.0

@@ -283,5 +283,5 @@ def _kinship(base: Dense, experts: Mapping[int, Dense], models: Mapping[int, Mod
 
 def _digest(gates: Tensor) -> str:
     digest = TensorDigest(DTYPES["F32"], Layout(tuple(gates.shape)))
-    digest.add(0, gates.reshape(-1).contiguous())
+    digest.add(0, gates.reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
