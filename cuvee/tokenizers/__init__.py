@@ -1,0 +1,1 @@
+"""Tokenizers: their files read, one vocabulary made of several, its rows filled, its files written."""

@@ -1,0 +1,287 @@
+"""Reading a tokenizer: which strings have which ids, which are added tokens, and how it writes a space.
+
+Only files are read: no library builds the tokenizer, and no code of a model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.folders import list_names, member
+from cuvee.checkpoints.json_text import read_object
+from cuvee.errors import CheckpointError, printable
+from cuvee.tokenizers.sentencepiece_model import read_pieces
+
+__all__ = ["TOKENIZER_FILES", "AddedToken", "Tokenizer", "is_tokenizer_file", "read_tokenizer"]
+
+MAX_TOKENIZER_BYTES = 256 << 20
+MAX_CONFIG_BYTES = 64 << 20
+_LARGEST_ID = 1 << 24
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+TOKENIZER_FILES = frozenset(
+    ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+    + ("merges.txt", "vocab.txt", "tekken.json", "tokenizer.model.v3", *_SENTENCEPIECE, *_TEMPLATES)
+)
+"""The files that make a tokenizer, by name; `*.tiktoken` and `tokenization_*.py` belong to them too."""
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """True for a file that is part of a tokenizer."""
+    return (
+        name in TOKENIZER_FILES
+        or name.endswith(".tiktoken")
+        or (name.startswith("tokenization_") and name.endswith(".py"))
+        or name.startswith("additional_chat_templates/")
+    )
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in the text before the model's own segmentation.
+
+    Attributes:
+        content: the string.
+        special: left away when a text is decoded without special tokens.
+        lstrip, rstrip: spaces on that side belong to it.
+        single_word: it is not found inside of words.
+        normalized: it is looked for in the normalised text.
+    """
+
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @classmethod
+    def of(cls, content: str, entry: Mapping[str, Any]) -> AddedToken:
+        """Return the token that an entry of `added_tokens` or `added_tokens_decoder` describes."""
+        flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
+        return cls(content, *(bool(entry.get(flag)) for flag in flags))
+
+    def entry(self) -> dict[str, Any]:
+        """Return the flags as these files write them."""
+        return {
+            "content": self.content,
+            "single_word": self.single_word,
+            "lstrip": self.lstrip,
+            "rstrip": self.rstrip,
+            "normalized": self.normalized,
+            "special": self.special,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """What is known of a model's tokenizer.
+
+    Attributes:
+        label: of the model.
+        folder: where its files lie.
+        vocabulary: every string's id, added tokens too.
+        added: the added tokens, by string.
+        kind: "BPE", "Unigram", "WordPiece", "WordLevel", or "" where the files do not say.
+        alphabet: how strings are spelt: "bytes" (Ġ is a space), "spaces" (▁ is a space), or "plain".
+        content: tokenizer.json, None where there is none.
+        config: tokenizer_config.json, {} where there is none.
+        roles: the special tokens: {"bos_token": "<s>", …}.
+        files: the names of its files.
+    """
+
+    label: str
+    folder: Path
+    vocabulary: Mapping[str, int]
+    added: Mapping[str, AddedToken]
+    kind: str
+    alphabet: str
+    content: dict[str, Any] | None
+    config: dict[str, Any] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return max(self.vocabulary.values()) + 1
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template for chats, as jinja or as the config holds it; of several the default."""
+        if "chat_template.jinja" in self.files:
+            return _text(self.folder, "chat_template.jinja")
+        held = self.config.get("chat_template")
+        if held is None and "chat_template.json" in self.files:
+            held = read_object(member(self.folder, "chat_template.json"), limit=MAX_CONFIG_BYTES, strict=False)
+            held = held.get("chat_template")
+        if isinstance(held, list):
+            held = {one.get("name"): one.get("template") for one in held if isinstance(one, Mapping)}
+        if isinstance(held, Mapping):
+            held = held.get("default")
+        return held if isinstance(held, str) and held.strip() else None
+
+
+def read_tokenizer(folder: Path, label: str) -> Tokenizer | None:
+    """Read the tokenizer of a model's folder, None where there is none.
+
+    `tokenizer.json` says most; else a SentencePiece model, `vocab.json`, or `vocab.txt`. What `added_tokens.json` and
+    `tokenizer_config.json` add counts in every case.
+
+    Raises:
+        CheckpointError: a file is damaged, or an id is no number.
+    """
+    names = list_names(folder)
+    files = tuple(name for name in names if is_tokenizer_file(name))
+    vocabulary: dict[str, int] = {}
+    added: dict[str, AddedToken] = {}
+    content: dict[str, Any] | None = None
+    kind, alphabet = "", "plain"
+    if "tokenizer.json" in files:
+        path = member(folder, "tokenizer.json")
+        content = read_object(path, limit=MAX_TOKENIZER_BYTES, strict=False)
+        kind, alphabet = _read_json(content, str(path), vocabulary, added)
+    elif model := next((name for name in _SENTENCEPIECE if name in files), None):
+        kind, alphabet = "SentencePiece", "spaces"
+        path = member(folder, model)
+        for number, piece in enumerate(read_pieces(_content(path), str(path))):
+            vocabulary[piece.text] = number
+            if piece.is_special or piece.is_user_defined:
+                added[piece.text] = AddedToken(piece.text, special=piece.is_special)
+    elif "vocab.json" in files:
+        path = member(folder, "vocab.json")
+        kind, alphabet = ("BPE", "bytes") if "merges.txt" in files else ("", "plain")
+        _add(vocabulary, read_object(path, limit=MAX_TOKENIZER_BYTES, strict=False).items(), str(path))
+    elif "vocab.txt" in files:
+        kind = "WordPiece"
+        lines = _text(folder, "vocab.txt").split("\n")
+        vocabulary |= {line.rstrip("\r"): number for number, line in enumerate(lines) if line}
+    else:
+        return None
+    config = _optional(folder, files, "tokenizer_config.json")
+    _read_beside(folder, files, config, vocabulary, added)
+    if not vocabulary:
+        raise CheckpointError("the tokenizer has no tokens", where=str(folder), right="fetch its files again")
+    roles = _roles(_optional(folder, files, "special_tokens_map.json"), config, vocabulary)
+    return Tokenizer(label, folder, vocabulary, added, kind, alphabet, content, config, roles, files)
+
+
+def _read_json(
+    content: Mapping[str, Any], where: str, vocabulary: dict[str, int], added: dict[str, AddedToken]
+) -> tuple[str, str]:
+    """Read tokenizer.json; returns kind and alphabet."""
+    model = content.get("model")
+    held = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(held, Mapping):
+        _add(vocabulary, held.items(), where)
+    elif isinstance(held, list):
+        _add(vocabulary, ((pair[0], n) for n, pair in enumerate(held) if isinstance(pair, list) and pair), where)
+    else:
+        raise CheckpointError("tokenizer.json has no vocabulary", where=where, right="fetch the file again")
+    for entry in content.get("added_tokens") or ():
+        if isinstance(entry, Mapping):
+            _add(vocabulary, [(entry.get("content"), entry.get("id"))], where)
+            added[str(entry["content"])] = AddedToken.of(str(entry["content"]), entry)
+    assert isinstance(model, Mapping)
+    kind = model.get("type")
+    return kind if isinstance(kind, str) else _kind_of(model), _alphabet(content)
+
+
+def _kind_of(model: Mapping[str, Any]) -> str:
+    """Tell the kind of a model whose file is of a time when it was not written."""
+    if "merges" in model:
+        return "BPE"
+    if isinstance(model.get("vocab"), list):
+        return "Unigram"
+    return "WordPiece" if "max_input_chars_per_word" in model else "WordLevel"
+
+
+def _alphabet(content: Mapping[str, Any]) -> str:
+    parts = [content.get(name) for name in ("pre_tokenizer", "decoder", "normalizer")]
+    types: set[str] = set()
+    patterns: set[str] = set()
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mapping):
+            types.add(str(part.get("type")))
+            patterns.add(str(part.get("content")))
+            for key in ("pretokenizers", "decoders", "normalizers"):
+                parts.extend(part.get(key) or () if isinstance(part.get(key), list) else ())
+    if "ByteLevel" in types:
+        return "bytes"
+    return "spaces" if "Metaspace" in types or "▁" in patterns or "Replace" in types else "plain"
+
+
+def _add(vocabulary: dict[str, int], pairs: Iterable[tuple[Any, Any]], where: str) -> None:
+    for token, number in pairs:
+        if not isinstance(token, str) or type(number) is not int or not 0 <= number < _LARGEST_ID:
+            raise CheckpointError(
+                f"token {printable(str(token))[:80]!r} has the id {printable(str(number))[:40]}",
+                where=where,
+                right=f"fetch the file again; an id is a whole number below {_LARGEST_ID}",
+            )
+        vocabulary[token] = number
+
+
+def _read_beside(
+    folder: Path,
+    files: Iterable[str],
+    config: Mapping[str, Any],
+    vocabulary: dict[str, int],
+    added: dict[str, AddedToken],
+) -> None:
+    """Add what stands in added_tokens.json and tokenizer_config.json alone."""
+    beside = _optional(folder, files, "added_tokens.json")
+    fresh = [(token, number) for token, number in beside.items() if token not in vocabulary]
+    _add(vocabulary, fresh, str(folder / "added_tokens.json"))
+    added.update({token: added.get(token, AddedToken(token)) for token in beside})
+    decoder = config.get("added_tokens_decoder")
+    for number, entry in decoder.items() if isinstance(decoder, Mapping) else ():
+        token = entry.get("content") if isinstance(entry, Mapping) else None
+        if isinstance(token, str) and token not in vocabulary:
+            spoken = int(number) if number.isdecimal() else number
+            _add(vocabulary, [(token, spoken)], str(folder / "tokenizer_config.json"))
+        if isinstance(token, str) and token not in added:
+            added[token] = AddedToken.of(token, entry)
+
+
+_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+def _roles(special: Mapping[str, Any], config: Mapping[str, Any], vocabulary: Mapping[str, int]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for held in (special, config):
+        for role in _ROLES:
+            value = held.get(role)
+            token = value.get("content") if isinstance(value, Mapping) else value
+            if isinstance(token, str) and token in vocabulary:
+                found[role] = token
+    return found
+
+
+def _optional(folder: Path, files: Iterable[str], name: str) -> dict[str, Any]:
+    if name not in files:
+        return {}
+    return read_object(member(folder, name), limit=MAX_CONFIG_BYTES, strict=False)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return fs.read_file(path, limit=MAX_TOKENIZER_BYTES)
+    except OverflowError as error:
+        raise CheckpointError(f"the file has {error}", where=str(path), right="fetch the file again") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read the file: {error.strerror}", where=str(path)) from None
+
+
+def _text(folder: Path, name: str) -> str:
+    path = member(folder, name)
+    try:
+        return _content(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError("the file is not UTF-8", where=str(path), right="fetch the file again") from None

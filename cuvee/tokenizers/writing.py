@@ -1,0 +1,233 @@
+"""Writing a tokenizer: its files copied byte for byte where nothing is added, else tokenizer.json edited as JSON.
+
+A piece of another model's segmentation goes into the model's own vocabulary together with the merges (or the score)
+that lead to it, after those that are there: a vocabulary that extends another is segmented as its owner does. An added
+token goes to the added tokens. A SentencePiece model is copied as it is, and what the output has beyond it stands in
+added_tokens.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cuvee.errors import CheckpointError
+from cuvee.tokenizers.reading import AddedToken, Tokenizer
+from cuvee.tokenizers.vocabulary import Vocabulary
+
+__all__ = ["TokenizerFiles", "tokenizer_files"]
+
+_TABLES = ("WordPiece", "WordLevel", "BPE")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizerFiles:
+    """The files of the output's tokenizer.
+
+    Attributes:
+        copied: name -> the file that is copied.
+        written: name -> content.
+        notes: for the user.
+    """
+
+    copied: Mapping[str, Path]
+    written: Mapping[str, bytes]
+    notes: tuple[str, ...] = ()
+
+
+def tokenizer_files(
+    vocabulary: Vocabulary,
+    others: Mapping[int, Tokenizer],
+    *,
+    chat_template: str | None = None,
+    only_added: bool = False,
+) -> TokenizerFiles:
+    """Return the files of the output's tokenizer.
+
+    Args:
+        others: the models' tokenizers, by the numbers that `vocabulary.appended` has.
+        chat_template: replaces the owner's.
+        only_added: every new piece becomes an added token (mergekit).
+
+    Raises:
+        CheckpointError: the rebuilt tokenizer.json does not have the ids that it should.
+    """
+    owner = vocabulary.owner
+    copied = {name: owner.folder / name for name in owner.files}
+    written: dict[str, bytes] = {}
+    notes: list[str] = []
+    config = dict(owner.config)
+    if vocabulary.appended:
+        pieces = {} if only_added else _pieces(vocabulary, others, notes)
+        if owner.content is not None:
+            content = _extended(owner.content, vocabulary, pieces, others)
+            check_ids(content, vocabulary.ids, str(owner.folder / "tokenizer.json"))
+            written["tokenizer.json"] = _json(content)
+        if pieces:
+            stale = [name for name in ("vocab.json", "merges.txt", "vocab.txt") if name in owner.files]
+            for file in stale:
+                del copied[file]
+            notes += [f"{file} is left out: tokenizer.json says more than it does" for file in stale]
+        if owner.content is None or "added_tokens.json" in owner.files or "tokenizer.model" in owner.files:
+            beyond = {token: owner.vocabulary[token] for token in owner.added} | {
+                token: vocabulary.ids[token] for token in vocabulary.appended
+            }
+            written["added_tokens.json"] = _json(beyond)
+        if owner.content is None or "added_tokens_decoder" in config:
+            known = config.get("added_tokens_decoder")
+            fresh = {
+                str(vocabulary.ids[t]): _added(vocabulary, t).entry() for t in vocabulary.appended if t not in pieces
+            }
+            config["added_tokens_decoder"] = {**(known if isinstance(known, Mapping) else {}), **fresh}
+    if chat_template is not None:
+        config["chat_template"] = chat_template
+        if "chat_template.jinja" in copied:
+            written["chat_template.jinja"] = chat_template.encode("utf-8")
+        copied.pop("chat_template.json", None)
+        for name in [name for name in copied if name.startswith("additional_chat_templates/")]:
+            del copied[name]
+    if config != owner.config:
+        written["tokenizer_config.json"] = _json(config)
+    for name in written:
+        copied.pop(name, None)
+    return TokenizerFiles(copied, written, tuple(notes))
+
+
+def _added(vocabulary: Vocabulary, token: str) -> AddedToken:
+    return vocabulary.added.get(token, AddedToken(token))
+
+
+def _pieces(vocabulary: Vocabulary, others: Mapping[int, Tokenizer], notes: list[str]) -> dict[str, int]:
+    """Return the new pieces that the owner's own model can hold, with the model each comes from."""
+    owner = vocabulary.owner
+    held: dict[str, int] = {}
+    foreign: dict[int, int] = {}
+    for token, number in vocabulary.appended.items():
+        if token in vocabulary.added or number is None:
+            continue
+        other = others[number]
+        if owner.content is not None and (other.kind, other.alphabet) == (owner.kind, owner.alphabet):
+            held[token] = number
+        else:
+            foreign[number] = foreign.get(number, 0) + 1
+    for number, count in foreign.items():
+        other = others[number]
+        why = (
+            f"{other.label} is {other.kind or 'a tokenizer'} over {other.alphabet}, "
+            f"{owner.label} {owner.kind or 'a tokenizer'} over {owner.alphabet}"
+            if owner.content is not None
+            else f"{owner.label} has no tokenizer.json"
+        )
+        notes.append(
+            f"{count} pieces of {other.label} are in the vocabulary as added tokens, which few texts reach: {why}; "
+            "cuvee tokens gives a model another's tokenizer"
+        )
+    if owner.kind == "Unigram" and set(vocabulary.ids.values()) != set(range(vocabulary.size)):
+        notes.append("the owner's ids have gaps, which a Unigram model cannot have: new pieces are added tokens")
+        return {}
+    return held
+
+
+def _extended(
+    content: Mapping[str, Any], vocabulary: Vocabulary, pieces: Mapping[str, int], others: Mapping[int, Tokenizer]
+) -> dict[str, Any]:
+    """Return tokenizer.json with the new tokens."""
+    entries = list(content.get("added_tokens") or [])
+    entries += [
+        {"id": vocabulary.ids[token], **_added(vocabulary, token).entry()}
+        for token in vocabulary.appended
+        if token not in pieces
+    ]
+    extended = {**content, "added_tokens": sorted(entries, key=lambda entry: entry["id"])}
+    if not pieces:
+        return extended
+    model = dict(content["model"])
+    # The library numbers added tokens after the model's pieces unless the model has them, so it gets them all.
+    within = set(pieces) | {entry["content"] for entry in entries}
+    if isinstance(model["vocab"], list):
+        model["vocab"] = _scored(vocabulary, within, content, others, pieces)
+    else:
+        fresh = {token: vocabulary.ids[token] for token in within if token not in model["vocab"]}
+        model["vocab"] = {**model["vocab"], **dict(sorted(fresh.items(), key=lambda pair: pair[1]))}
+    if model.get("merges") is not None:
+        model["merges"] = _merges(model, vocabulary.ids, pieces, others)
+    return {**extended, "model": model}
+
+
+def _scored(
+    vocabulary: Vocabulary,
+    within: set[str],
+    content: Mapping[str, Any],
+    others: Mapping[int, Tokenizer],
+    pieces: Mapping[str, int],
+) -> list[list[Any]]:
+    """Return a Unigram model's pieces with the new ones at their ids: each has the score that it has at home."""
+    listed = [list(pair) for pair in content["model"]["vocab"]]
+    scores: dict[int, dict[str, float]] = {}
+    for number in set(pieces.values()):
+        held = others[number].content
+        assert held is not None
+        scores[number] = {pair[0]: pair[1] for pair in held["model"]["vocab"]}
+    lowest = min(pair[1] for pair in listed)
+    strings = {number: token for token, number in vocabulary.ids.items()}
+    for number in range(len(listed), vocabulary.size):
+        token = strings[number]
+        of = scores[pieces[token]].get(token, lowest) if token in pieces else lowest
+        listed.append([token, of])
+    return listed
+
+
+def _merges(
+    model: Mapping[str, Any], ids: Mapping[str, int], pieces: Mapping[str, int], others: Mapping[int, Tokenizer]
+) -> list[Any]:
+    """Return the merges with those appended that lead to new pieces, in the order of their owners."""
+    listed = list(model["merges"])
+    in_pairs = not listed or isinstance(listed[0], list)
+    known = {_pair(merge) for merge in listed}
+    prefix = model.get("continuing_subword_prefix") or ""
+    for number in dict.fromkeys(pieces.values()):
+        held = others[number].content
+        assert held is not None
+        for merge in held["model"].get("merges") or ():
+            left, right = _pair(merge)
+            product = left + right.removeprefix(prefix)
+            if product in pieces and left in ids and right in ids and (left, right) not in known:
+                known.add((left, right))
+                listed.append([left, right] if in_pairs else f"{left} {right}")
+    return listed
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    left, right = merge if isinstance(merge, list) else merge.split(" ", 1)
+    return left, right
+
+
+def check_ids(content: Mapping[str, Any], ids: Mapping[str, int], where: str) -> None:
+    """Load a rebuilt tokenizer.json, where the library is installed, and hold its ids against those it should have.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or a token has another id.
+    """
+    try:
+        import tokenizers
+    except ImportError:
+        return
+    right = "tokenizer: {source: base}, or cuvee tokens"
+    try:
+        found = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises bare exceptions
+        raise CheckpointError(f"the rebuilt tokenizer does not load: {error}", where=where, right=right) from None
+    wrong = next((token for token, number in ids.items() if found.get(token) != number), None)
+    if wrong is not None:
+        raise CheckpointError(
+            f"the rebuilt tokenizer gives token {wrong!r} the id {found.get(wrong)}, not {ids[wrong]}",
+            where=where,
+            right=right,
+        )
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
