@@ -1,0 +1,438 @@
+"""Retokenizing: models whose vocabularies differ become models of one vocabulary, before anything is matched.
+
+The rows of embeddings and heads are gathered anew (checkpoints/gathered.py), so no merge method knows of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cuvee.architectures import Architecture, describe
+from cuvee.architectures.token_rows import token_rows
+from cuvee.checkpoints.gathered import CombinedRows, RowMean, RowTable
+from cuvee.checkpoints.json_text import read_object
+from cuvee.checkpoints.sidecars import Sidecar, config_json
+from cuvee.checkpoints.sources import Model, TensorSource
+from cuvee.errors import CuveeError, IncompatibleModels, RecipeError, nearest, printable, raise_all
+from cuvee.tokenizers.filling import Filling, Forced, row_tables
+from cuvee.tokenizers.reading import Tokenizer, is_tokenizer_file, read_tokenizer
+from cuvee.tokenizers.request import RowOf, TokenizerRequest
+from cuvee.tokenizers.special_ids import renumbered
+from cuvee.tokenizers.templates import BUILT_IN, check_template, choose_template
+from cuvee.tokenizers.vocabulary import Member, Vocabulary, build_vocabulary, unite
+from cuvee.tokenizers.writing import TokenizerFiles, tokenizer_files
+
+__all__ = ["Retokenized", "TokenModel", "retokenize", "token_model"]
+
+_GENERATION = "generation_config.json"
+_MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class TokenModel:
+    """A model with its tokenizer and the tensors that have a row for each token.
+
+    Attributes:
+        model: as opened.
+        tokenizer: its own, None where its folder has none.
+        rows: of its embedding.
+        names: of these tensors.
+        architecture: for its ties.
+    """
+
+    model: Model
+    tokenizer: Tokenizer | None
+    rows: int
+    names: tuple[str, ...]
+    architecture: Architecture
+
+    def source(self, name: str) -> TensorSource | None:
+        """Return a tensor, of a tied head the embedding; None where the model has neither."""
+        return self.model.tensors.get(name) or self.model.tensors.get(self.architecture.tied.get(name, ""))
+
+
+@dataclass(frozen=True, eq=False)
+class Retokenized:
+    """Models of one vocabulary, and what becomes of the files beside the weights.
+
+    Attributes:
+        models: by their numbers, embeddings and heads replaced.
+        rows: of the output's embedding; None where it stays as it is.
+        files: of the output's tokenizer.
+        ids: every token's id in the output.
+        before: every token's id in the reference's tokenizer.
+        owner_config: of the model whose tokenizer the output has, where that is another than the reference.
+        owner_folder: likewise.
+        report: for the manifest and the reader, as plain values.
+        warnings: for the user.
+    """
+
+    models: Mapping[int, Model]
+    rows: int | None
+    files: TokenizerFiles
+    ids: Mapping[str, int]
+    before: Mapping[str, int]
+    owner_config: Mapping[str, Any] | None
+    owner_folder: Path | None
+    report: Mapping[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+    def config(self, config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return the output's config.json with special ids of the output's vocabulary."""
+        if config is None:
+            return None
+        result, notes = renumbered(config, self.before, self.ids, self.owner_config)
+        self.warnings.extend(f"config.json: {note}" for note in notes)
+        return result
+
+    def sidecars(self, sidecars: Sequence[Sidecar]) -> tuple[list[Sidecar], dict[str, bytes]]:
+        """Return the files that are copied and those that are written."""
+        kept = [one for one in sidecars if not is_tokenizer_file(one.name)]
+        written = dict(self.files.written)
+        generation = next((one for one in kept if one.name == _GENERATION), None)
+        if generation is not None and self.owner_config is not None:
+            content = read_object(generation.path, limit=_MAX_BYTES, strict=False)
+            theirs = self.owner_folder / _GENERATION if self.owner_folder else None
+            has_own = theirs is not None and theirs.is_file()
+            owner = read_object(theirs, limit=_MAX_BYTES, strict=False) if theirs is not None and has_own else {}
+            owner = {**{k: v for k, v in self.owner_config.items() if k.endswith("_token_id")}, **owner}
+            content, notes = renumbered(content, self.before, self.ids, owner)
+            self.warnings.extend(f"{_GENERATION}: {note}" for note in notes)
+            written[_GENERATION] = config_json(content)
+            kept.remove(generation)
+        kept += [Sidecar(name, path) for name, path in self.files.copied.items()]
+        return sorted(kept, key=lambda one: one.name), written
+
+
+def token_model(model: Model) -> TokenModel:
+    """Read the tokenizer of a model.
+
+    Raises:
+        CheckpointError: its files are damaged.
+    """
+    architecture = describe({name: source.shape for name, source in model.tensors.items()}, model.config)
+    shapes = {name: source.shape for name, source in model.tensors.items()}
+    rows, names = token_rows(shapes, architecture)
+    tokenizer = read_tokenizer(model.folder, model.label) if model.folder else None
+    return TokenModel(model, tokenizer, rows, names, architecture)
+
+
+def retokenize(
+    request: TokenizerRequest | None,
+    chat_template: str | None,
+    models: Mapping[int, Model],
+    base: int | None,
+    *,
+    find: Callable[[Any], int | None],
+    open_other: Callable[[Any], Model | Path],
+    compat: str | None = None,
+) -> Retokenized:
+    """Give all models the vocabulary that a recipe asks for.
+
+    Args:
+        request: None: the vocabularies stay as they are, and only the chat template changes.
+        models: the base first, where there is one; then in the order of the recipe.
+        base: its number.
+        find: returns the number of the model that a reference in the recipe means.
+        open_other: opens a model that is not merged, whose tokenizer is asked for; or returns its folder.
+
+    Raises:
+        CuveeError: all that cannot be done, said together.
+    """
+    unique = _unique(models)
+    opened = {number: token_model(models[number]) for number in unique}
+    first = next(iter(opened))
+    owner, owner_config, owner_folder = _owner(request, opened, first, find, open_other)
+    reference = opened[first].tokenizer
+    if owner is None:
+        raise IncompatibleModels(
+            f"{models[first].label!r} has no tokenizer",
+            where=str(models[first].folder or models[first].label),
+            right="put its tokenizer's files into its folder, or name another: tokenizer_source: MODEL",
+        )
+    before = (reference or owner).vocabulary
+    is_mergekit = compat == "mergekit"
+    if request is None:
+        vocabulary = Vocabulary(owner, owner.vocabulary, {}, {}, 0, {}, np.zeros(0, np.bool_))
+        replaced: Mapping[int, Model] = models
+        report: dict[str, Any] = {"source": "unchanged", "owner": owner.label, "tokens": len(owner.vocabulary)}
+    else:
+        members, notes = _members(opened, owner, is_mergekit)
+        tokens = unite(owner, members, list(request.tokens), union=request.source == "union")
+        vocabulary = build_vocabulary(
+            tokens,
+            owner,
+            members,
+            pad_to_multiple_of=request.pad_to_multiple_of,
+            keep_padding=not is_mergekit,
+        )
+        vocabulary = replace(vocabulary, notes=(*notes, *vocabulary.notes))
+        rules = _rules(request, opened, members, vocabulary, find)
+        sources, filled = _replaced(opened, vocabulary, base, rules)
+        of = {number: next(n for n in unique if models[n] is model) for number, model in models.items()}
+        replaced = {number: sources[of[number]] for number in models}
+        report = _report(request, vocabulary, opened, members, filled)
+    template = _template(chat_template, opened)
+    others = {number: one.tokenizer or owner for number, one in opened.items()}
+    files = tokenizer_files(vocabulary, others, chat_template=template, only_added=is_mergekit)
+    warnings = [*vocabulary.notes, *files.notes]
+    warnings += [f"token {token!r} has a row of zeros: no model has it" for token in report.get("zero", ())]
+    if template is not None:
+        ends = [owner.roles["eos_token"]] if "eos_token" in owner.roles else []
+        warnings += check_template(template, vocabulary.ids, ends)
+    report["files"] = {"copied": sorted(files.copied), "written": sorted(files.written)}
+    return Retokenized(
+        replaced,
+        vocabulary.rows if request is not None else None,
+        files,
+        vocabulary.ids,
+        before,
+        owner_config,
+        owner_folder,
+        report,
+        warnings,
+    )
+
+
+def _unique(models: Mapping[int, Model]) -> list[int]:
+    """Return the first number of each model."""
+    found: list[int] = []
+    for number, model in models.items():
+        if not any(models[n] is model for n in found):
+            found.append(number)
+    return found
+
+
+def _owner(
+    request: TokenizerRequest | None,
+    opened: Mapping[int, TokenModel],
+    first: int,
+    find: Callable[[Any], int | None],
+    open_other: Callable[[Any], Model | Path],
+) -> tuple[Tokenizer | None, Mapping[str, Any] | None, Path | None]:
+    """Return the tokenizer that the output has or extends; config and folder where it is not the reference's."""
+    if request is None or request.source in ("union", "base"):
+        owner = opened[first].tokenizer
+        if owner is not None or (request is not None and request.source == "base"):
+            return owner, None, None
+        other = next((one for one in opened.values() if one.tokenizer is not None), None)
+        return (other.tokenizer, other.model.config or {}, other.model.folder) if other else (None, None, None)
+    number = find(request.source)
+    if number is not None:
+        same = next(n for n in opened if n == number or opened[n].model is opened.get(number, opened[n]).model)
+        one = opened[number] if number in opened else opened[same]
+        is_reference = one is opened[first]
+        return one.tokenizer, None if is_reference else one.model.config or {}, None if is_reference else one.model.folder
+    other_model = open_other(request.source)
+    if isinstance(other_model, Path):
+        return read_tokenizer(other_model, str(request.source)), _config_beside(other_model), other_model
+    folder = other_model.folder
+    return (read_tokenizer(folder, other_model.label) if folder else None), other_model.config or {}, folder
+
+
+def _config_beside(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return read_object(path, limit=_MAX_BYTES, strict=False) if path.is_file() else {}
+
+
+def _members(
+    opened: Mapping[int, TokenModel], owner: Tokenizer, is_mergekit: bool
+) -> tuple[dict[int, Member], list[str]]:
+    """Return the models with their tokenizers; one without a tokenizer has the owner's, if its rows say so."""
+    members: dict[int, Member] = {}
+    notes: list[str] = []
+    errors: list[CuveeError] = []
+    of_owner = {one.rows for one in opened.values() if one.tokenizer is owner}
+    for number, one in opened.items():
+        label = one.model.label
+        if not one.names:
+            errors.append(
+                IncompatibleModels(
+                    f"{label!r} has no tensor with a row for each token", right="leave the tokenizer out of the recipe"
+                )
+            )
+        elif one.tokenizer is not None:
+            members[number] = Member(label, one.tokenizer, one.rows)
+        elif is_mergekit or one.rows in of_owner or one.rows == owner.size:
+            notes.append(f"{label} has no tokenizer: that of {owner.label} is taken for it")
+            members[number] = Member(label, owner, one.rows)
+        else:
+            errors.append(
+                IncompatibleModels(
+                    f"{label!r} has no tokenizer, and {one.rows} rows where {owner.label!r} has {owner.size} tokens",
+                    where=str(one.model.folder or label),
+                    right="put its tokenizer's files into its folder",
+                )
+            )
+    raise_all(errors)
+    return members, notes
+
+
+def _rules(
+    request: TokenizerRequest,
+    opened: Mapping[int, TokenModel],
+    members: Mapping[int, Member],
+    vocabulary: Vocabulary,
+    find: Callable[[Any], int | None],
+) -> dict[str, Forced]:
+    """Return the recipe's rules with models and rows found."""
+    rules: dict[str, Forced] = {}
+    errors: list[CuveeError] = []
+    for token, rule in request.tokens.items():
+        where = f"tokenizer.tokens.{printable(token)}"
+        if rule.source is None:
+            if rule.force:
+                errors.append(RecipeError(f"token {token!r} is forced to no source", where=where, right="source: MODEL"))
+            continue
+        if not isinstance(rule.source, RowOf):
+            rules[token] = Forced(None, force=rule.force)
+            continue
+        number = find(rule.source.model)
+        number = next((n for n in opened if number is not None and _is_same(opened, n, number)), None)
+        if number is None:
+            labels = [one.model.label for one in opened.values()]
+            right = nearest(str(rule.source.model), labels)
+            errors.append(RecipeError(f"{rule.source.model!r} is not a model of the recipe", where=where, right=right))
+            continue
+        one = members[number]
+        spoken = rule.source.token if rule.source.token is not None else token
+        row = one.tokenizer.vocabulary.get(spoken, -1) if rule.source.token_id is None else rule.source.token_id
+        if not 0 <= row < one.rows:
+            named = f"token {spoken!r}" if rule.source.token_id is None else f"id {row}"
+            errors.append(
+                RecipeError(
+                    f"{one.label!r} has no row for {named}; its embedding has {one.rows} rows",
+                    where=where,
+                    right="a token of that model, or source: {kind: zero}",
+                )
+            )
+            continue
+        rules[token] = Forced(number, row, rule.force)
+    raise_all(errors)
+    return rules
+
+
+def _is_same(opened: Mapping[int, TokenModel], number: int, wanted: int) -> bool:
+    return number == wanted or (wanted in opened and opened[wanted].model is opened[number].model)
+
+
+def _replaced(
+    opened: Mapping[int, TokenModel], vocabulary: Vocabulary, base: int | None, rules: Mapping[str, Forced]
+) -> tuple[dict[int, Model], dict[int, dict[str, Mapping[str, int]]]]:
+    """Return the models with embeddings and heads gathered, and how many rows of each tensor were given, by how."""
+    tensors: dict[int, dict[str, TensorSource]] = {n: dict(one.model.tensors) for n, one in opened.items()}
+    filled: dict[int, dict[str, Mapping[str, int]]] = {n: {} for n in opened}
+    labels = {n: one.model.label for n, one in opened.items()}
+    done: dict[tuple[int, ...], Filling] = {}
+    for name in dict.fromkeys(name for one in opened.values() for name in one.names):
+        sources = {n: source for n, one in opened.items() if (source := one.source(name)) is not None}
+        _check_width(name, sources, labels)
+        maps = {n: np.where(vocabulary.maps[n] < s.shape[0], vocabulary.maps[n], -1) for n, s in sources.items()}
+        if tuple(maps) not in done:
+            done[tuple(maps)] = row_tables(vocabulary, maps, base, rules, labels)
+        filling = done[tuple(maps)]
+        means = [RowMean(source, of=_rows_with_tokens(vocabulary, maps[n])) for n, source in sources.items()]
+        for number, source in sources.items():
+            if name not in opened[number].model.tensors:
+                continue
+            table = filling.tables[number]
+            if not _is_identity(table, list(sources).index(number), source.shape[0]):
+                tensors[number][name] = CombinedRows(source, (*sources.values(), *means), table)
+            filled[number][name] = filling.said[number]
+    return {n: replace(one.model, tensors=tensors[n]) for n, one in opened.items()}, filled
+
+
+def _rows_with_tokens(vocabulary: Vocabulary, rows: Any) -> Any:
+    return np.unique(rows[(rows >= 0) & ~vocabulary.padded])
+
+
+def _is_identity(table: RowTable, number: int, rows: int) -> bool:
+    """True when a tensor comes out as it went in."""
+    same = len(table) == rows == len(table.rows) and bool(table.is_plain.all())
+    return same and bool((table.sources == number).all()) and bool((table.rows == np.arange(rows)).all())
+
+
+def _check_width(name: str, sources: Mapping[int, TensorSource], labels: Mapping[int, str]) -> None:
+    widths = {source.shape[1:] for source in sources.values()}
+    if len(widths) > 1:
+        said = " and ".join(dict.fromkeys(f"{source.shape} in {labels[n]!r}" for n, source in sources.items()))
+        raise IncompatibleModels(
+            f"tensor {printable(name)!r} is {said}: a row of one model does not fit into another",
+            where=", ".join(dict.fromkeys(source.place[0] for source in sources.values() if source.place[0])),
+            right="models of one hidden size",
+        )
+
+
+def _template(spoken: str | None, opened: Mapping[int, TokenModel]) -> str | None:
+    if spoken is None:
+        return None
+    held = [one.tokenizer.chat_template if one.tokenizer else None for one in opened.values()]
+    try:
+        return choose_template(spoken, held)
+    except ValueError as error:
+        raise RecipeError(
+            str(error), where="chat_template", right=f"auto, one of {', '.join(BUILT_IN)}, or the template itself"
+        ) from None
+
+
+def _report(
+    request: TokenizerRequest,
+    vocabulary: Vocabulary,
+    opened: Mapping[int, TokenModel],
+    members: Mapping[int, Member],
+    filled: Mapping[int, Mapping[str, Mapping[str, int]]],
+) -> dict[str, Any]:
+    """Say what was done, in plain values."""
+    zero = [
+        token
+        for token, number in vocabulary.ids.items()
+        if token not in request.tokens and all(rows[number] < 0 for rows in vocabulary.maps.values())
+    ]
+    return {
+        "source": str(request.source),
+        "owner": vocabulary.owner.label,
+        "tokens": len(vocabulary.ids),
+        "rows": vocabulary.rows,
+        "appended": {token: vocabulary.ids[token] for token in vocabulary.appended},
+        "zero": zero,
+        "models": [
+            {
+                "model": opened[number].model.label,
+                "tokens": len(one.tokenizer.vocabulary),
+                "rows": one.rows,
+                "filled": {name: dict(said) for name, said in filled[number].items()},
+                "ids": _runs(vocabulary.maps[number]),
+            }
+            for number, one in members.items()
+        ],
+    }
+
+
+def _runs(rows: Any) -> list[list[int]]:
+    """Return a map as runs: [first id of the output, first row of the model, length]."""
+    at = np.flatnonzero(rows >= 0)
+    if not len(at):
+        return []
+    breaks = np.flatnonzero((np.diff(at) != 1) | (np.diff(rows[at]) != 1)) + 1
+    begins = np.concatenate(([0], breaks))
+    ends = np.concatenate((breaks, [len(at)]))
+    return [[int(at[b]), int(rows[at[b]]), int(e - b)] for b, e in zip(begins, ends, strict=True)]
+
+
+def same_reference(one: Any, other: Any) -> bool:
+    """True when two references of a recipe mean one model."""
+    if isinstance(one, str | os.PathLike) and isinstance(other, str | os.PathLike):
+        return os.path.normpath(os.fspath(one)) == os.path.normpath(os.fspath(other))
+    return one is other
+
+
+def as_json(report: Mapping[str, Any]) -> str:
+    """Return a report as one line of JSON, for the plan's id."""
+    return json.dumps(report, sort_keys=True, ensure_ascii=False)
