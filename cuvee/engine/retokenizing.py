@@ -5,8 +5,6 @@ The rows of embeddings and heads are gathered anew (checkpoints/gathered.py), so
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -229,7 +227,11 @@ def _owner(
         same = next(n for n in opened if n == number or opened[n].model is opened.get(number, opened[n]).model)
         one = opened[number] if number in opened else opened[same]
         is_reference = one is opened[first]
-        return one.tokenizer, None if is_reference else one.model.config or {}, None if is_reference else one.model.folder
+        return (
+            one.tokenizer,
+            None if is_reference else one.model.config or {},
+            None if is_reference else one.model.folder,
+        )
     other_model = open_other(request.source)
     if isinstance(other_model, Path):
         return read_tokenizer(other_model, str(request.source)), _config_beside(other_model), other_model
@@ -289,7 +291,9 @@ def _rules(
         where = f"tokenizer.tokens.{printable(token)}"
         if rule.source is None:
             if rule.force:
-                errors.append(RecipeError(f"token {token!r} is forced to no source", where=where, right="source: MODEL"))
+                errors.append(
+                    RecipeError(f"token {token!r} is forced to no source", where=where, right="source: MODEL")
+                )
             continue
         if not isinstance(rule.source, RowOf):
             rules[token] = Forced(None, force=rule.force)
@@ -330,14 +334,16 @@ def _replaced(
     tensors: dict[int, dict[str, TensorSource]] = {n: dict(one.model.tensors) for n, one in opened.items()}
     filled: dict[int, dict[str, Mapping[str, int]]] = {n: {} for n in opened}
     labels = {n: one.model.label for n, one in opened.items()}
-    done: dict[tuple[int, ...], Filling] = {}
+    done: dict[tuple[tuple[int, int], ...], Filling] = {}
     for name in dict.fromkeys(name for one in opened.values() for name in one.names):
         sources = {n: source for n, one in opened.items() if (source := one.source(name)) is not None}
         _check_width(name, sources, labels)
         maps = {n: np.where(vocabulary.maps[n] < s.shape[0], vocabulary.maps[n], -1) for n, s in sources.items()}
-        if tuple(maps) not in done:
-            done[tuple(maps)] = row_tables(vocabulary, maps, base, rules, labels)
-        filling = done[tuple(maps)]
+        key = tuple((n, source.shape[0]) for n, source in sources.items())
+        if key not in done:
+            held = {t: r for t, r in rules.items() if r.model is None or r.row < dict(key).get(r.model, 0)}
+            done[key] = row_tables(vocabulary, maps, base, held, labels)
+        filling = done[key]
         means = [RowMean(source, of=_rows_with_tokens(vocabulary, maps[n])) for n, source in sources.items()]
         for number, source in sources.items():
             if name not in opened[number].model.tensors:
@@ -424,15 +430,3 @@ def _runs(rows: Any) -> list[list[int]]:
     begins = np.concatenate(([0], breaks))
     ends = np.concatenate((breaks, [len(at)]))
     return [[int(at[b]), int(rows[at[b]]), int(e - b)] for b, e in zip(begins, ends, strict=True)]
-
-
-def same_reference(one: Any, other: Any) -> bool:
-    """True when two references of a recipe mean one model."""
-    if isinstance(one, str | os.PathLike) and isinstance(other, str | os.PathLike):
-        return os.path.normpath(os.fspath(one)) == os.path.normpath(os.fspath(other))
-    return one is other
-
-
-def as_json(report: Mapping[str, Any]) -> str:
-    """Return a report as one line of JSON, for the plan's id."""
-    return json.dumps(report, sort_keys=True, ensure_ascii=False)
