@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.folders import list_names
-from cuvee.checkpoints.sources import ModelFile
+from cuvee.checkpoints.json_text import parse_object
+from cuvee.checkpoints.sources import Model, ModelFile
 from cuvee.errors import CheckpointError
 from cuvee.tensors.dtypes import DType
 
-__all__ = ["Sidecar", "copy_sidecars", "find_sidecars", "merged_config"]
+__all__ = ["Sidecar", "copy_sidecars", "find_sidecars", "merged_config", "sidecars_of"]
 
 _WEIGHTS = {
     ".safetensors",
@@ -40,15 +43,72 @@ _MODULE = re.compile(r"\d+_[A-Za-z]+/")  # sentence-transformers: a module with 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A file to be carried over.
+    """A file beside the weights: carried over, or written anew.
 
     Attributes:
         name: its path relative to the model's folder.
-        path: where it is.
+        path: where it is; None where it is to be written.
+        content: what is written then.
     """
 
     name: str
-    path: Path
+    path: Path | None = None
+    content: bytes = b""
+
+    @property
+    def where(self) -> str:
+        """What errors call it."""
+        return self.name if self.path is None else str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return len(self.content) if self.path is None else fs.fingerprint(self.path).size
+
+    @property
+    def identity(self) -> list[str]:
+        """What tells it from others in a plan: its name, and the digest of what is written."""
+        return [self.name] if self.path is not None else [self.name, blake3(self.content).hexdigest()]
+
+    def read(self, limit: int) -> bytes:
+        """Return its bytes.
+
+        Raises:
+            CheckpointError: it cannot be read, or has more than `limit` bytes.
+        """
+        if self.path is None:
+            return self.content
+        try:
+            return fs.read_file(self.path, limit=limit)
+        except OverflowError as error:
+            raise CheckpointError(f"the file has {error}", where=self.where, right="fetch the file again") from None
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot read the file: {error.strerror}", where=self.where, right="check its permissions and the disk"
+            ) from None
+
+    def read_object(self, limit: int) -> dict[str, Any]:
+        """Return the JSON object that it holds.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        try:
+            return parse_object(self.read(limit), strict=False)
+        except CheckpointError as error:
+            right = error.right or "fetch the file again, or mend it"
+            raise CheckpointError(error.found, where=self.where, right=right) from None
+
+
+def sidecars_of(model: Model) -> tuple[list[Sidecar], list[str]]:
+    """Return the files beside a model's weights, and the names of those that are left behind.
+
+    Raises:
+        CheckpointError: its folder cannot be listed.
+    """
+    if model.sidecars is not None:
+        return list(model.sidecars), []
+    return find_sidecars(model.folder) if model.folder else ([], [])
 
 
 def find_sidecars(folder: Path) -> tuple[list[Sidecar], list[str]]:
@@ -112,7 +172,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def copy_sidecars(sidecars: list[Sidecar], target: Path) -> None:
-    """Copy the files, bytes for bytes, into a folder that holds none of them, and make them durable.
+    """Copy the files, bytes for bytes, or write them, into a folder that holds none of them; make them durable.
 
     Raises:
         CheckpointError: one cannot be read, or changes meanwhile.
@@ -121,7 +181,10 @@ def copy_sidecars(sidecars: list[Sidecar], target: Path) -> None:
     for sidecar in sidecars:
         path = target / sidecar.name
         fs.mkdir(path.parent)
-        _copy(sidecar.path, path)
+        if sidecar.path is None:
+            fs.write_file(path, sidecar.content)
+        else:
+            _copy(sidecar.path, path)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from cuvee.checkpoints.sidecars import Sidecar
+
 __all__ = [
     "Cropped",
     "MemoryArray",
@@ -299,6 +301,7 @@ class Model:
         files: the open files, to be watched.
         notes: what the reader should know, a sentence each (skipped optimizer state, resolved aliases).
         commits: the commit of each hub id that was read.
+        sidecars: its files beside the weights, where they are not simply those of its folder.
         origins: of a view of a model, whose layers are numbered anew: the model's own name of each tensor.
     """
 
@@ -309,6 +312,7 @@ class Model:
     files: tuple[ModelFile, ...] = ()
     notes: tuple[str, ...] = field(default=())
     commits: Mapping[str, str] = field(default_factory=dict)
+    sidecars: tuple[Sidecar, ...] | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from cuvee.cli.options import AllowNan, AsJson, Overwrite, Quiet, Stages
 from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_recipe
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, print_json, prose, rows, safe, screen, show, styled
+from cuvee.cli.token_report import print_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,6 +115,7 @@ def print_report(out: str, planned: Plan, report: Report, clock: Clock) -> None:
             )
         ),
     )
+    print_tokens(console, planned.tokens)
     print_left_out(console, planned.left_out, planned.dropped)
     if report.non_finite:
         total = sum(report.non_finite.values())
@@ -174,6 +176,7 @@ def report_object(planned: Plan, report: Report, clock: Clock) -> dict[str, Any]
         "warnings": report.warnings,
         "left_out": planned.left_out,
         "dropped": planned.dropped,
+        "tokens": planned.tokens,
         "non_finite": report.non_finite,
         "bottleneck": report.bottleneck,
         "visits": report.tally.visits,

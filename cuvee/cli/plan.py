@@ -12,6 +12,7 @@ from cuvee.cli.merge import print_left_out, print_warnings
 from cuvee.cli.options import AsJson
 from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_recipe
 from cuvee.cli.screen import heading, indented, print_json, prose, rows, safe, screen, show, styled, table
+from cuvee.cli.token_report import print_tokens
 from cuvee.cli.yaml_values import in_yaml
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def _print_plan(console: Console, planned: MergePlan, guess: Estimate) -> None:
     _print_parameters(console, planned)
     _print_tensors(console, planned)
     show(console, "", heading("What it takes"), rows(_needs(planned, guess)))
+    print_tokens(console, planned.tokens)
     print_left_out(console, planned.left_out, planned.dropped)
     print_warnings(console, planned.warnings)
 
@@ -204,5 +206,6 @@ def _as_object(planned: MergePlan, guess: Estimate) -> dict[str, Any]:
         "estimate": {**vars(guess), "seconds": guess.seconds},
         "left_out": planned.left_out,
         "dropped": planned.dropped,
+        "tokens": planned.tokens,
         "warnings": planned.warnings,
     }

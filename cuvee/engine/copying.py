@@ -57,7 +57,7 @@ def plan_copies(
         ),
         "shards": [shard.file for shard in shards],
         "config": config,
-        "sidecars": [sidecar.name for sidecar in sidecars],
+        "sidecars": [sidecar.identity for sidecar in sidecars],
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return Plan(

@@ -63,6 +63,8 @@ def build_manifest(
         "non_finite": dict(sorted(non_finite.items())),
         "warnings": list(plan.warnings),
     }
+    if plan.tokens:
+        manifest["tokens"] = dict(plan.tokens)
     return {key: value for key, value in manifest.items() if value not in ({}, [], "")}
 
 

@@ -308,7 +308,11 @@ def _mismatch(matching: Matching, name: str, holders: Mapping[int, TensorSource]
         f"tensor {shown!r} is " + " and ".join(dict.fromkeys(said)),
         where=", ".join(dict.fromkeys(source.place[0] for source in holders.values() if source.place[0])),
         right=f'models of one size, or leave it out: exclude: ["{shown}"]'
-        + ("; for vocabularies: embed_mismatch: common_submatrix" if "embed" in name or "head" in name else ""),
+        + (
+            "; for vocabularies: tokenizer_source: union, or embed_mismatch: common_submatrix"
+            if "embed" in name or "head" in name
+            else ""
+        ),
     )
 
 

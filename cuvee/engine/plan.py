@@ -16,20 +16,23 @@ from blake3 import blake3
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.opening import open_model
-from cuvee.checkpoints.sidecars import Sidecar, find_sidecars, merged_config
+from cuvee.checkpoints.sidecars import Sidecar, merged_config, sidecars_of
 from cuvee.checkpoints.sources import MemoryArray, MemoryTensor, Model, Scratch, TensorSource, read_raw
 from cuvee.checkpoints.writing import Shard, plan_shards
 from cuvee.engine.blocks import Formula, Input, Task, decode
 from cuvee.engine.budget import Budget, choose_budget
 from cuvee.engine.matching import BASE, Matched
 from cuvee.engine.parts import match_recipe
+from cuvee.engine.retokenizing import Retokenized, retokenize
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import is_ready, stage_model
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
 from cuvee.recipes import Prepared, Recipe, RecipeModel, Slice, prepare
+from cuvee.recipes.parts import is_same
 from cuvee.tensors.dtypes import DTYPES
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tokenizers.request import TokenizerRequest, ZeroRow
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -80,7 +83,7 @@ class Plan:
         formula: the computation.
         shards: the output's files.
         config: the output's config.json, None where the models have none.
-        sidecars: the other files carried over.
+        sidecars: the other files, carried over or written.
         budget: threads, blocks and memory.
         bytes_read: of weights, once.
         bytes_written: of weights.
@@ -89,6 +92,7 @@ class Plan:
         left_out: name -> why a tensor was not merged and whose it is.
         dropped: name -> why a tensor is not in the output.
         roles: what a model is called in the manifest, where it is neither the base nor a method's.
+        tokens: what was done to the vocabulary, for the manifest; empty where nothing was.
         warnings: for the user.
     """
 
@@ -107,6 +111,7 @@ class Plan:
     left_out: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[int, str] = field(default_factory=dict)
+    tokens: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = field(default=())
 
     @property
@@ -166,6 +171,9 @@ def plan(
     options = {"memory": memory, "threads": threads, "shard_size": shard_size, "device": device}
     stages = {} if _stages is None else _stages
     models = _open_models(prepared, offline=offline, token=token, stages=stages, **options)
+    retokenized = _retokenized(recipe, prepared, models, offline=offline, token=token)
+    if retokenized is not None:
+        models = dict(retokenized.models)
     matched = match_recipe(recipe, prepared, models)
     raise_all(matched.errors)
     if not matched.tasks:
@@ -174,12 +182,18 @@ def plan(
     tally = _trial(matched.tasks, formula)
     shards = plan_shards({task.name: (task.dtype, task.layout.shape) for task in matched.tasks}, shard_size)
     reference = models.get(BASE, models[0])
-    sidecars, refused = find_sidecars(reference.folder) if reference.folder else ([], [])
+    sidecars, refused = sidecars_of(reference)
     warnings = [*prepared.warnings, *matched.warnings]
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
     warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes]
     warnings += kinship(matched.tasks, {n: m.label for n, m in models.items()})
+    if retokenized is not None:
+        matched.vocab_size = retokenized.rows or matched.vocab_size
+        sidecars = retokenized.sidecars(sidecars)
     config = _config(matched)
+    if retokenized is not None:
+        config = retokenized.config(config)
+        warnings += retokenized.warnings
     method = prepared.method
     return MergePlan(
         asked=Asked(describe_recipe(recipe), recipe.text, f"**{method.name}** ({method.paper})"),
@@ -203,9 +217,35 @@ def plan(
         bytes_written=sum(task.bytes_written for task in matched.tasks),
         tally=tally,
         plan_id=_plan_id(recipe, prepared, matched, formula, shards, config, sidecars),
+        tokens={} if retokenized is None else retokenized.report,
         left_out=matched.left_out,
         dropped=matched.dropped,
         warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _retokenized(
+    recipe: Recipe, prepared: Prepared, models: Mapping[int, Model], *, offline: bool, token: str | None
+) -> Retokenized | None:
+    """Give the models the vocabulary that the recipe asks for, None where it asks for none."""
+    if recipe.tokenizer is None and recipe.chat_template is None:
+        return None
+    names = dict(enumerate(prepared.models)) | ({} if prepared.base is None else {BASE: prepared.base})
+
+    def find(reference: Any) -> int | None:
+        return next((number for number, name in names.items() if is_same(reference, name)), None)
+
+    def open_other(reference: Any) -> Model | Path:
+        return Path(reference) if fs.is_folder(Path(reference)) else open_model(reference, offline=offline, token=token)
+
+    return retokenize(
+        recipe.tokenizer,
+        recipe.chat_template,
+        {number: models[number] for number in sorted(models)},
+        None if prepared.base is None else BASE,
+        find=find,
+        open_other=open_other,
+        compat=recipe.compat,
     )
 
 
@@ -401,6 +441,8 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "compat": recipe.compat,
         "before": [dict(step) for step in recipe.before],
         "after": [dict(step) for step in recipe.after],
+        "tokenizer": None if recipe.tokenizer is None else _described_tokenizer(recipe.tokenizer),
+        "chat_template": recipe.chat_template,
     }
     return {key: value for key, value in plain.items() if value not in (None, [], {})}
 
@@ -413,6 +455,15 @@ def _described(entry: RecipeModel) -> dict[str, Any]:
 def _described_slice(one: Slice) -> dict[str, Any]:
     said: dict[str, Any] = {"sources": [_described(entry) for entry in one.sources], "parameters": dict(one.parameters)}
     return said if one.base_model is None else {**said, "base_model": _name(one.base_model)}
+
+
+def _described_tokenizer(request: TokenizerRequest) -> dict[str, Any]:
+    said = dataclasses.asdict(request) | {"source": _name(request.source)}
+    for token, rule in request.tokens.items():
+        said["tokens"][token]["source"] = (
+            "zero" if isinstance(rule.source, ZeroRow) else said["tokens"][token]["source"]
+        )
+    return said
 
 
 def _name(reference: Any) -> Any:
@@ -440,7 +491,7 @@ def _plan_id(
         "tasks": sorted([t.name, list(t.layout.shape), t.dtype.name, repr(t.arguments)] for t in matched.tasks),
         "shards": [shard.file for shard in shards],
         "config": config,
-        "sidecars": [sidecar.name for sidecar in sidecars],
+        "sidecars": [sidecar.identity for sidecar in sidecars],
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()

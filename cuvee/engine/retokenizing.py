@@ -15,8 +15,8 @@ import numpy as np
 from cuvee.architectures import Architecture, describe
 from cuvee.architectures.token_rows import token_rows
 from cuvee.checkpoints.gathered import CombinedRows, RowMean, RowTable
-from cuvee.checkpoints.json_text import read_object
-from cuvee.checkpoints.sidecars import Sidecar, config_json
+from cuvee.checkpoints.folders import read_config
+from cuvee.checkpoints.sidecars import Sidecar, config_json, find_sidecars, sidecars_of
 from cuvee.checkpoints.sources import Model, TensorSource
 from cuvee.errors import CuveeError, IncompatibleModels, RecipeError, nearest, printable, raise_all
 from cuvee.tokenizers.filling import Filling, Forced, row_tables
@@ -25,7 +25,7 @@ from cuvee.tokenizers.request import RowOf, TokenizerRequest
 from cuvee.tokenizers.special_ids import renumbered
 from cuvee.tokenizers.templates import BUILT_IN, check_template, choose_template
 from cuvee.tokenizers.vocabulary import Member, Vocabulary, build_vocabulary, unite
-from cuvee.tokenizers.writing import TokenizerFiles, tokenizer_files
+from cuvee.tokenizers.writing import tokenizer_files
 
 __all__ = ["Retokenized", "TokenModel", "retokenize", "token_model"]
 
@@ -67,18 +67,18 @@ class Retokenized:
         ids: every token's id in the output.
         before: every token's id in the reference's tokenizer.
         owner_config: of the model whose tokenizer the output has, where that is another than the reference.
-        owner_folder: likewise.
+        owner_files: beside that model.
         report: for the manifest and the reader, as plain values.
         warnings: for the user.
     """
 
     models: Mapping[int, Model]
     rows: int | None
-    files: TokenizerFiles
+    files: Sequence[Sidecar]
     ids: Mapping[str, int]
     before: Mapping[str, int]
     owner_config: Mapping[str, Any] | None
-    owner_folder: Path | None
+    owner_files: Sequence[Sidecar]
     report: Mapping[str, Any]
     warnings: list[str] = field(default_factory=list)
 
@@ -90,23 +90,18 @@ class Retokenized:
         self.warnings.extend(f"config.json: {note}" for note in notes)
         return result
 
-    def sidecars(self, sidecars: Sequence[Sidecar]) -> tuple[list[Sidecar], dict[str, bytes]]:
-        """Return the files that are copied and those that are written."""
+    def sidecars(self, sidecars: Sequence[Sidecar]) -> list[Sidecar]:
+        """Return the output's files beside the weights: the reference's, with this tokenizer in the place of its own."""
         kept = [one for one in sidecars if not is_tokenizer_file(one.name)]
-        written = dict(self.files.written)
-        generation = next((one for one in kept if one.name == _GENERATION), None)
-        if generation is not None and self.owner_config is not None:
-            content = read_object(generation.path, limit=_MAX_BYTES, strict=False)
-            theirs = self.owner_folder / _GENERATION if self.owner_folder else None
-            has_own = theirs is not None and theirs.is_file()
-            owner = read_object(theirs, limit=_MAX_BYTES, strict=False) if theirs is not None and has_own else {}
-            owner = {**{k: v for k, v in self.owner_config.items() if k.endswith("_token_id")}, **owner}
-            content, notes = renumbered(content, self.before, self.ids, owner)
+        at = next((n for n, one in enumerate(kept) if one.name == _GENERATION), None)
+        if at is not None and self.owner_config is not None:
+            theirs = next((one for one in self.owner_files if one.name == _GENERATION), None)
+            ids = {key: value for key, value in self.owner_config.items() if key.endswith("_token_id")}
+            owner = {**ids, **(theirs.read_object(_MAX_BYTES) if theirs else {})}
+            content, notes = renumbered(kept[at].read_object(_MAX_BYTES), self.before, self.ids, owner)
             self.warnings.extend(f"{_GENERATION}: {note}" for note in notes)
-            written[_GENERATION] = config_json(content)
-            kept.remove(generation)
-        kept += [Sidecar(name, path) for name, path in self.files.copied.items()]
-        return sorted(kept, key=lambda one: one.name), written
+            kept[at] = Sidecar(_GENERATION, content=config_json(content))
+        return sorted([*kept, *self.files], key=lambda one: one.name)
 
 
 def token_model(model: Model) -> TokenModel:
@@ -118,7 +113,7 @@ def token_model(model: Model) -> TokenModel:
     architecture = describe({name: source.shape for name, source in model.tensors.items()}, model.config)
     shapes = {name: source.shape for name, source in model.tensors.items()}
     rows, names = token_rows(shapes, architecture)
-    tokenizer = read_tokenizer(model.folder, model.label) if model.folder else None
+    tokenizer = read_tokenizer(sidecars_of(model)[0], model.label)
     return TokenModel(model, tokenizer, rows, names, architecture)
 
 
@@ -144,10 +139,15 @@ def retokenize(
     Raises:
         CuveeError: all that cannot be done, said together.
     """
-    unique = _unique(models)
-    opened = {number: token_model(models[number]) for number in unique}
+    of = _first_numbers(models)
+    opened = {number: token_model(models[number]) for number in dict.fromkeys(of.values())}
+
+    def number_of(reference: Any) -> int | None:
+        found = find(reference)
+        return None if found is None else of[found]
+
     first = next(iter(opened))
-    owner, owner_config, owner_folder = _owner(request, opened, first, find, open_other)
+    owner, owner_config, owner_files = _owner(request, opened, first, number_of, open_other)
     reference = opened[first].tokenizer
     if owner is None:
         raise IncompatibleModels(
@@ -172,20 +172,22 @@ def retokenize(
             keep_padding=not is_mergekit,
         )
         vocabulary = replace(vocabulary, notes=(*notes, *vocabulary.notes))
-        rules = _rules(request, opened, members, vocabulary, find)
+        rules = _rules(request, opened, members, vocabulary, number_of)
         sources, filled = _replaced(opened, vocabulary, base, rules)
-        of = {number: next(n for n in unique if models[n] is model) for number, model in models.items()}
         replaced = {number: sources[of[number]] for number in models}
         report = _report(request, vocabulary, opened, members, filled)
     template = _template(chat_template, opened)
     others = {number: one.tokenizer or owner for number, one in opened.items()}
-    files = tokenizer_files(vocabulary, others, chat_template=template, only_added=is_mergekit)
-    warnings = [*vocabulary.notes, *files.notes]
+    files, notes = tokenizer_files(vocabulary, others, chat_template=template, only_added=is_mergekit)
+    warnings = [*vocabulary.notes, *notes]
     warnings += [f"token {token!r} has a row of zeros: no model has it" for token in report.get("zero", ())]
     if template is not None:
         ends = [owner.roles["eos_token"]] if "eos_token" in owner.roles else []
         warnings += check_template(template, vocabulary.ids, ends)
-    report["files"] = {"copied": sorted(files.copied), "written": sorted(files.written)}
+    report["files"] = {
+        "copied": sorted(one.name for one in files if one.path is not None),
+        "written": sorted(one.name for one in files if one.path is None),
+    }
     return Retokenized(
         replaced,
         vocabulary.rows if request is not None else None,
@@ -193,19 +195,15 @@ def retokenize(
         vocabulary.ids,
         before,
         owner_config,
-        owner_folder,
+        owner_files,
         report,
         warnings,
     )
 
 
-def _unique(models: Mapping[int, Model]) -> list[int]:
-    """Return the first number of each model."""
-    found: list[int] = []
-    for number, model in models.items():
-        if not any(models[n] is model for n in found):
-            found.append(number)
-    return found
+def _first_numbers(models: Mapping[int, Model]) -> dict[int, int]:
+    """Return for each number the first number of the same model."""
+    return {number: next(n for n, other in models.items() if other is model) for number, model in models.items()}
 
 
 def _owner(
@@ -214,34 +212,27 @@ def _owner(
     first: int,
     find: Callable[[Any], int | None],
     open_other: Callable[[Any], Model | Path],
-) -> tuple[Tokenizer | None, Mapping[str, Any] | None, Path | None]:
-    """Return the tokenizer that the output has or extends; config and folder where it is not the reference's."""
+) -> tuple[Tokenizer | None, Mapping[str, Any] | None, Sequence[Sidecar]]:
+    """Return the tokenizer that the output has or extends; config and files where it is not the reference's."""
     if request is None or request.source in ("union", "base"):
         owner = opened[first].tokenizer
         if owner is not None or (request is not None and request.source == "base"):
-            return owner, None, None
+            return owner, None, ()
         other = next((one for one in opened.values() if one.tokenizer is not None), None)
-        return (other.tokenizer, other.model.config or {}, other.model.folder) if other else (None, None, None)
+        return _of_model(other) if other else (None, None, ())
     number = find(request.source)
     if number is not None:
-        same = next(n for n in opened if n == number or opened[n].model is opened.get(number, opened[n]).model)
-        one = opened[number] if number in opened else opened[same]
-        is_reference = one is opened[first]
-        return (
-            one.tokenizer,
-            None if is_reference else one.model.config or {},
-            None if is_reference else one.model.folder,
-        )
+        one = opened[number]
+        return (one.tokenizer, None, ()) if one is opened[first] else _of_model(one)
     other_model = open_other(request.source)
-    if isinstance(other_model, Path):
-        return read_tokenizer(other_model, str(request.source)), _config_beside(other_model), other_model
-    folder = other_model.folder
-    return (read_tokenizer(folder, other_model.label) if folder else None), other_model.config or {}, folder
+    if not isinstance(other_model, Path):
+        return _of_model(token_model(other_model))
+    files = find_sidecars(other_model)[0]
+    return read_tokenizer(files, str(request.source)), read_config(other_model) or {}, files
 
 
-def _config_beside(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    return read_object(path, limit=_MAX_BYTES, strict=False) if path.is_file() else {}
+def _of_model(one: TokenModel) -> tuple[Tokenizer | None, Mapping[str, Any], Sequence[Sidecar]]:
+    return one.tokenizer, one.model.config or {}, sidecars_of(one.model)[0]
 
 
 def _members(
@@ -299,7 +290,6 @@ def _rules(
             rules[token] = Forced(None, force=rule.force)
             continue
         number = find(rule.source.model)
-        number = next((n for n in opened if number is not None and _is_same(opened, n, number)), None)
         if number is None:
             labels = [one.model.label for one in opened.values()]
             right = nearest(str(rule.source.model), labels)
@@ -323,10 +313,6 @@ def _rules(
     return rules
 
 
-def _is_same(opened: Mapping[int, TokenModel], number: int, wanted: int) -> bool:
-    return number == wanted or (wanted in opened and opened[wanted].model is opened[number].model)
-
-
 def _replaced(
     opened: Mapping[int, TokenModel], vocabulary: Vocabulary, base: int | None, rules: Mapping[str, Forced]
 ) -> tuple[dict[int, Model], dict[int, dict[str, Mapping[str, int]]]]:
@@ -345,8 +331,10 @@ def _replaced(
             done[key] = row_tables(vocabulary, maps, base, held, labels)
         filling = done[key]
         means = [RowMean(source, of=_rows_with_tokens(vocabulary, maps[n])) for n, source in sources.items()]
+        # Beside an untied head a tied model's head has rows of heads too, where it lacks a token.
+        is_untied = any(name in one.model.tensors and name not in one.architecture.tied for one in opened.values())
         for number, source in sources.items():
-            if name not in opened[number].model.tensors:
+            if name not in opened[number].model.tensors and not is_untied:
                 continue
             table = filling.tables[number]
             if not _is_identity(table, list(sources).index(number), source.shape[0]):

@@ -314,7 +314,7 @@ def check_space(plan: Plan, out: Path, staging: Path) -> None:
         ResourceError: with the bytes needed and free.
     """
     there = sum(fs.allocated_bytes(staging / MODEL_NAME / shard.file) for shard in plan.shards)
-    beside = sum(fs.fingerprint(sidecar.path).size for sidecar in plan.sidecars)
+    beside = sum(sidecar.size for sidecar in plan.sidecars)
     needed = sum(shard.layout.size for shard in plan.shards) + beside + _SPARE_BYTES - there
     free = fs.free_bytes(out.parent)
     if needed > free:

@@ -126,6 +126,7 @@ def stage_model(name: str, plan: MergePlan) -> Model:
         tuple(files.values()),
         (f"a stage, computed {how}", *plan.warnings),
         {commit: of for model in plan.models.values() for commit, of in model.commits.items()},
+        sidecars=tuple(plan.sidecars),
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cuvee.tokenizers.request import TokenizerRequest
+
 __all__ = ["Module", "Recipe", "RecipeModel", "Slice", "place_of"]
 
 Setting = Any
@@ -97,6 +99,8 @@ class Recipe:
         before: edits of each task vector, `[{"dare": {"density": 0.5}}]`.
         after: edits of the merged task vector.
         name: of a stage, by which the recipes of one file use its output; "" for what is published.
+        tokenizer: the output's: "union", "base", a model, or a `TokenizerRequest`; None: the models have one vocabulary.
+        chat_template: the output's: "auto", the name of a built-in one, or the template; None: as it is.
         from_yaml: True when it was read from YAML.
         text: the YAML as written, for the record.
         places: key path -> "file:line:column", for errors.
@@ -119,6 +123,8 @@ class Recipe:
     before: Sequence[Mapping[str, Mapping[str, Any]]] = ()
     after: Sequence[Mapping[str, Mapping[str, Any]]] = ()
     name: str = ""
+    tokenizer: TokenizerRequest | Any = None
+    chat_template: str | None = None
     from_yaml: bool = False
     text: str = ""
     places: Mapping[tuple[Any, ...], str] = field(default_factory=dict)
@@ -126,6 +132,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", _wrapped(self.models))
+        if self.tokenizer is not None and not isinstance(self.tokenizer, TokenizerRequest):
+            object.__setattr__(self, "tokenizer", TokenizerRequest(self.tokenizer))
         for patterns in ("exclude", "only"):
             if isinstance(getattr(self, patterns), str):
                 object.__setattr__(self, patterns, (getattr(self, patterns),))

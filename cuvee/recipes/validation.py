@@ -17,6 +17,7 @@ from cuvee.recipes.resolving import Resolver, read_settings
 from cuvee.recipes.settings import MISSING, is_listed
 from cuvee.recipes.staging import stages_of
 from cuvee.tensors.dtypes import parse_dtype
+from cuvee.tokenizers.templates import BUILT_IN, choose_template
 
 __all__ = ["Checked", "Prepared", "PreparedPart", "check", "examine_values", "prepare", "validate"]
 
@@ -172,6 +173,8 @@ def _examine_plain_values(recipe: Recipe, findings: Findings) -> None:
         _check_choice(recipe.compat, "compat", ("mergekit",), findings)
     if isinstance(recipe.seed, bool) or not isinstance(recipe.seed, int):
         findings.error(f"seed is {recipe.seed!r}", ("seed",), right="seed: a whole number")
+    if recipe.chat_template is not None:
+        _check_template(recipe.chat_template, findings)
     for key in ("exclude", "only"):
         _check_patterns(getattr(recipe, key), key, findings)
 
@@ -196,6 +199,14 @@ def _check_dtype(spoken: Any, key: str, findings: Findings) -> None:
 def _check_choice(spoken: Any, key: str, known: tuple[str, ...], findings: Findings) -> None:
     if spoken not in known:
         findings.error(f"{key} is {spoken!r}", (key,), right=nearest(str(spoken), known))
+
+
+def _check_template(spoken: Any, findings: Findings) -> None:
+    try:
+        choose_template(str(spoken), ())
+    except ValueError as error:
+        known = ["auto", *BUILT_IN]
+        findings.error(str(error), ("chat_template",), right=f"{nearest(str(spoken), known)}, or the template itself")
 
 
 def _check_patterns(patterns: Any, key: str, findings: Findings) -> None:

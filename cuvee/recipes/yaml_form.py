@@ -12,12 +12,14 @@ from cuvee.errors import RecipeError, nearest, raise_all
 from cuvee.recipes.findings import Findings, KeyPath
 from cuvee.recipes.recipe import Module, Recipe, RecipeModel, Slice
 from cuvee.recipes.staging import chain_stages
+from cuvee.recipes.tokenizer_form import read_request
 from cuvee.recipes.validation import examine_values
 from cuvee.recipes.yaml_tree import MAX_CHARACTERS, Entries, Items, Node, Scalar, read_trees
+from cuvee.tokenizers.request import TokenizerRequest
 
 __all__ = ["YamlForm", "load_recipe", "misspelt", "parse_recipe", "read_text"]
 
-_WORD_KEYS = ("merge_method", "dtype", "out_dtype", "compute_dtype", "compat", "name")
+_WORD_KEYS = ("merge_method", "dtype", "out_dtype", "compute_dtype", "compat", "name", "chat_template")
 _KEYS = (
     *_WORD_KEYS,
     "models",
@@ -30,6 +32,8 @@ _KEYS = (
     "only",
     "before",
     "after",
+    "tokenizer",
+    "tokenizer_source",
 )
 _MODEL_KEYS = ("model", "parameters", "layer_range")
 _MODULE_KEYS = ("models", "slices", "parameters")
@@ -37,9 +41,6 @@ _SLICE_KEYS = ("sources", "parameters", "base_model")
 
 _NO_STATISTICS = ("statistics are not supported yet", "a method that needs no data")
 _LATER = {
-    "tokenizer": ("tokenizer is not supported yet", "leave it out, for models of one vocabulary"),
-    "tokenizer_source": ("tokenizer_source is not supported yet", "leave it out, for models of one vocabulary"),
-    "chat_template": ("chat_template is not supported yet", "leave it out, and change the file after the merge"),
     "space": ("space is not supported yet", "leave it out"),
     "statistics": _NO_STATISTICS,
 }
@@ -139,6 +140,7 @@ class YamlForm:
                 if key in readers and not _is_empty(node):
                     fields[key] = readers[key](node, (key,))
             self._check_parts(root)
+            self._settle_tokenizer(fields)
         given = {key: value for key, value in fields.items() if value is not None}
         given.setdefault("merge_method", "")
         return Recipe(**given, from_yaml=True, text=text, places=self.places, notes=self.findings.warnings)
@@ -154,7 +156,18 @@ class YamlForm:
             "seed": self._plain,
             **dict.fromkeys(("exclude", "only"), self._patterns),
             **dict.fromkeys(("before", "after"), self._edits),
+            "tokenizer": lambda node, path: read_request(node, path, self._reference, self.findings),
+            "tokenizer_source": self._reference,
         }
+
+    def _settle_tokenizer(self, fields: dict[str, Any]) -> None:
+        """Let mergekit's older `tokenizer_source: X` be `tokenizer: {source: X}`."""
+        source = fields.pop("tokenizer_source", None)
+        if source is not None and fields.get("tokenizer") is not None:
+            found = "tokenizer and tokenizer_source are both given"
+            self.findings.error(found, ("tokenizer_source",), right=f"tokenizer: {{source: {source}}}")
+        elif source is not None:
+            fields["tokenizer"] = TokenizerRequest(source)
 
     def _check_parts(self, root: Entries) -> None:
         """Note that the recipe names no method or no models, where nothing in the text stands for them."""

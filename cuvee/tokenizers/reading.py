@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cuvee.checkpoints import fs
-from cuvee.checkpoints.folders import list_names, member
-from cuvee.checkpoints.json_text import read_object
+from cuvee.checkpoints.sidecars import Sidecar, find_sidecars
 from cuvee.errors import CheckpointError, printable
 from cuvee.tokenizers.sentencepiece_model import read_pieces
 
@@ -84,7 +82,6 @@ class Tokenizer:
 
     Attributes:
         label: of the model.
-        folder: where its files lie.
         vocabulary: every string's id, added tokens too.
         added: the added tokens, by string.
         kind: "BPE", "Unigram", "WordPiece", "WordLevel", or "" where the files do not say.
@@ -92,11 +89,10 @@ class Tokenizer:
         content: tokenizer.json, None where there is none.
         config: tokenizer_config.json, {} where there is none.
         roles: the special tokens: {"bos_token": "<s>", …}.
-        files: the names of its files.
+        files: its files, by name.
     """
 
     label: str
-    folder: Path
     vocabulary: Mapping[str, int]
     added: Mapping[str, AddedToken]
     kind: str
@@ -104,7 +100,12 @@ class Tokenizer:
     content: dict[str, Any] | None
     config: dict[str, Any] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
+    files: Mapping[str, Sidecar] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """What errors call its place."""
+        return next((one.where for one in self.files.values()), self.label)
 
     @property
     def size(self) -> int:
@@ -115,11 +116,10 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The template for chats, as jinja or as the config holds it; of several the default."""
         if "chat_template.jinja" in self.files:
-            return _text(self.folder, "chat_template.jinja")
+            return _text(self.files["chat_template.jinja"])
         held = self.config.get("chat_template")
         if held is None and "chat_template.json" in self.files:
-            held = read_object(member(self.folder, "chat_template.json"), limit=MAX_CONFIG_BYTES, strict=False)
-            held = held.get("chat_template")
+            held = self.files["chat_template.json"].read_object(MAX_CONFIG_BYTES).get("chat_template")
         if isinstance(held, list):
             held = {one.get("name"): one.get("template") for one in held if isinstance(one, Mapping)}
         if isinstance(held, Mapping):
@@ -127,48 +127,49 @@ class Tokenizer:
         return held if isinstance(held, str) and held.strip() else None
 
 
-def read_tokenizer(folder: Path, label: str) -> Tokenizer | None:
-    """Read the tokenizer of a model's folder, None where there is none.
+def read_tokenizer(beside: Path | Iterable[Sidecar], label: str) -> Tokenizer | None:
+    """Read the tokenizer among the files of a folder, None where there is none.
 
     `tokenizer.json` says most; else a SentencePiece model, `vocab.json`, or `vocab.txt`. What `added_tokens.json` and
     `tokenizer_config.json` add counts in every case.
 
+    Args:
+        beside: the folder, or the files beside a model's weights.
+
     Raises:
         CheckpointError: a file is damaged, or an id is no number.
     """
-    names = list_names(folder)
-    files = tuple(name for name in names if is_tokenizer_file(name))
+    listed = find_sidecars(beside)[0] if isinstance(beside, Path) else beside
+    files = {one.name: one for one in listed if is_tokenizer_file(one.name)}
     vocabulary: dict[str, int] = {}
     added: dict[str, AddedToken] = {}
     content: dict[str, Any] | None = None
     kind, alphabet = "", "plain"
     if "tokenizer.json" in files:
-        path = member(folder, "tokenizer.json")
-        content = read_object(path, limit=MAX_TOKENIZER_BYTES, strict=False)
-        kind, alphabet = _read_json(content, str(path), vocabulary, added)
+        file = files["tokenizer.json"]
+        content = file.read_object(MAX_TOKENIZER_BYTES)
+        kind, alphabet = _read_json(content, file.where, vocabulary, added)
     elif model := next((name for name in _SENTENCEPIECE if name in files), None):
-        kind, alphabet = "SentencePiece", "spaces"
-        path = member(folder, model)
-        for number, piece in enumerate(read_pieces(_content(path), str(path))):
+        file, kind, alphabet = files[model], "SentencePiece", "spaces"
+        for number, piece in enumerate(read_pieces(file.read(MAX_TOKENIZER_BYTES), file.where)):
             vocabulary[piece.text] = number
             if piece.is_special or piece.is_user_defined:
                 added[piece.text] = AddedToken(piece.text, special=piece.is_special)
     elif "vocab.json" in files:
-        path = member(folder, "vocab.json")
+        file = files["vocab.json"]
         kind, alphabet = ("BPE", "bytes") if "merges.txt" in files else ("", "plain")
-        _add(vocabulary, read_object(path, limit=MAX_TOKENIZER_BYTES, strict=False).items(), str(path))
+        _add(vocabulary, file.read_object(MAX_TOKENIZER_BYTES).items(), file.where)
     elif "vocab.txt" in files:
-        kind = "WordPiece"
-        lines = _text(folder, "vocab.txt").split("\n")
-        vocabulary |= {line.rstrip("\r"): number for number, line in enumerate(lines) if line}
+        file, kind = files["vocab.txt"], "WordPiece"
+        vocabulary |= {line.rstrip("\r"): number for number, line in enumerate(_text(file).split("\n")) if line}
     else:
         return None
-    config = _optional(folder, files, "tokenizer_config.json")
-    _read_beside(folder, files, config, vocabulary, added)
+    config = _optional(files, "tokenizer_config.json")
+    _read_beside(files, config, vocabulary, added)
     if not vocabulary:
-        raise CheckpointError("the tokenizer has no tokens", where=str(folder), right="fetch its files again")
-    roles = _roles(_optional(folder, files, "special_tokens_map.json"), config, vocabulary)
-    return Tokenizer(label, folder, vocabulary, added, kind, alphabet, content, config, roles, files)
+        raise CheckpointError("the tokenizer has no tokens", where=file.where, right="fetch its files again")
+    roles = _roles(_optional(files, "special_tokens_map.json"), config, vocabulary)
+    return Tokenizer(label, vocabulary, added, kind, alphabet, content, config, roles, files)
 
 
 def _read_json(
@@ -229,23 +230,22 @@ def _add(vocabulary: dict[str, int], pairs: Iterable[tuple[Any, Any]], where: st
 
 
 def _read_beside(
-    folder: Path,
-    files: Iterable[str],
+    files: Mapping[str, Sidecar],
     config: Mapping[str, Any],
     vocabulary: dict[str, int],
     added: dict[str, AddedToken],
 ) -> None:
     """Add what stands in added_tokens.json and tokenizer_config.json alone."""
-    beside = _optional(folder, files, "added_tokens.json")
+    beside = _optional(files, "added_tokens.json")
     fresh = [(token, number) for token, number in beside.items() if token not in vocabulary]
-    _add(vocabulary, fresh, str(folder / "added_tokens.json"))
+    _add(vocabulary, fresh, "added_tokens.json")
     added.update({token: added.get(token, AddedToken(token)) for token in beside})
     decoder = config.get("added_tokens_decoder")
     for number, entry in decoder.items() if isinstance(decoder, Mapping) else ():
         token = entry.get("content") if isinstance(entry, Mapping) else None
         if isinstance(token, str) and token not in vocabulary:
             spoken = int(number) if number.isdecimal() else number
-            _add(vocabulary, [(token, spoken)], str(folder / "tokenizer_config.json"))
+            _add(vocabulary, [(token, spoken)], "tokenizer_config.json")
         if isinstance(token, str) and token not in added:
             added[token] = AddedToken.of(token, entry)
 
@@ -264,24 +264,12 @@ def _roles(special: Mapping[str, Any], config: Mapping[str, Any], vocabulary: Ma
     return found
 
 
-def _optional(folder: Path, files: Iterable[str], name: str) -> dict[str, Any]:
-    if name not in files:
-        return {}
-    return read_object(member(folder, name), limit=MAX_CONFIG_BYTES, strict=False)
+def _optional(files: Mapping[str, Sidecar], name: str) -> dict[str, Any]:
+    return files[name].read_object(MAX_CONFIG_BYTES) if name in files else {}
 
 
-def _content(path: Path) -> bytes:
+def _text(file: Sidecar) -> str:
     try:
-        return fs.read_file(path, limit=MAX_TOKENIZER_BYTES)
-    except OverflowError as error:
-        raise CheckpointError(f"the file has {error}", where=str(path), right="fetch the file again") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read the file: {error.strerror}", where=str(path)) from None
-
-
-def _text(folder: Path, name: str) -> str:
-    path = member(folder, name)
-    try:
-        return _content(path).decode("utf-8")
+        return file.read(MAX_TOKENIZER_BYTES).decode("utf-8")
     except UnicodeDecodeError:
-        raise CheckpointError("the file is not UTF-8", where=str(path), right="fetch the file again") from None
+        raise CheckpointError("the file is not UTF-8", where=file.where, right="fetch the file again") from None

@@ -41,10 +41,12 @@ BUILT_IN: Mapping[str, str] = {
         "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
     ),
     "mistral": (
-        "{{- bos_token }}{%- for message in messages %}"
-        "{%- if message['role'] == 'assistant' %}{{- ' ' + message['content'] | trim + eos_token }}"
-        "{%- elif message['role'] == 'system' %}{{- '[INST] ' + message['content'] | trim + ' [/INST]' }}"
-        "{%- else %}{{- '[INST] ' + message['content'] | trim + ' [/INST]' }}"
+        "{{- bos_token }}{%- set held = namespace(system='') %}"
+        "{%- for message in messages %}"
+        "{%- if message['role'] == 'system' %}{%- set held.system = message['content'] | trim + '\\n\\n' %}"
+        "{%- elif message['role'] == 'user' %}"
+        "{{- '[INST] ' + held.system + message['content'] | trim + ' [/INST]' }}{%- set held.system = '' %}"
+        "{%- else %}{{- ' ' + message['content'] | trim + eos_token }}"
         "{%- endif %}{%- endfor %}"
     ),
 }

@@ -305,7 +305,7 @@ def _segmenter(base: Tokenizer) -> Callable[[bytes], Sequence[int]]:
     if base.content is None:
         raise IncompatibleModels(
             f"{base.label!r} has no tokenizer.json, which cutting tokens into pieces needs",
-            where=str(base.folder),
+            where=base.where,
             right="--approximation-method omp",
         )
     model = tokenizers.Tokenizer.from_str(json.dumps(base.content)).model

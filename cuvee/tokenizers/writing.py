@@ -10,32 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from cuvee.checkpoints.sidecars import Sidecar
 from cuvee.errors import CheckpointError
 from cuvee.tokenizers.reading import AddedToken, Tokenizer
 from cuvee.tokenizers.vocabulary import Vocabulary
 
-__all__ = ["TokenizerFiles", "tokenizer_files"]
+__all__ = ["check_ids", "tokenizer_files"]
 
 _TABLES = ("WordPiece", "WordLevel", "BPE")
-
-
-@dataclass(frozen=True, eq=False)
-class TokenizerFiles:
-    """The files of the output's tokenizer.
-
-    Attributes:
-        copied: name -> the file that is copied.
-        written: name -> content.
-        notes: for the user.
-    """
-
-    copied: Mapping[str, Path]
-    written: Mapping[str, bytes]
-    notes: tuple[str, ...] = ()
 
 
 def tokenizer_files(
@@ -44,8 +28,8 @@ def tokenizer_files(
     *,
     chat_template: str | None = None,
     only_added: bool = False,
-) -> TokenizerFiles:
-    """Return the files of the output's tokenizer.
+) -> tuple[list[Sidecar], list[str]]:
+    """Return the files of the output's tokenizer, copied or written, and notes for the user.
 
     Args:
         others: the models' tokenizers, by the numbers that `vocabulary.appended` has.
@@ -56,7 +40,7 @@ def tokenizer_files(
         CheckpointError: the rebuilt tokenizer.json does not have the ids that it should.
     """
     owner = vocabulary.owner
-    copied = {name: owner.folder / name for name in owner.files}
+    copied = dict(owner.files)
     written: dict[str, bytes] = {}
     notes: list[str] = []
     config = dict(owner.config)
@@ -64,7 +48,7 @@ def tokenizer_files(
         pieces = {} if only_added else _pieces(vocabulary, others, notes)
         if owner.content is not None:
             content = _extended(owner.content, vocabulary, pieces, others)
-            check_ids(content, vocabulary.ids, str(owner.folder / "tokenizer.json"))
+            check_ids(content, vocabulary.ids, owner.where)
             written["tokenizer.json"] = _json(content)
         if pieces:
             stale = [name for name in ("vocab.json", "merges.txt", "vocab.txt") if name in owner.files]
@@ -93,7 +77,7 @@ def tokenizer_files(
         written["tokenizer_config.json"] = _json(config)
     for name in written:
         copied.pop(name, None)
-    return TokenizerFiles(copied, written, tuple(notes))
+    return [*copied.values(), *(Sidecar(name, content=text) for name, text in written.items())], notes
 
 
 def _added(vocabulary: Vocabulary, token: str) -> AddedToken:

@@ -112,12 +112,15 @@ def write_llama(folder: Path, tensors: Mapping[str, torch.Tensor], heads: int = 
     (folder / "config.json").write_text(json.dumps(config))
 
 
+WORDS = ("<unk>", "<s>", "</s>", *"abcdefg")
+
+
 def run_moe(case: GoldenCase, folder: Path) -> Tensors:
     """Write the models as folders, the base with its tokenizer, and build the mixture end to end."""
     models, _, _ = case.inputs()
     for number, tensors in enumerate(models):
         write_llama(folder / f"model{number}", tensors, heads=2, kv_heads=1)
-    write_word_tokenizer(folder / "model0")
+    write_word_tokenizer(folder / "model0", {word: n for n, word in enumerate(WORDS)})
     config = case.description["params"]["yaml"]
     for number in range(len(models)):
         config = config.replace(f"model: model{number}\n", f"model: {folder / f'model{number}'}\n")
@@ -131,25 +134,56 @@ def run_moe(case: GoldenCase, folder: Path) -> Tensors:
     return load_file(folder / "out" / "model.safetensors")
 
 
-WORDS = ("<unk>", "<s>", "</s>", *"abcdefg")
+def run_tokenizers(case: GoldenCase, folder: Path) -> Tensors:
+    """Give each model its vocabulary, run the recipe, and return the rows in the order of the expected vocabulary."""
+    models, _, _ = case.inputs()
+    said = case.description["params"]
+    for number, tensors in enumerate(models):
+        write_llama(folder / f"model{number}", tensors)
+        write_word_tokenizer(folder / f"model{number}", said["input_vocabs"][f"model{number}"])
+    recipe = re.sub(r"\b(model: |base_model: )(model\d)\b", rf"\g<1>{folder}/\g<2>", said["yaml"])
+    (folder / "recipe.yml").write_text(f"{recipe}\ncompat: {case.description['compat']}\n")
+    cuvee.merge(folder / "recipe.yml", folder / "out")
+    merged = load_file(folder / "out" / "model.safetensors")
+    written = json.loads((folder / "out" / "tokenizer.json").read_text())
+    ids = {**written["model"]["vocab"], **{entry["content"]: entry["id"] for entry in written["added_tokens"]}}
+    assert ids.keys() == said["output_vocab"].keys()
+    assert json.loads((folder / "out" / "config.json").read_text())["vocab_size"] == said["output_config_vocab_size"]
+    order = [ids[token] for token, _ in sorted(said["output_vocab"].items(), key=lambda pair: pair[1])]
+    return {n: t[order] if n.startswith(("lm_head", "model.embed")) else t for n, t in merged.items()}
 
 
-def write_word_tokenizer(folder: Path) -> None:
-    """Write a tokenizer of whitespace words, ten of them."""
-    special = [
-        {"id": n, "content": WORDS[n], "special": True, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False}
-        for n in range(3)
-    ]  # fmt: skip
-    tokenizer = {
+def write_word_tokenizer(folder: Path, vocabulary: Mapping[str, int]) -> None:
+    """Write a tokenizer of whole words; what stands in angle brackets is an added token."""
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content = {
         "version": "1.0",
-        "added_tokens": special,
+        "added_tokens": [
+            {"id": n, "content": t, **special}
+            for t, n in sorted(vocabulary.items(), key=lambda pair: pair[1])
+            if t.startswith("<")
+        ],
+        "normalizer": None,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "model": {"type": "WordLevel", "vocab": {word: n for n, word in enumerate(WORDS)}, "unk_token": "<unk>"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": dict(vocabulary), "unk_token": "<unk>"},
     }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer.json").write_text(json.dumps(content))
     said = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
+
+
+def run_tokensurgeon(case: GoldenCase, folder: Path) -> Tensors:
+    """Write the targets as combinations of shared rows, for each k."""
+    from cuvee.tokenizers.pursuit import orthogonal_pursuit
+
+    ((given,), _, _), found = case.inputs(), {}
+    for k in case.description["params"]["k"]:
+        indices, coefficients = orthogonal_pursuit(given["targets_donor"], given["shared_donor"], k)
+        rows = torch.einsum("tk,tkh->th", coefficients, given["shared_base"][indices])
+        found |= {f"k{k}/indices": indices, f"k{k}/coeffs": coefficients, f"k{k}/new_rows": rows}
+    return found
 
 
 def run_adapter(case: GoldenCase, folder: Path) -> Tensors:
@@ -177,6 +211,8 @@ RUNNERS = {
     "mergekit_moe": run_moe,
     "mergekit_slices": run_yaml,
     "mergekit_yaml": run_yaml,
+    "tokenizer_merge": run_tokenizers,
+    "tokensurgeon": run_tokensurgeon,
     "peft_load": run_adapter,
 }
 

@@ -9,8 +9,8 @@ import cuvee
 
 ROOT = Path(cuvee.__file__).parent
 ORDER = [
-    "_version", "errors", "tensors", "checkpoints", "architectures", "methods", "recipes", "engine", "moe",
-    "evaluation", "testing", "cli",
+    "_version", "errors", "tensors", "checkpoints", "architectures", "tokenizers", "methods", "recipes", "engine",
+    "moe", "evaluation", "testing", "cli",
 ]  # fmt: skip
 
 

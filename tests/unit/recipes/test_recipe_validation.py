@@ -217,11 +217,11 @@ def test_360_layer_ranges_are_not_passed_over(told: Told) -> None:
 
 
 def test_47_a_tokenizer_option_is_never_passed_over(told: Told) -> None:
-    text = "merge_method: linear\nmodels: [a]\ntokenizer_source: base\nchat_template: auto"
-    assert [error.found for error in told(parse_recipe, text)] == [
-        "tokenizer_source is not supported yet",
-        "chat_template is not supported yet",
-    ]
+    text = "merge_method: linear\nmodels: [a]\nparameters: {weight: 1}\ntokenizer_source: base\nchat_template: auto"
+    recipe = parse_recipe(text)
+    assert (recipe.tokenizer.source, recipe.chat_template) == ("base", "auto")
+    (error,) = told(parse_recipe, text.replace("tokenizer_source", "tokeniser_source"))
+    assert error.right == "did you mean 'tokenizer_source'?"
 
 
 def test_442_an_adapter_is_part_of_the_reference() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cuvee.errors import CuveeError, RecipeError
 from cuvee.recipes import Recipe, RecipeModel, load_recipe, parse_recipe, prepare
+from cuvee.tokenizers.request import RowOf, TokenizerRequest, TokenRule, ZeroRow
 
 Told = Callable[..., list[CuveeError]]
 
@@ -167,9 +168,6 @@ merge_method: linear
     [
         ("slices: []", "slices is empty"),
         ("modules: {}", "modules is empty"),
-        ("tokenizer: {source: union}", "tokenizer is not supported yet"),
-        ("tokenizer_source: union", "tokenizer_source is not supported yet"),
-        ("chat_template: auto", "chat_template is not supported yet"),
         ("space: core", "space is not supported yet"),
         ("statistics: a.safetensors", "statistics are not supported yet"),
     ],
@@ -331,3 +329,34 @@ def test_any_text_at_all_is_read_or_refused(text: str) -> None:
         parse_recipe(text)
     except CuveeError as error:
         assert str(error)
+
+
+def test_a_tokenizer_is_read_with_its_rules() -> None:
+    text = """
+merge_method: linear
+models: [a, b]
+tokenizer:
+  source: b
+  pad_to_multiple_of: 64
+  tokens:
+    "<x>": {source: a, force: true}
+    "<y>": {source: {kind: model_token, model: {path: b}, token_id: 3}}
+    "<z>": {source: {kind: zero}}
+    "<w>":
+chat_template: chatml
+"""
+    recipe = parse_recipe(text)
+    assert recipe.chat_template == "chatml"
+    rules = {
+        "<x>": TokenRule(RowOf("a"), force=True),
+        "<y>": TokenRule(RowOf("b", token_id=3)),
+        "<z>": TokenRule(ZeroRow()),
+        "<w>": TokenRule(),
+    }
+    assert recipe.tokenizer == TokenizerRequest("b", rules, 64)
+
+
+def test_mergekits_older_word_means_the_same() -> None:
+    recipe = parse_recipe("merge_method: linear\nmodels: [a, b]\ntokenizer_source: union")
+    assert recipe.tokenizer == TokenizerRequest("union")
+    assert Recipe("linear", models=["a"], tokenizer="union").tokenizer == TokenizerRequest("union")
