@@ -14,8 +14,8 @@ import numpy as np
 
 from cuvee.architectures import Architecture, describe
 from cuvee.architectures.token_rows import token_rows
-from cuvee.checkpoints.gathered import CombinedRows, RowMean, RowTable
 from cuvee.checkpoints.folders import read_config
+from cuvee.checkpoints.gathered import CombinedRows, RowMean, RowTable
 from cuvee.checkpoints.sidecars import Sidecar, config_json, find_sidecars, sidecars_of
 from cuvee.checkpoints.sources import Model, TensorSource
 from cuvee.errors import CuveeError, IncompatibleModels, RecipeError, nearest, printable, raise_all
