@@ -32,6 +32,7 @@ def plan_copies(
     dropped: Mapping[str, str] = {},
     warnings: Sequence[str] = (),
     digest: str = "",
+    profile: str = "portable-1",
     memory: int | None = None,
     threads: int | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
@@ -42,6 +43,7 @@ def plan_copies(
         asked: with all that decides how inputs are changed: it is part of the plan's id.
         tasks: copies. An input whose model is not among `models` was computed, and leaves no trace but its values.
         digest: of what was computed for the inputs that no model holds.
+        profile: where these computations give the same bytes; see `Plan`.
 
     Raises:
         ResourceError: `memory` is too little.
@@ -74,6 +76,7 @@ def plan_copies(
         tally=Tally(1, 1),
         plan_id=blake3(text.encode("utf-8", "surrogatepass")).hexdigest(),
         roles=roles,
+        profile=profile,
         dropped=dropped,
         warnings=tuple(dict.fromkeys(warnings)),
     )

@@ -14,7 +14,7 @@ from typing import Any
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.engine.matching import BASE
-from cuvee.engine.plan import PROFILE, Plan
+from cuvee.engine.plan import Plan
 from cuvee.engine.stages import describe_stages
 from cuvee.errors import CheckpointError, printable
 from cuvee.tensors.digests import model_digest
@@ -41,7 +41,7 @@ def build_manifest(
         "format": FORMAT,
         "cuvee": __version__,
         "plan": plan.plan_id,
-        "profile": PROFILE,
+        "profile": plan.profile,
         "recipe": plan.asked.recipe,
         "recipe_text": plan.asked.text,
         "stages": describe_stages(plan.models),

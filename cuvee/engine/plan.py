@@ -53,7 +53,6 @@ __all__ = [
 ]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
-PROFILE = "portable-1"
 _TRIALS = 64
 
 
@@ -93,6 +92,7 @@ class Plan:
         dropped: name -> why a tensor is not in the output.
         roles: what a model is called in the manifest, where it is neither the base nor a method's.
         tokens: what was done to the vocabulary, for the manifest; empty where nothing was.
+        profile: where the same plan gives the same bytes: `portable-1` everywhere, `torch:…` with that torch on one machine.
         warnings: for the user.
     """
 
@@ -112,6 +112,7 @@ class Plan:
     dropped: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[int, str] = field(default_factory=dict)
     tokens: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = "portable-1"
     warnings: Sequence[str] = field(default=())
 
     @property

@@ -19,13 +19,13 @@ from cuvee.engine.matching import BASE
 from cuvee.engine.plan import DEFAULT_SHARD_SIZE, Asked, Plan, kinship, open_models
 from cuvee.engine.run import Report, run
 from cuvee.errors import CuveeError, IncompatibleModels, raise_all
-from cuvee.moe.config import RANDOM, ExpertEntry, MoeConfig, check_config, describe_config
+from cuvee.moe.config import CHEAP, RANDOM, ExpertEntry, MoeConfig, check_config, describe_config
 from cuvee.moe.config_form import load_moe_config
 from cuvee.moe.dense import MLP, Dense, expert_misfits, read_dense
 from cuvee.moe.forward import Pass
 from cuvee.moe.gates import gate_warnings, make_gates
 from cuvee.moe.layouts import LAYOUTS, MoeLayout, misfits, named_layouts
-from cuvee.moe.prompts import prompt_lists, tokenize_prompts
+from cuvee.moe.prompts import other_words, prompt_lists, tokenize_prompts
 from cuvee.moe.target_config import config_warnings, moe_json
 from cuvee.recipes.findings import Findings
 from cuvee.tensors.digests import TensorDigest
@@ -124,7 +124,7 @@ def plan_moe(
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
     warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes]
     plan = plan_copies(
-        Asked(describe_config(config), config.text, f"**a mixture of experts** ({layout.title} layout)"),
+        Asked(describe_config(config), config.text, f"**mixture of experts** ({layout.title} layout)"),
         models,
         tasks,
         config=moe_json(config, layout, base, dtype),
@@ -133,6 +133,7 @@ def plan_moe(
         dropped=base.dropped,
         warnings=warnings,
         digest=_digest(gates),
+        profile=_profile(config),
         memory=memory,
         threads=threads,
         shard_size=shard_size,
@@ -262,12 +263,18 @@ def _changed(values: Tensor, start: int, *, key: tuple[int, int], noise: float, 
 
 
 def _vocabulary_warnings(config: MoeConfig, base: Dense, experts: Mapping[int, Dense]) -> list[str]:
-    return [
-        f"{_role(config, number)} {dense.model.label!r} has {dense.vocabulary} token embeddings and the base "
-        f"{base.vocabulary}: its MLPs were trained on another vocabulary, and the mixture has the base's"
-        for number, dense in experts.items()
-        if dense.vocabulary != base.vocabulary
-    ]
+    """Return which experts learned on other tokens: the mixture has the base's."""
+    warnings = []
+    for number, dense in experts.items():
+        found = ""
+        if dense.vocabulary != base.vocabulary:
+            found = f"has {dense.vocabulary} token embeddings, and the base {base.vocabulary}"
+        elif other := other_words(base.model.folder, dense.model.folder):
+            found = f"has {other} tokens that the base's tokenizer has not, or under another number"
+        if found:
+            said = f"{_role(config, number)} {dense.model.label!r} {found}: its MLPs expect other tokens than they will get"
+            warnings.append(said)
+    return warnings
 
 
 def _kinship(base: Dense, experts: Mapping[int, Dense], models: Mapping[int, Model]) -> list[str]:
@@ -279,6 +286,12 @@ def _kinship(base: Dense, experts: Mapping[int, Dense], models: Mapping[int, Mod
         shape = base.model.tensors[part].shape
         tasks.append(Task(part, Layout(shape), DTYPES["F32"], inputs, Input(BASE, base.model.tensors[part])))
     return kinship(tasks, {number: model.label for number, model in models.items()})
+
+
+def _profile(config: MoeConfig) -> str:
+    """Matrix products and logarithms follow the machine; sums of embeddings and uniform draws do not."""
+    is_portable = config.gate_mode in (*CHEAP, "uniform_random") and not any(one.noise_scale for one in config.entries)
+    return "portable-1" if is_portable else f"torch:{torch.__version__}"
 
 
 def _digest(gates: Tensor) -> str:

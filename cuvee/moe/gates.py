@@ -19,6 +19,7 @@ from cuvee.moe.forward import Batch, Pass, embeddings_of, run_layers
 from cuvee.moe.prompts import PromptList
 from cuvee.tensors.draws import draw_key, normal, uniform
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.sums import lane_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,8 @@ def make_gates(
 
 def _unit(rows: Tensor) -> Tensor:
     """Return rows of length 1; one of length 0 stays."""
-    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST)
+    squares = torch.from_numpy(lane_sum((rows.double() ** 2).numpy()))
+    return rows / squares.sqrt().unsqueeze(-1).clamp(min=_SMALLEST)
 
 
 def _random(config: MoeConfig, dense: Dense) -> Tensor:
@@ -89,10 +91,11 @@ def _random(config: MoeConfig, dense: Dense) -> Tensor:
 def _cheap(dense: Dense, prompts: Prompts) -> dict[PromptList, Tensor]:
     """Return the direction of the summed embeddings of each list of prompts, the same for all layers: (L, H) float64."""
     embedded = embeddings_of(dense, [token for rows in prompts.values() for row in rows for token in row])
-    sums = {
-        key: torch.stack([embedded[token].double() for row in rows for token in row]).sum(dim=0)
-        for key, rows in prompts.items()
-    }
+    sums = {key: torch.zeros(dense.hidden, dtype=torch.float64) for key in prompts}
+    for key, rows in prompts.items():
+        for row in rows:
+            for token in row:
+                sums[key] += embedded[token]
     return {key: _unit(total).expand(dense.layers, -1) for key, total in sums.items()}
 
 
@@ -126,12 +129,10 @@ def _hidden(
             owners: Sequence[PromptList] = owners,
             sums: dict[PromptList, Tensor] = sums,
         ) -> None:
-            values = states.double().cpu()
+            values = (states if averaged else states[:, -1]).double().cpu()
             if averaged:
                 mask = torch.ones_like(batch.mask) if counts_padding else batch.mask
                 values = (values * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-            else:
-                values = values[:, -1]
             for place, value in enumerate(values, batch.first):
                 sums[owners[place]][layer] += value
 

@@ -53,7 +53,7 @@ def _rope(layout: MoeLayout, base: Dense) -> dict[str, Any]:
         return {}
     spelt = {"rope_theta": base.settings["rope_theta"], **said}
     if layout.model_type != "deepseek":
-        return {"rope_parameters": spelt}
+        return {"rope_parameters": spelt, "rope_theta": spelt["rope_theta"]}
     scaling = {("type" if key == "rope_type" else key): value for key, value in said.items() if key != "rope_theta"}
     return {"rope_theta": spelt["rope_theta"], "rope_scaling": None if base.rope_kind == "default" else scaling}
 

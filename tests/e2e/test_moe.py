@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from dense_models import FAMILIES, PROMPTS, TOKENS, dense, save, write_tokenizer
-from models import assert_equal, read_folder
+from models import assert_equal, assert_same_bytes, contents, read_folder
 
 import cuvee
+from cuvee.engine import run
 from cuvee.engine.verifying import verify
 from cuvee.errors import ResourceError
 from cuvee.moe import ExpertEntry, MoeConfig
@@ -210,3 +211,33 @@ def test_without_transformers_the_install_line_is_given(workplace, monkeypatch):
     assert raised.value.right == "pip install 'cuvee[moe]'"
     cuvee.build_moe(config_for("Mixtral", experts), "random")
     assert not (workplace / "out").exists()
+
+
+def test_a_build_that_was_stopped_goes_on(workplace, monkeypatch):
+    """Some tensors are finished when it is interrupted; the same call takes them as they are."""
+    experts = family_of(workplace, "llama")
+    config = config_for("Mixtral", experts, gate_mode="hidden")
+    cuvee.build_moe(config, "whole")
+    finished = []
+
+    def stop(self, task, finish=run._Writing.finish):
+        if len(finished) == 9:
+            raise KeyboardInterrupt
+        finish(self, task)
+        finished.append(task.name)
+
+    monkeypatch.setattr(run._Writing, "finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cuvee.build_moe(config, "out", threads=1)
+    assert not (workplace / "out").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    assert cuvee.build_moe(config, "out").resumed == 9
+    assert_same_bytes(contents(workplace / "out"), contents(workplace / "whole"))
+
+
+def test_the_profile_says_where_the_bytes_are_the_same(workplace):
+    experts = family_of(workplace, "llama")
+    for mode, profile in (("cheap_embed", "portable-1"), ("uniform_random", "portable-1"), ("hidden", "torch:")):
+        cuvee.build_moe(config_for("Mixtral", experts, gate_mode=mode), mode)
+        assert json.loads((workplace / mode / "cuvee.json").read_text())["profile"].startswith(profile)

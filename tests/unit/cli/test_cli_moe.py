@@ -39,7 +39,7 @@ def test_a_mixture_is_published_with_its_routing(run, experts, tmp_path):
     assert (config["model_type"], config["num_local_experts"], config["num_experts_per_tok"]) == ("mixtral", 2, 2)
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
     card = (out / "README.md").read_text()
-    assert "**a mixture of experts** (Mixtral layout)" in card
+    assert "**mixture of experts** (Mixtral layout)" in card
     assert "positive_prompts" in card
     assert run("verify", out).code == 0
 

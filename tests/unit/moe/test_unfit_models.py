@@ -113,7 +113,7 @@ def test_a_stranger_and_another_vocabulary_are_warned_of(config, llamas, tmp_pat
     save(dense("llama", seed=77, vocab_size=64), tmp_path / "stranger")
     planned = plan_moe(with_expert(config, str(tmp_path / "stranger")))
     assert any("does not look like a fine-tune" in warning for warning in planned.plan.warnings)
-    assert any("has 64 token embeddings and the base 48" in warning for warning in planned.plan.warnings)
+    assert any("has 64 token embeddings, and the base 48" in warning for warning in planned.plan.warnings)
 
 
 def test_nan_in_an_expert_is_found_in_its_own_tensor(config, llamas, tmp_path):
@@ -208,3 +208,15 @@ def test_models_in_memory_and_missing_ones(config, llamas, tmp_path):
     assert planned.layout.title == "Mixtral"
     with pytest.raises(CuveeError, match="there is no file or folder"):
         plan_moe(replace(asked, base_model=str(tmp_path / "none")))
+
+
+def test_an_expert_with_another_tokenizer_is_warned_of(config, llamas, tmp_path):
+    expert = variant(tmp_path / "expert", llamas / "expert0")
+    text = (llamas / "base" / "tokenizer.json").read_text()
+    (tmp_path / "expert" / "tokenizer.json").write_text(text.replace('"a": 3', '"z": 3').replace('"z": 28', '"a": 28'))
+    planned = plan_moe(with_expert(config, expert))
+    assert any("has 2 tokens that the base's tokenizer has not" in warning for warning in planned.plan.warnings)
+    (tmp_path / "expert" / "tokenizer.json").write_text(text)
+    assert not plan_moe(with_expert(config, expert)).plan.warnings
+    (tmp_path / "expert" / "tokenizer.json").write_text("{[")
+    assert not plan_moe(with_expert(config, expert)).plan.warnings
