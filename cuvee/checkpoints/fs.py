@@ -23,6 +23,7 @@ __all__ = [
     "allocated_bytes",
     "allow_many_files",
     "append",
+    "changed_at",
     "close",
     "create",
     "exchange",
@@ -129,6 +130,12 @@ def allocated_bytes(path: Path) -> int:
     """Return the bytes that a file takes on the disk, 0 where there is none."""
     found = _look(path, follow=False)
     return found.st_blocks * 512 if found is not None else 0
+
+
+def changed_at(path: Path) -> float:
+    """Return when a file, or the names in a folder, changed last: seconds since 1970; 0 where there is none."""
+    found = _look(path, follow=False)
+    return found.st_mtime if found is not None else 0.0
 
 
 def real_path(path: Path) -> Path:
@@ -331,15 +338,20 @@ def remove_tree(path: Path) -> None:
     os.rmdir(path)
 
 
-def _empty(folder: int) -> None:
+_DEEPEST = 64
+
+
+def _empty(folder: int, depth: int = 0) -> None:
     """Remove all in an open folder. By descriptors: a folder that becomes a link meanwhile leads nowhere."""
+    if depth > _DEEPEST:
+        raise OSError(errno.ELOOP, f"folders lie in each other more than {_DEEPEST} deep")
     for name in sorted(os.listdir(folder)):
         if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=folder)
             continue
         fd = os.open(name, _FOLDER, dir_fd=folder)
         try:
-            _empty(fd)
+            _empty(fd, depth + 1)
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=folder)

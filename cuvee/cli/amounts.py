@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 
-__all__ = ["in_bytes", "in_clock", "in_cosine", "in_number", "in_seconds", "in_share", "in_short", "plural"]
+from cuvee.errors import RecipeError
+
+__all__ = [
+    "in_bytes",
+    "in_clock",
+    "in_cosine",
+    "in_number",
+    "in_seconds",
+    "in_share",
+    "in_short",
+    "parse_seconds",
+    "parse_share",
+    "plural",
+]
 
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -64,6 +78,34 @@ def in_cosine(value: float) -> str:
 def plural(count: int, noun: str) -> str:
     """Return `1 tensor`, `2 tensors`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}".replace(",", " ")
+
+
+def parse_share(text: str, *, where: str) -> float:
+    """Return the share, from 0 to 1, that `5%` or `0.05` means.
+
+    Raises:
+        RecipeError: it is none, or nothing.
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if rest or not 0 < share <= 1:
+        raise RecipeError(f"{text!r} is not a share", where=where, right="a number of percent, such as 5%")
+    return share
+
+
+def parse_seconds(text: str, *, where: str) -> float:
+    """Return the seconds that `90s`, `30m`, `12h` or `2d` means.
+
+    Raises:
+        RecipeError: it is no time.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    if match is None:
+        raise RecipeError(f"{text!r} is not a time", where=where, right="a number and s, m, h or d, such as 12h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def _three_digits(value: float) -> str:

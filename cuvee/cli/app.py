@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "Show what a model is made of.",
     "compare": "Show how fine-tuned models differ from their base, and from each other.",
     "verify": "Check every tensor of a merged model against its manifest.",
+    "gc": "List what killed runs have left, and remove it when told to.",
 }
 _USAGE = {"compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT..."}
 _HELP = """One model out of many: merge neural networks, streamed, in bounded memory.

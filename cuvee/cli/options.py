@@ -16,10 +16,13 @@ __all__ = [
     "GateDtype",
     "Memory",
     "Offline",
+    "OlderThan",
     "Only",
     "Overwrite",
     "Png",
     "Quiet",
+    "Remove",
+    "Sample",
     "Seed",
     "ShardSize",
     "SkipRouting",
@@ -74,6 +77,21 @@ Memory = Annotated[
     str | None,
     Parameter(
         group=_MACHINE, metavar="SIZE", help="The most memory to use, such as 2GB; a merge that needs more is refused."
+    ),
+]
+Sample = Annotated[
+    str | None,
+    Parameter(
+        group=_MACHINE, metavar="SHARE", help="Read only this share of the weights, such as 5%; others each time."
+    ),
+]
+Remove = Annotated[bool, Parameter(group=_OUTPUT, help="Do remove them, instead of saying what would be.")]
+OlderThan = Annotated[
+    str,
+    Parameter(
+        group=_OUTPUT,
+        metavar="TIME",
+        help="Leave alone what has changed since, such as 90s, 30m, 12h, 2d; 1d if not given.",
     ),
 ]
 Offline = Annotated[bool, Parameter(group=_HUB, help="Never ask the hub; use what was fetched before.")]

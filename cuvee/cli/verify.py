@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cuvee.cli import app
-from cuvee.cli.amounts import in_bytes, in_seconds, plural
-from cuvee.cli.options import AsJson, Threads
+from cuvee.cli.amounts import in_bytes, in_seconds, parse_share, plural
+from cuvee.cli.options import AsJson, Sample, Threads
 from cuvee.cli.planning import said_meanwhile
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import print_json, rows, screen, show, styled
@@ -14,30 +14,36 @@ from cuvee.cli.screen import print_json, rows, screen, show, styled
 __all__ = ["verify"]
 
 
-def verify(folder: str, /, *, threads: Threads = None, json: AsJson = False) -> None:
+def verify(folder: str, /, *, sample: Sample = None, threads: Threads = None, json: AsJson = False) -> None:
     """Check every tensor of a merged model against its manifest.
 
     Reads all weights again, and compares names, shapes, dtypes and digests with cuvee.json. Ends with 2 when something
-    is not as it was published.
+    is not as it was published, and names the tensor and the leaf.
 
     Args:
         folder: a model that `cuvee merge` has published.
     """
     clock = app.clock
+    share = None if sample is None else parse_share(sample, where="--sample")
     with clock.phase("import"), said_meanwhile("loading torch"):
         import cuvee.engine.verifying as verifying
         from cuvee.errors import raise_all
     with clock.phase("verify"), Bar() as bar:
         found = verifying.verify(
-            Path(folder), threads=threads, progress=lambda done, total: bar.show(done, total, "verifying")
+            Path(folder),
+            sample=share,
+            threads=threads,
+            progress=lambda done, total: bar.show(done, total, "verifying"),
         )
     raise_all(found.problems)
     if json:
         facts = {"folder": folder, "ok": True, "digest": found.digest, "tensors": found.tensors, "bytes": found.bytes}
+        facts |= {"sample": share}
         print_json({**facts, "seconds": {**clock.phases, "total": clock.total}})
         return
     seconds = clock.phases["verify"]
     rate = found.bytes / max(seconds, 1e-9)
     read = f"{in_bytes(found.bytes)}, {plural(found.tensors, 'tensor')}, in {in_seconds(seconds)}: {in_bytes(rate)}/s"
-    show(screen(), styled(f"{folder} is what was published", "bold green"))
+    said = f"{folder} is what was published" + ("" if share is None else ", as far as was read")
+    show(screen(), styled(said, "bold green"))
     show(screen(), rows((("read", read), ("digest", found.digest))))

@@ -1,7 +1,8 @@
 """The manifest and the model card: the lineage that travels with a published model.
 
 `cuvee.json` holds what decides the output and what came out: recipe, inputs with content hashes, tensors with hashes,
-version. It holds no times and no hosts, so that equal merges have equal manifests.
+version. It holds no times and no hosts, so that equal merges have equal manifests. Its seal is a digest of all the rest,
+fields of later versions included.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.engine.matching import BASE
@@ -19,20 +22,25 @@ from cuvee.engine.stages import describe_stages
 from cuvee.errors import CheckpointError, printable
 from cuvee.tensors.digests import model_digest
 
-__all__ = ["FORMAT", "MANIFEST_NAME", "build_manifest", "model_card", "read_manifest"]
+__all__ = ["FORMAT", "MANIFEST_NAME", "build_manifest", "is_sealed", "manifest_json", "model_card", "read_manifest"]
 
 MANIFEST_NAME = "cuvee.json"
 FORMAT = 1
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 256 << 20
 
 
 def build_manifest(
-    plan: Plan, outputs: Mapping[str, str], inputs: Mapping[int, Mapping[str, str]], non_finite: Mapping[str, int]
+    plan: Plan,
+    outputs: Mapping[str, str],
+    marks: Mapping[str, str],
+    inputs: Mapping[int, Mapping[str, str]],
+    non_finite: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Return the content of cuvee.json.
+    """Return the content of cuvee.json, without its seal.
 
     Args:
         outputs: digest of each output tensor.
+        marks: of its leaves.
         inputs: digest of each tensor read, by model and name.
         non_finite: output tensors that hold NaN or Inf, and how many.
     """
@@ -54,6 +62,7 @@ def build_manifest(
                     "dtype": task.dtype.name,
                     "shape": list(task.layout.shape),
                     "blake3": outputs[task.name],
+                    **({"leaves": marks[task.name]} if task.layout.leaves > 1 else {}),
                 }
                 for task in sorted(plan.tasks, key=lambda task: task.name.encode("utf-8"))
             },
@@ -85,8 +94,19 @@ def _input(plan: Plan, number: int, digests: Mapping[str, str]) -> dict[str, Any
 
 
 def manifest_json(manifest: Mapping[str, Any]) -> bytes:
-    """Return the text of cuvee.json."""
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    """Return the text of cuvee.json, sealed."""
+    sealed = {**manifest, "seal": _seal(manifest)}
+    return (json.dumps(sealed, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def is_sealed(manifest: Mapping[str, Any]) -> bool:
+    """True when nothing in a manifest was changed since it was written."""
+    return manifest.get("seal") == _seal(manifest)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "seal"}
+    return blake3(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from cuvee.checkpoints.sidecars import config_json, copy_sidecars
 from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
 from cuvee.engine.allocator import keep_freed_memory
 from cuvee.engine.blocks import Computed, Observer, Task
+from cuvee.engine.known import Known
 from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, manifest_json, model_card, read_manifest
 from cuvee.engine.plan import Plan, plan
 from cuvee.engine.recording import TaskRecord
@@ -103,11 +104,13 @@ class _Finished:
     """What is known of the finished tensors."""
 
     outputs: dict[str, str] = field(default_factory=dict)
+    marks: dict[str, str] = field(default_factory=dict)
     inputs: dict[int, dict[str, str]] = field(default_factory=dict)
     non_finite: dict[str, int] = field(default_factory=dict)
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, Any], output: TensorDigest) -> None:
         self.outputs[record["tensor"]] = record["output"]
+        self.marks[record["tensor"]] = output.marks()
         for number, name, digest in record["inputs"]:
             self.inputs.setdefault(number, {})[name] = digest
         if record["non_finite"]:
@@ -125,6 +128,7 @@ class _Writing(Handler):
         self._journal = journal
         self._finished = finished
         self._allow = allow_non_finite
+        self._known = Known.of(plan)
         self._records: dict[str, TaskRecord] = {}
         self._unsynced = 0
         self.done = 0
@@ -152,6 +156,7 @@ class _Writing(Handler):
     def finish(self, task: Task) -> None:
         record = self._records.pop(task.name)
         record.check_output()
+        self._known.check(record)
         line = {
             "tensor": task.name,
             "output": record.output.hexdigest(),
@@ -163,7 +168,7 @@ class _Writing(Handler):
         }
         with os_errors(self._plan_out):
             self._journal.append(line)
-        self._finished.add(line)
+        self._finished.add(line, record.output)
         size = task.layout.numel * task.dtype.itemsize
         self.done += size
         self._unsynced += size
@@ -195,7 +200,7 @@ def run(
     Raises:
         ResourceError: the folder is taken, or the disk is full.
         NonFinite: an input or the output holds NaN or Inf.
-        CheckpointError: an input cannot be read or changed meanwhile.
+        CheckpointError: an input cannot be read, changed meanwhile, or is not what its own manifest says.
     """
     begin = time.perf_counter()
     keep_freed_memory()
@@ -213,7 +218,7 @@ def run(
         with _kept_or_given_back(staging):
             finished, resumed, tally = _merge(plan, staging, allow_nan, progress or (lambda _: None))
             merged = time.perf_counter()
-            manifest = build_manifest(plan, finished.outputs, finished.inputs, finished.non_finite)
+            manifest = build_manifest(plan, finished.outputs, finished.marks, finished.inputs, finished.non_finite)
             _write_beside(plan, staging / MODEL_NAME, manifest)
             for model in plan.models.values():
                 for file in model.files:
@@ -450,20 +455,23 @@ def _keep_what_is_true(
     done = 0
     for record in records:
         task = tasks.get(record["tensor"])
-        if task is not None and _digest_of_written(writer, task) == record["output"]:
-            finished.add(record)
+        if task is None:
+            continue
+        digest = _digest_of_written(writer, task)
+        if digest is not None and digest.hexdigest() == record["output"]:
+            finished.add(record, digest)
             done += task.layout.numel * task.dtype.itemsize
             progress(Progress(done, plan.bytes_written, "resuming", done / max(1, plan.bytes_written)))
 
 
-def _digest_of_written(writer: ShardWriter, task: Task) -> str:
+def _digest_of_written(writer: ShardWriter, task: Task) -> TensorDigest | None:
     digest = TensorDigest(task.dtype, task.layout)
     for start, stop in task.layout.blocks(1 << 20):
         buffer = np.empty((stop - start) * task.dtype.itemsize, np.uint8)
         if not writer.read(task.name, start, buffer.data, task.dtype.itemsize):
-            return ""
+            return None
         digest.add(start, buffer)
-    return digest.hexdigest()
+    return digest
 
 
 def _write_beside(plan: Plan, folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,11 @@ from cuvee.checkpoints.json_text import read_object
 from cuvee.checkpoints.safetensors_format import open_safetensors
 from cuvee.checkpoints.sources import ModelFile, StoredTensor
 from cuvee.checkpoints.writing import INDEX_NAME
-from cuvee.engine.blocks import Formula, Observer, Task
-from cuvee.engine.blocks import Input as EngineInput
-from cuvee.engine.budget import CPU_BLOCK, default_threads
-from cuvee.engine.manifest import MANIFEST_NAME, read_manifest
-from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.engine.budget import default_threads
+from cuvee.engine.manifest import MANIFEST_NAME, is_sealed, read_manifest
+from cuvee.engine.rereading import differing, read_all, read_some
 from cuvee.errors import CheckpointError, printable
-from cuvee.methods.registry import find_method
-from cuvee.tensors.digests import TensorDigest, model_digest
+from cuvee.tensors.digests import model_digest
 from cuvee.tensors.dtypes import DTYPES, DType
 from cuvee.tensors.layout import Layout
 
@@ -54,6 +52,7 @@ class _Entry:
     dtype: DType
     shape: tuple[int, ...]
     digest: str
+    marks: bytes = b""
 
 
 @dataclass
@@ -65,10 +64,17 @@ class _Found:
     problems: list[CheckpointError] = field(default_factory=list)
 
 
-def verify(folder: Path, *, threads: int | None = None, progress: Callable[[int, int], None] | None = None) -> Verified:
+def verify(
+    folder: Path,
+    *,
+    sample: float | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verified:
     """Compare a published model with its manifest: names, shapes, dtypes, and the digest of every tensor.
 
     Args:
+        sample: read only this share of the leaves, from 0 to 1, others each time. None: all.
         threads: None: one for each core.
         progress: called with the bytes read and the bytes of all tensors.
 
@@ -79,10 +85,10 @@ def verify(folder: Path, *, threads: int | None = None, progress: Callable[[int,
     entries, recorded = _entries(manifest, folder)
     found = _Found()
     digests = {name: entry.digest for name, entry in entries.items()}
-    if model_digest(digests) != recorded:
+    if not is_sealed(manifest) or model_digest(digests) != recorded:
         found.problems.append(
             CheckpointError(
-                "the digests of the tensors in the manifest do not give the model's digest: it was changed",
+                "the manifest does not have the digest that it was written with: it was changed",
                 where=str(folder / MANIFEST_NAME),
                 right=_AGAIN,
             )
@@ -91,19 +97,25 @@ def verify(folder: Path, *, threads: int | None = None, progress: Callable[[int,
         for file in sorted({entry.file for entry in entries.values()}):
             _open(folder, file, entries, found)
         _check_strangers(folder, entries, found)
-        handler = _Digesting(found.tensors, progress or (lambda done, total: None))
-        _read(found.tensors, handler, threads or default_threads())
+        tell = progress or (lambda done, total: None)
+        if sample is None:
+            read = read_all(found.tensors, tell, threads or default_threads())
+        else:
+            read = read_some(found.tensors, {name: entry.marks for name, entry in entries.items()}, sample, tell)
         for one in found.files:
             one.check_unchanged()
     finally:
         for one in found.files:
             one.close()
-    for name, digest in handler.digests.items():
+    for name, digest in read.digests.items():
         if digest != entries[name].digest:
-            found.problems.append(_altered(folder, name, entries[name]))
+            leaves = differing(read.marks.get(name, b""), entries[name].marks)
+            found.problems.append(_altered(folder, name, entries[name], leaves))
+    for name, leaves in read.altered.items():
+        found.problems.append(_altered(folder, name, entries[name], leaves))
     problems = sorted(found.problems, key=lambda problem: (problem.where, problem.found))
-    digest = "" if problems else model_digest(handler.digests)
-    return Verified(len(handler.digests), handler.done, digest, tuple(problems))
+    digest = "" if problems or sample is not None else model_digest(read.digests)
+    return Verified(read.tensors, read.done, digest, tuple(problems))
 
 
 def _entries(manifest: Mapping[str, Any], folder: Path) -> tuple[dict[str, _Entry], str]:
@@ -115,7 +127,13 @@ def _entries(manifest: Mapping[str, Any], folder: Path) -> tuple[dict[str, _Entr
     try:
         output = manifest["output"]
         entries = {
-            str(name): _Entry(str(e["file"]), DTYPES[e["dtype"]], tuple(map(int, e["shape"])), str(e["blake3"]))
+            str(name): _Entry(
+                str(e["file"]),
+                DTYPES[e["dtype"]],
+                tuple(map(int, e["shape"])),
+                str(e["blake3"]),
+                b64decode(e.get("leaves", "")),
+            )
             for name, e in output["tensors"].items()
         }
         return entries, str(output["digest"])
@@ -192,58 +210,16 @@ def _check_strangers(folder: Path, entries: Mapping[str, _Entry], found: _Found)
         )
 
 
-def _altered(folder: Path, name: str, entry: _Entry) -> CheckpointError:
+def _altered(folder: Path, name: str, entry: _Entry, leaves: Sequence[int]) -> CheckpointError:
+    layout = Layout(entry.shape)
+    place = ""
+    if leaves:
+        first = leaves[0]
+        last = min(layout.numel, (first + 1) * layout.leaf) - 1
+        more = f", and {len(leaves) - 1} more of its leaves" if len(leaves) > 1 else ""
+        place = f" in leaf {first + 1} of {layout.leaves}: elements {first * layout.leaf} to {last}{more}"
     return CheckpointError(
-        f"tensor {printable(name)!r} does not have the values that were published",
+        f"tensor {printable(name)!r} does not have the values that were published{place}",
         where=str(folder / entry.file),
         right=_AGAIN,
     )
-
-
-class _Digesting(Handler):
-    """Digests every tensor as it is read."""
-
-    def __init__(self, tensors: Mapping[str, StoredTensor], progress: Callable[[int, int], None]) -> None:
-        self._open: dict[str, _Digest] = {}
-        self._progress = progress
-        self._total = sum(Layout(t.shape).numel * t.dtype.itemsize for t in tensors.values())
-        self.digests: dict[str, str] = {}
-        self.done = 0
-
-    def begin(self, task: Task) -> None:
-        self._open[task.name] = _Digest(task)
-
-    def observer(self, task: Task) -> Observer:
-        return self._open[task.name]
-
-    def finish(self, task: Task) -> None:
-        self.digests[task.name] = self._open.pop(task.name).digest.hexdigest()
-        self.done += task.layout.numel * task.dtype.itemsize
-
-    def watch(self) -> None:
-        """Say how far it is."""
-        self._progress(self.done, self._total)
-
-
-class _Digest(Observer):
-    """The digest of one tensor on its way."""
-
-    def __init__(self, task: Task) -> None:
-        self.digest = TensorDigest(task.dtype, task.layout)
-
-    def read(self, number: int, start: int, raw: Any) -> None:
-        """Add a block."""
-        self.digest.add(start, raw)
-
-    def decoded(self, number: int, non_finite: int) -> None:
-        """The values themselves do not matter."""
-
-
-def _read(tensors: Mapping[str, StoredTensor], handler: _Digesting, threads: int) -> None:
-    tasks = [
-        Task(name, Layout(stored.shape), stored.dtype, (EngineInput(0, stored),))
-        for name, stored in sorted(tensors.items(), key=lambda item: item[1].place)
-    ]
-    formula = Formula(find_method("passthrough"))
-    run_rounds(tasks, formula, handler, threads=threads, block_elements=CPU_BLOCK, watch=handler.watch)
-    handler.watch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TensorDigest", "model_digest"]
+__all__ = ["MARK", "TensorDigest", "leaf_mark", "model_digest"]
 
 _SIZE = 32
+MARK = 8  # bytes
 
 
 class TensorDigest:
@@ -36,15 +38,19 @@ class TensorDigest:
             at = _SIZE * (first + number)
             self._leaves[at : at + _SIZE] = blake3(view[begin : begin + step]).digest()
 
-    @property
-    def leaves(self) -> list[str]:
-        """The digest of each leaf, in hexadecimal."""
-        return [self._leaves[at : at + _SIZE].hex() for at in range(0, len(self._leaves), _SIZE)]
+    def marks(self) -> str:
+        """Return the first eight bytes of each leaf's digest, in base64: enough to tell which leaf was damaged."""
+        return b64encode(b"".join(self._leaves[at : at + MARK] for at in range(0, len(self._leaves), _SIZE))).decode()
 
     def hexdigest(self) -> str:
         """Return the tensor's digest: dtype, shape and leaves."""
         head = f"tensor/1\0{self._dtype.name}\0{list(self._layout.shape)}\0".encode()
         return blake3(head + self._leaves).hexdigest()
+
+
+def leaf_mark(raw: memoryview | bytes) -> bytes:
+    """Return the mark of one leaf, from its bytes."""
+    return blake3(raw).digest(MARK)
 
 
 def model_digest(tensors: Mapping[str, str]) -> str:

@@ -17,7 +17,8 @@ FROZEN = {
     "compare": [
         "BASE", "EXPERTS", "--only", "--exclude", "--png", "--threads", "--offline", "--token", "--json",
     ],
-    "verify": ["FOLDER", "--threads", "--json"],
+    "verify": ["FOLDER", "--sample", "--threads", "--json"],
+    "gc": ["FOLDER", "--remove", "--older-than", "--json"],
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 
 import cuvee
 from cuvee.checkpoints.safetensors_format import open_safetensors
+from cuvee.engine.manifest import is_sealed, manifest_json, read_manifest
 from cuvee.engine.verifying import Verified, verify
 from cuvee.errors import CheckpointError
 
@@ -156,3 +157,85 @@ def test_progress_is_told(original):
     seen: list[tuple[int, int]] = []
     verify(original, threads=1, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (6 * 64 * 4, 6 * 64 * 4)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A merged model of one tensor of five leaves and one of a single leaf."""
+    generator = torch.Generator().manual_seed(1)
+    models = [{"long": torch.randn(4 * 65536 + 7, generator=generator), "one": torch.randn(9)} for _ in range(2)]
+    out = tmp_path_factory.mktemp("published") / "long"
+    cuvee.merge(cuvee.Recipe("linear", models=models), out)
+    return out
+
+
+def spoil(model: Path, tensor: str, *elements: int) -> None:
+    path = model / "model.safetensors"
+    file, tensors, _ = open_safetensors(path)
+    file.close()
+    content = bytearray(path.read_bytes())
+    for element in elements:
+        content[tensors[tensor].offset + 4 * element] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_leaf_of_a_changed_bit_is_named(long, tmp_path):
+    model = Path(shutil.copytree(long, tmp_path / "out"))
+    spoil(model, "long", 65536 + 5)
+    says = "tensor 'long' does not have the values that were published"
+    assert problems(model) == [(f"{says} in leaf 2 of 5: elements 65536 to 131071", "model.safetensors")]
+    spoil(model, "long", 4 * 65536 + 6)
+    ((found, _),) = problems(model)
+    assert found.endswith("in leaf 2 of 5: elements 65536 to 131071, and 1 more of its leaves")
+    spoil(model, "one", 3)
+    assert len(problems(model)) == 2
+
+
+def test_a_sample_reads_its_share_and_finds_what_lies_in_it(long, tmp_path):
+    whole = verify(long, sample=1.0)
+    assert (whole.tensors, whole.bytes, whole.problems) == (2, 4 * (4 * 65536 + 7 + 9), ())
+    assert whole.digest == ""  # not that of the model: it was not read in one piece
+    part = verify(long, sample=0.3)
+    assert 0 < part.bytes <= 2 * 4 * 65536 and part.problems == ()
+    model = Path(shutil.copytree(long, tmp_path / "out"))
+    spoil(model, "long", 2 * 65536 + 1)
+    found = [bool(verify(model, sample=0.3).problems) for _ in range(40)]
+    assert any(found) and not all(found)  # two leaves of six: others each time
+    (problem,) = verify(model, sample=1.0).problems
+    assert problem.found.endswith("in leaf 3 of 5: elements 131072 to 196607")
+
+
+def test_any_flipped_bit_of_a_manifest_is_found(long, tmp_path):
+    model = Path(shutil.copytree(long, tmp_path / "out"))
+    content = (model / "cuvee.json").read_bytes()
+    for at in range(len(content)):
+        changed = bytearray(content)
+        changed[at] ^= 1 << (at % 8)
+        (model / "cuvee.json").write_bytes(changed)
+        try:
+            manifest = read_manifest(model)
+        except CheckpointError:
+            continue
+        assert not is_sealed(manifest), (at, bytes(changed[max(0, at - 20) : at + 20]))
+
+
+def test_fields_of_a_later_version_are_kept_and_sealed(long, tmp_path):
+    model = Path(shutil.copytree(long, tmp_path / "out"))
+    manifest = {key: value for key, value in manifest_of(model).items() if key != "seal"}
+    manifest["licence"] = {"of": ["later", "days"]}
+    (model / "cuvee.json").write_bytes(manifest_json(manifest))
+    assert verify(model).problems == ()
+    assert read_manifest(model)["licence"] == {"of": ["later", "days"]}
+    text = (model / "cuvee.json").read_text()
+    (model / "cuvee.json").write_text(text.replace("later", "other"))
+    ((found, where),) = problems(model)
+    assert "it was changed" in found and where == "cuvee.json"
+
+
+def test_a_manifest_of_a_newer_version_is_refused_in_a_sentence(long, tmp_path):
+    model = Path(shutil.copytree(long, tmp_path / "out"))
+    (model / "cuvee.json").write_text(json.dumps(manifest_of(model) | {"format": 2, "cuvee": "9.1\x1b[2J"}))
+    with pytest.raises(CheckpointError, match=r"the manifest has format 2, written by cuvee 9\.1") as caught:
+        verify(model)
+    assert "\x1b" not in str(caught.value)
+    assert caught.value.right == "pip install -U cuvee"
