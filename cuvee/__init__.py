@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cuvee.engine.in_memory import merge_tensors
     from cuvee.engine.plan import Plan, plan
     from cuvee.engine.run import Report, merge, run
+    from cuvee.engine.transplanting import transplant
     from cuvee.errors import CuveeError
     from cuvee.methods.registry import methods
     from cuvee.moe import ExpertEntry, MoeConfig, build_moe
@@ -39,6 +40,7 @@ _HOMES = {
     "open_model": "cuvee.checkpoints.opening",
     "plan": "cuvee.engine.plan",
     "run": "cuvee.engine.run",
+    "transplant": "cuvee.engine.transplanting",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "open_model",
     "plan",
     "run",
+    "transplant",
 ]
 
 

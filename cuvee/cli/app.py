@@ -23,6 +23,7 @@ __all__ = ["COMMANDS", "build", "main"]
 COMMANDS = {
     "merge": "Merge models as a recipe says, and publish the result.",
     "moe": "Make a mixture of experts of dense models, and publish it.",
+    "tokens": "Give a model another model's tokenizer, and publish it.",
     "plan": "Say what a merge will read, write, need and compute, before it does.",
     "methods": "List the merge methods, or show the page of one.",
     "inspect": "Show what a model is made of.",
@@ -109,7 +110,9 @@ def _failed(error: BaseException, arguments: list[str]) -> int:
     as_json = "--json" in arguments
     if isinstance(error, Stopped):
         goes_on = (
-            "the same command again, which goes on where it stopped" if arguments[:1] in (["merge"], ["moe"]) else ""
+            "the same command again, which goes on where it stopped"
+            if arguments[:1] in (["merge"], ["moe"], ["tokens"])
+            else ""
         )
         tell(Interrupted("stopped", right=goes_on), as_json=as_json)
         return error.exit_code

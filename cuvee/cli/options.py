@@ -9,17 +9,22 @@ from cyclopts import Group, Parameter, validators
 __all__ = [
     "AllowNan",
     "AsJson",
+    "Atoms",
     "BatchSize",
+    "ByteMatch",
     "Compat",
+    "CosineSimilarity",
     "Device",
     "Exclude",
     "GateDtype",
+    "Magikarp",
     "Memory",
     "Offline",
     "OlderThan",
     "Only",
     "Overwrite",
     "Png",
+    "PrefixMatch",
     "Quiet",
     "Remove",
     "Sample",
@@ -27,9 +32,15 @@ __all__ = [
     "ShardSize",
     "SkipRouting",
     "Stages",
+    "SubwordMethod",
     "Tensors",
     "Threads",
     "Token",
+    "TokenBatch",
+    "TokenNoise",
+    "TokenScale",
+    "Way",
+    "WeightScheme",
 ]
 
 _RECIPE = Group("The recipe", sort_key=1)
@@ -37,6 +48,7 @@ _TENSORS = Group("The tensors", sort_key=1)
 _GATES = Group("The gates", sort_key=1)
 _OUTPUT = Group("The output", sort_key=2)
 _MACHINE = Group("The machine", sort_key=3)
+_TOKENS = Group("The new tokens", sort_key=1)
 _HUB = Group("The Hugging Face hub", sort_key=4)
 _TERMINAL = Group("The terminal", sort_key=5)
 
@@ -119,6 +131,62 @@ BatchSize = Annotated[
 ]
 SkipRouting = Annotated[
     bool, Parameter(group=_GATES, help="Do not measure, after building, which experts the prompts reach.")
+]
+Way = Annotated[
+    Literal["omp", "common_interpolation", "subword", "mean", "zero", "randn", "john_hewitt", "landmark_pca"],
+    Parameter(
+        name="--approximation-method",
+        group=_TOKENS,
+        help="How a token that the model lacks gets a row; omp if not given.",
+    ),
+]
+Atoms = Annotated[
+    int,
+    Parameter(
+        name="--k",
+        group=_TOKENS,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Shared tokens that a new one is made of (omp, common_interpolation); 64 if not given.",
+    ),
+]
+WeightScheme = Annotated[
+    Literal["distance_proportional", "barycentric", "least_squares"],
+    Parameter(group=_TOKENS, help="Of common_interpolation; distance_proportional if not given."),
+]
+CosineSimilarity = Annotated[
+    bool, Parameter(group=_TOKENS, help="common_interpolation looks for the nearest tokens by cosine.")
+]
+SubwordMethod = Annotated[
+    Literal["mean", "sum", "weighted_mean", "first_last"],
+    Parameter(group=_TOKENS, help="How subword makes one row of those of a token's pieces; mean if not given."),
+]
+PrefixMatch = Annotated[
+    Literal["no", "yes", "embed_only", "lm_head_only"],
+    Parameter(group=_TOKENS, help="Give a token the row of its longest beginning that the model knows."),
+]
+ByteMatch = Annotated[
+    Literal["no", "yes", "embed_only", "lm_head_only"],
+    Parameter(group=_TOKENS, help="Take <0x41> of one tokenizer for the A of another."),
+]
+Magikarp = Annotated[
+    bool, Parameter(group=_TOKENS, help="Set rows of hardly trained tokens to zero, and make no new token of them.")
+]
+TokenNoise = Annotated[
+    float, Parameter(name="--new-vocab-noise", group=_TOKENS, metavar="X", help="Add normal draws of this size.")
+]
+TokenScale = Annotated[
+    float, Parameter(name="--new-vocab-scale", group=_TOKENS, metavar="X", help="Multiply new rows by this.")
+]
+TokenBatch = Annotated[
+    int,
+    Parameter(
+        name="--batch-size",
+        group=_TOKENS,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="New tokens worked on at a time; 512 if not given.",
+    ),
 ]
 Tensors = Annotated[bool, Parameter(group=_TENSORS, help="List every tensor: name, dtype, shape, layer, role.")]
 Quiet = Annotated[bool, Parameter(group=_TERMINAL, help="Print nothing but warnings and errors.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -20,12 +21,13 @@ class Bar:
 
     Args:
         wanted: False prints nothing.
+        spoken: how an amount is said.
     """
 
-    def __init__(self, *, wanted: bool = True) -> None:
+    def __init__(self, *, wanted: bool = True, spoken: Callable[[float], str] = in_bytes) -> None:
         self._stage = ""
         self._task: TaskID | None = None
-        self._bars = _bars() if wanted and screen(stderr=True).is_terminal else None
+        self._bars = _bars(spoken) if wanted and screen(stderr=True).is_terminal else None
 
     def __enter__(self) -> Self:
         if self._bars:
@@ -37,7 +39,7 @@ class Bar:
             self._bars.stop()
 
     def show(self, done: float, total: float, stage: str) -> None:
-        """Show how many bytes are done; before any are, the bar only moves."""
+        """Show how much is done; before any are, the bar only moves."""
         if self._bars is None:
             return
         if stage != self._stage:
@@ -48,19 +50,19 @@ class Bar:
             self._bars.update(self._task, total=total, completed=done)
 
 
-def _bars() -> Bars:
+def _bars(spoken: Callable[[float], str]) -> Bars:
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.table import Column
     from rich.text import Text
 
     class Amounts(ProgressColumn):
-        """Bytes done, bytes per second, time left."""
+        """What is done, how much a second, time left."""
 
         def render(self, task: Task) -> Text:
             if task.total is None:
                 return Text("")
-            parts = [f"{100 * task.completed / max(1, task.total):.0f} % of {in_bytes(task.total)}"]
-            parts += [f"{in_bytes(task.speed)}/s"] if task.speed else []
+            parts = [f"{100 * task.completed / max(1, task.total):.0f} % of {spoken(task.total)}"]
+            parts += [f"{spoken(task.speed)}/s"] if task.speed else []
             parts += [f"{in_clock(task.time_remaining)} left"] if task.time_remaining is not None else []
             return Text("  ".join(parts), no_wrap=True)
 

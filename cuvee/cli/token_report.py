@@ -33,6 +33,8 @@ def _summary(tokens: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("tokenizer", f"{safe(tokens['owner'])}'s" + (", extended" if tokens.get("appended") else ""))]
     if "rows" in tokens:
         lines.append(("vocabulary", f"{plural(tokens['tokens'], 'token')} in {plural(tokens['rows'], 'row')}"))
+    if matched := tokens.get("matched"):
+        lines.append(("matched", ", ".join(f"{count} by the {how}" for how, count in matched.items())))
     if appended := list(tokens.get("appended", ())):
         lines.append(("added", f"{len(appended)}: {_some(appended)}"))
     for what, names in tokens.get("files", {}).items():

@@ -30,6 +30,7 @@ def plan_copies(
     sidecars: Sequence[Sidecar] = (),
     roles: Mapping[int, str] = {},
     dropped: Mapping[str, str] = {},
+    tokens: Mapping[str, Any] = {},
     warnings: Sequence[str] = (),
     digest: str = "",
     profile: str = "portable-1",
@@ -78,5 +79,6 @@ def plan_copies(
         roles=roles,
         profile=profile,
         dropped=dropped,
+        tokens=tokens,
         warnings=tuple(dict.fromkeys(warnings)),
     )

@@ -31,7 +31,19 @@ if TYPE_CHECKING:
     Integers: TypeAlias = NDArray[np.int64]
     Floats: TypeAlias = NDArray[np.float64]
 
-__all__ = ["METHODS", "Approximation", "Patient", "Way", "nearest_weights", "transplanted_rows"]
+__all__ = [
+    "METHODS",
+    "Approximation",
+    "Patient",
+    "SubwordMethod",
+    "Way",
+    "WeightScheme",
+    "Where",
+    "following_rows",
+    "junk_rows",
+    "nearest_weights",
+    "transplanted_rows",
+]
 
 Way: TypeAlias = Literal[
     "omp", "common_interpolation", "subword", "mean", "zero", "randn", "john_hewitt", "landmark_pca"
@@ -40,6 +52,7 @@ METHODS: tuple[Way, ...] = (
     "omp", "common_interpolation", "subword", "mean", "zero", "randn", "john_hewitt", "landmark_pca",
 )  # fmt: skip
 WeightScheme: TypeAlias = Literal["distance_proportional", "barycentric", "least_squares"]
+Where: TypeAlias = Literal["no", "yes", "embed_only", "lm_head_only"]
 SubwordMethod: TypeAlias = Literal["mean", "sum", "weighted_mean", "first_last"]
 
 _CHUNK = 4096
@@ -56,6 +69,10 @@ class Approximation:
         cosine_similarity: common_interpolation looks for the nearest by cosine, not by distance.
         subword_method: how the rows of a token's pieces become one.
         batch_size: new tokens worked on at once.
+        prefix_match: a token that the base lacks has the row of its longest beginning that the base knows: nowhere,
+            everywhere, or in the embeddings or the heads only.
+        byte_match: `<0x41>` of one tokenizer is the `A` of another: likewise.
+        magikarp: rows of tokens that were hardly trained are zero, and no new token is made of them.
         noise: normal draws of this size are added to every new row.
         scale: new rows are multiplied by this, after that.
         seed: of all draws.
@@ -67,6 +84,9 @@ class Approximation:
     cosine_similarity: bool = False
     subword_method: SubwordMethod = "mean"
     batch_size: int = 512
+    prefix_match: Where = "no"
+    byte_match: Where = "no"
+    magikarp: bool = False
     noise: float = 0.0
     scale: float = 1.0
     seed: int = 0
@@ -93,6 +113,7 @@ class Patient:
         copied: (rows of the result,), the base's row of each id that both models know, else −1.
         real: ids of the base that have a token.
         new: ids of the result whose rows must be made.
+        zero: ids of the result whose rows are zero.
         is_head: it is an output head.
     """
 
@@ -102,7 +123,14 @@ class Patient:
     copied: Integers
     real: Integers
     new: Integers
+    zero: Integers
     is_head: bool
+
+    @property
+    def atoms(self) -> Integers:
+        """Ids that both models know, of which new tokens are made."""
+        shared = np.flatnonzero(self.copied >= 0)
+        return shared[shared < self.donor.shape[0]]
 
 
 def transplanted_rows(
@@ -124,7 +152,7 @@ def transplanted_rows(
     """
     made = _WAYS[how.method](patient, how, tokenizers, progress or (lambda done, total: None))
     shared = np.flatnonzero(patient.copied >= 0)
-    padding = np.setdiff1d(np.arange(len(patient.copied)), np.concatenate((shared, patient.new)))
+    padding = np.setdiff1d(np.arange(len(patient.copied)), np.concatenate((shared, patient.new, patient.zero)))
     sources: list[TensorSource] = [patient.base, *made.extra]
     targets = [shared, made.targets, padding]
     numbers = [np.zeros(len(shared), np.int64), made.sources, np.full(len(padding), len(sources))]
@@ -141,6 +169,21 @@ def transplanted_rows(
     return table, tuple(sources)
 
 
+def following_rows(patient: Patient, table: RowTable) -> tuple[RowTable, tuple[TensorSource, ...]]:
+    """Return the entries of a head's bias: combined as the head's rows are; their mean where these are made otherwise."""
+    count = len(table)
+    targets = np.repeat(np.arange(count), np.diff(table.starts))
+    own = table.sources == 0
+    other = np.setdiff1d(np.arange(count), np.concatenate((targets[own], patient.zero)))
+    return RowTable.of(
+        count,
+        np.concatenate((targets[own], other)),
+        np.concatenate((np.zeros(int(own.sum()), np.int64), np.ones(len(other), np.int64))),
+        np.concatenate((table.rows[own], np.zeros(len(other), np.int64))),
+        np.concatenate((table.coefficients[own], np.ones(len(other)))),
+    ), (patient.base, RowMean(patient.base, of=patient.real))
+
+
 def _combined(
     patient: Patient,
     how: Approximation,
@@ -148,8 +191,7 @@ def _combined(
     choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
 ) -> _Rows:
     """Write each new token as a combination of shared ones, a batch at a time."""
-    shared = np.flatnonzero(patient.copied >= 0)
-    shared = shared[shared < patient.donor.shape[0]]
+    shared = patient.atoms
     if not len(shared):
         raise IncompatibleModels("the two tokenizers share no token", right="--approximation-method mean")
     atoms = read_rows(patient.donor, shared)
@@ -238,8 +280,7 @@ def _john_hewitt(patient: Patient, how: Approximation, _: Any, __: Any) -> _Rows
 
 def _landmark_pca(patient: Patient, how: Approximation, _: Any, __: Any) -> _Rows:
     """Turn the donor's space into the base's by the rotation and scale that fit the shared tokens best (Procrustes)."""
-    shared = np.flatnonzero(patient.copied >= 0)
-    shared = shared[shared < patient.donor.shape[0]]
+    shared = patient.atoms
     if not len(shared):
         raise IncompatibleModels("the two tokenizers share no token", right="--approximation-method mean")
     theirs, ours = read_rows(patient.donor, shared).double(), read_rows(patient.base, patient.copied[shared]).double()
@@ -331,6 +372,33 @@ def _segmenter(base: Tokenizer) -> Callable[[bytes], Sequence[int]]:
 def _each_one_row(patient: Patient, source: TensorSource, rows: Integers) -> _Rows:
     count = len(patient.new)
     return _Rows(patient.new, np.ones(count, np.int64), rows.astype(np.int64), np.ones(count), (source,))
+
+
+def junk_rows(source: TensorSource, real: Integers, unused: Integers) -> Integers:
+    """Return the rows among `real` that look as if they were hardly trained.
+
+    Their norm is below the 0.01 quantile, or their cosine to the mean of the `unused` rows is above the 99th
+    percentile and above 0.5.
+
+    Source: Fishing for Magikarp, arXiv 2405.05417, as mergekit's tokensurgeon applies it.
+    """
+    width = source.shape[1] if len(source.shape) > 1 else 1
+    mean = torch.zeros(width, dtype=torch.float64)
+    for begin in range(0, len(unused), _CHUNK):
+        mean += read_rows(source, unused[begin : begin + _CHUNK]).double().sum(0)
+    mean /= mean.norm().clamp_min(1e-300)
+    norms, cosines = np.zeros(len(real)), np.zeros(len(real))
+    for begin in range(0, len(real), _CHUNK):
+        rows = read_rows(source, real[begin : begin + _CHUNK]).double()
+        length = rows.norm(dim=1)
+        norms[begin : begin + _CHUNK] = length.numpy()
+        cosines[begin : begin + _CHUNK] = (rows @ mean / length.clamp_min(1e-300)).numpy()
+    if not len(real):
+        return real
+    junk = norms < np.quantile(norms, 0.01)
+    if len(unused):
+        junk |= cosines > max(np.quantile(cosines, 0.99), 0.5)
+    return real[junk]
 
 
 def _moments(patient: Patient) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,12 @@ FROZEN = {
         "CONFIG", "OUT", "--gate-dtype", "--batch", "--skip-routing", "--overwrite", "--allow-nan", "--quiet", "--json",
         *PLANNING,
     ],
+    "tokens": [
+        "MODEL", "DONOR", "OUT", "--approximation-method", "--k", "--weight-scheme", "--cosine-similarity",
+        "--subword-method", "--prefix-match", "--byte-match", "--magikarp", "--new-vocab-noise", "--new-vocab-scale",
+        "--batch-size", "--seed", "--overwrite", "--allow-nan", "--shard-size", "--threads", "--memory", "--offline",
+        "--token", "--quiet", "--json",
+    ],
     "plan": ["RECIPE", "--json", *PLANNING],
     "methods": ["NAME", "--json"],
     "inspect": ["MODEL", "--tensors", "--offline", "--token", "--json"],
