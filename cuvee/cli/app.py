@@ -22,6 +22,7 @@ __all__ = ["COMMANDS", "build", "main"]
 
 COMMANDS = {
     "merge": "Merge models as a recipe says, and publish the result.",
+    "mergekit-yaml": "Run a command line of mergekit-yaml.",
     "moe": "Make a mixture of experts of dense models, and publish it.",
     "tokens": "Give a model another model's tokenizer, and publish it.",
     "plan": "Say what a merge will read, write, need and compute, before it does.",
@@ -31,7 +32,10 @@ COMMANDS = {
     "verify": "Check every tensor of a merged model against its manifest.",
     "gc": "List what killed runs have left, and remove it when told to.",
 }
-_USAGE = {"compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT..."}
+_USAGE = {
+    "compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT...",
+    "mergekit-yaml": "Usage: cuvee mergekit-yaml CONFIG OUT [FLAGS OF MERGEKIT-YAML]",
+}
 _HELP = """One model out of many: merge neural networks, streamed, in bounded memory.
 
 A first merge:
@@ -161,5 +165,6 @@ def build(called: str = "") -> App:
         said = {} if name == called else {"help": summary}
         if name in _USAGE:
             said["usage"] = _USAGE[name]
-        app.command(f"cuvee.cli.{name}:{name}", name=name, sort_key=place, **said)
+        file = name.replace("-", "_")
+        app.command(f"cuvee.cli.{file}:{file}", name=name, sort_key=place, **said)
     return app

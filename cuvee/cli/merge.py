@@ -21,8 +21,18 @@ if TYPE_CHECKING:
     from cuvee.cli.clock import Clock
     from cuvee.engine.plan import Plan
     from cuvee.engine.run import Progress, Report
+    from cuvee.recipes import Recipe
 
-__all__ = ["carry_out", "merge", "print_left_out", "print_report", "print_warnings", "report_object", "warn"]
+__all__ = [
+    "carry_out",
+    "merge",
+    "merge_asked",
+    "print_left_out",
+    "print_report",
+    "print_warnings",
+    "report_object",
+    "warn",
+]
 
 _MOST_NAMES = 3
 
@@ -50,10 +60,30 @@ def merge(
     """
     from cuvee.checkpoints.publishing import check_target
 
+    check_target(Path(os.path.abspath(out)), overwrite=overwrite)
+    asked = read_recipe(recipe, options)
+    merge_asked(
+        asked, out, overwrite=overwrite, allow_nan=allow_nan, stages=stages, quiet=quiet, json=json, options=options
+    )
+
+
+def merge_asked(
+    asked: Recipe,
+    out: str,
+    *,
+    overwrite: bool = False,
+    allow_nan: bool = False,
+    stages: str | None = None,
+    quiet: bool = False,
+    json: bool = False,
+    options: PlanOptions,
+) -> None:
+    """Carry out a recipe that was read, and say what was done."""
+    from cuvee.checkpoints.publishing import check_target
+
     clock = app.clock
     target = Path(os.path.abspath(out))
     check_target(target, overwrite=overwrite)
-    asked = read_recipe(recipe, options)
     load_engine(options.device, clock, asked, quiet=quiet)
     planned = make_plan(asked, options, clock, quiet=quiet)
     report = carry_out(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, with_bar=not quiet)

@@ -11,6 +11,7 @@ FROZEN = {
         "CONFIG", "OUT", "--gate-dtype", "--batch", "--skip-routing", "--overwrite", "--allow-nan", "--quiet", "--json",
         *PLANNING,
     ],
+    "mergekit-yaml": [],
     "tokens": [
         "MODEL", "DONOR", "OUT", "--approximation-method", "--k", "--weight-scheme", "--cosine-similarity",
         "--subword-method", "--prefix-match", "--byte-match", "--magikarp", "--new-vocab-noise", "--new-vocab-scale",
