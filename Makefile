@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEVICE ?= cpu
 SCALE ?= 1
 
-.PHONY: demo test quick lint types check bench-merge clean
+.PHONY: demo test quick lint types check bench-merge bench-mergekit clean
 
 demo: $(VENV)/ready  ## train a base and experts on real data, merge them by every recipe in examples/, score all
 	$(BIN)/python -m cuvee.evaluation.demo
@@ -34,6 +34,9 @@ $(VENV)/ready: pyproject.toml setup.py constraints.txt cuvee/tensors/_kernels.c
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
+
+bench-mergekit: $(VENV)/ready  ## 208 recipes through mergekit and through Cuvée: what differs, and why
+	$(BIN)/python benchmarks/against_mergekit.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -109,7 +109,9 @@ class _Cutting:
             return after == [True, False] and ends[0] != ends[1]
 
         used = sorted({number for part in outer for number, _ in self._used(part)} | {self._reference})
-        ties = resolve_ties({number: self.models[number] for number in used}, self.described, is_apart)
+        # mergekit ties the head to whatever embedding comes first, where both ends were tied in their models.
+        apart = None if self.recipe.compat == "mergekit" else is_apart
+        ties = resolve_ties({number: self.models[number] for number in used}, self.described, apart)
         return replace(ties, models={**self.models, **ties.models})
 
     @property
