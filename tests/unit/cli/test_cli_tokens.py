@@ -24,7 +24,13 @@ def test_a_transplant_says_what_was_matched_and_made(run, pair):
     outcome = run("tokens", "base", "chat", "out", "--k", "2", columns=160)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("out is published\n")
-    for said in ("chat's", "7 tokens in 7 rows", "4 by the same text, 1 by the same role", "2 made by omp", "5 the base's own rows"):
+    for said in (
+        "chat's",
+        "7 tokens in 7 rows",
+        "4 by the same text, 1 by the same role",
+        "2 made by omp",
+        "5 the base's own rows",
+    ):
         assert said in " ".join(outcome.out.split())
     assert run("verify", "out").code == 0
 
