@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuvee.checkpoints.publishing import check_target
-from cuvee.checkpoints.sidecars import find_sidecars
+from cuvee.checkpoints.sidecars import sidecars_of
 from cuvee.checkpoints.sources import MemoryTensor, Model, natural_dtype
 from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
@@ -25,7 +25,7 @@ from cuvee.moe.dense import MLP, Dense, expert_misfits, read_dense
 from cuvee.moe.forward import Pass
 from cuvee.moe.gates import gate_warnings, make_gates
 from cuvee.moe.layouts import LAYOUTS, MoeLayout, misfits, named_layouts
-from cuvee.moe.prompts import other_words, prompt_lists, tokenize_prompts
+from cuvee.moe.prompts import prompt_lists, tokenize_prompts, words_of
 from cuvee.moe.target_config import config_warnings, moe_json
 from cuvee.recipes.findings import Findings
 from cuvee.tensors.digests import TensorDigest
@@ -117,7 +117,7 @@ def plan_moe(
     stored = natural_dtype(base.model.tensors["model.layers.0.mlp.up_proj.weight"], base.model.config)
     dtype = parse_dtype(config.dtype) if config.dtype else stored
     tasks = list(_tasks(config, layout, fused, base, experts, gates, dtype))
-    sidecars, refused = find_sidecars(base.model.folder) if base.model.folder else ([], [])
+    sidecars, refused = sidecars_of(base.model)
     warnings = [*config.notes, *findings.warnings, *config_warnings(config, layout, base)]
     warnings += [] if config.gate_mode in RANDOM else gate_warnings(gates, len(config.experts))
     warnings += _vocabulary_warnings(config, base, experts) + _kinship(base, experts, models)
@@ -264,13 +264,15 @@ def _changed(values: Tensor, start: int, *, key: tuple[int, int], noise: float, 
 
 def _vocabulary_warnings(config: MoeConfig, base: Dense, experts: Mapping[int, Dense]) -> list[str]:
     """Return which experts learned on other tokens: the mixture has the base's."""
+    words = words_of(base.model)
     warnings = []
     for number, dense in experts.items():
         found = ""
         if dense.vocabulary != base.vocabulary:
             found = f"has {dense.vocabulary} token embeddings, and the base {base.vocabulary}"
-        elif other := other_words(base.model.folder, dense.model.folder):
-            found = f"has {other} tokens that the base's tokenizer has not, or under another number"
+        elif dense.model is not base.model and words:
+            other = sum(words.get(word) != token for word, token in words_of(dense.model).items())
+            found = f"has {other} tokens that the base's tokenizer has not, or under another number" if other else ""
         if found:
             said = f"{_role(config, number)} {dense.model.label!r} {found}: its MLPs expect other tokens than they will get"
             warnings.append(said)

@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cuvee.checkpoints import fs
-from cuvee.checkpoints.json_text import parse_object
+from cuvee.checkpoints.sidecars import sidecars_of
 from cuvee.checkpoints.sources import Model
 from cuvee.errors import CheckpointError, RecipeError, ResourceError
 from cuvee.moe.config import MoeConfig
+from cuvee.tokenizers.reading import read_tokenizer
 
-__all__ = ["PromptList", "need_transformers", "other_words", "prompt_lists", "tokenize_prompts"]
-
-_MOST_TOKENIZER = 256 << 20
+__all__ = ["PromptList", "need_transformers", "prompt_lists", "tokenize_prompts", "words_of"]
 
 PromptList = tuple[int, bool]
 """Which prompts: the entry's number, and whether they are its positive ones."""
@@ -80,29 +78,13 @@ def tokenize_prompts(
     return ids, next(token for token in known if token is not None and token < vocabulary)
 
 
-def other_words(ours: Path | None, theirs: Path | None) -> int:
-    """Count the tokens of a folder's tokenizer.json that another has not, or has under another number.
-
-    0 where a folder has none of that form: nothing is known then.
-    """
-    paths = [folder / "tokenizer.json" for folder in (ours, theirs) if folder is not None]
-    if len(paths) < 2 or not all(map(fs.is_file, paths)):
-        return 0
+def words_of(model: Model) -> Mapping[str, int]:
+    """Return the ids of a model's tokens by their text; empty where nothing is known of them."""
     try:
-        texts = [fs.read_file(path, limit=_MOST_TOKENIZER) for path in paths]
-        if texts[0] == texts[1]:
-            return 0
-        known, words = (_words(parse_object(text, strict=False)) for text in texts)
-    except (CheckpointError, OSError, OverflowError, KeyError, TypeError, ValueError):
-        return 0
-    return sum(known.get(word) != token for word, token in words.items())
-
-
-def _words(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Return token numbers by text; a vocabulary is a mapping, or a list of (text, score)."""
-    words = tokenizer["model"]["vocab"]
-    listed = words if isinstance(words, dict) else {word: place for place, (word, *_) in enumerate(words)}
-    return {**listed, **{one["content"]: one["id"] for one in tokenizer.get("added_tokens") or ()}}
+        tokenizer = read_tokenizer(sidecars_of(model)[0], model.label)
+    except CheckpointError:
+        return {}
+    return tokenizer.vocabulary if tokenizer else {}
 
 
 def _rows(ids: Mapping[PromptList, list[list[int]]]) -> Iterator[tuple[PromptList, int, list[int]]]:
