@@ -88,9 +88,9 @@ class _Application:
                 problems.append(error)
         if unmatched:
             base = self._adapter.config.base
-            trained = f", which was trained on {printable(base)[:100]!r}" if base else ""
+            trained = f", which was trained on {printable(base)[:100]!r}," if base else ""
             problems.insert(0, IncompatibleModels(
-                f"{len(unmatched)} of {len(steps)} modules of the adapter{trained}, are not in {self._base.label!r}: "
+                f"{len(unmatched)} of {len(steps)} modules of the adapter{trained} are not in {self._base.label!r}: "
                 f"{listing(unmatched)}",
                 where=self._where,
                 right=f"name the base that the adapter was trained on: {base or 'BASE'}+{Path(self._where).parent}",

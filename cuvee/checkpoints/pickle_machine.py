@@ -109,7 +109,9 @@ def run_pickle(text: bytes) -> Any:
         return machine.result
     except CheckpointError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (IndexError, KeyError):
+        raise CheckpointError("the pickle is malformed: it takes what it has not put there") from None
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"the pickle is malformed: {printable(str(error))[:200]}") from None
 
 

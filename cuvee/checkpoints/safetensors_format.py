@@ -6,10 +6,12 @@ one more: a name written twice is refused.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,16 +52,37 @@ def _read_header(file: ModelFile) -> tuple[dict[str, StoredTensor], dict[str, st
         raise CheckpointError(f"the header says it has {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
     if 8 + length > size:
         raise CheckpointError(f"the header says it has {length} bytes, but the file has {size}")
+    with _no_collection():
+        header = _parse_json(_header_text(file, length))
+        metadata = _metadata(header.pop("__metadata__", None))
+        # entry by entry, so that a header of a million tensors is not held twice
+        tensors = {name: _entry(file, name, header.pop(name), 8 + length) for name in list(header)}
+    _check_tiling(tensors.values(), data_start=8 + length, size=size)
+    return tensors, metadata
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let Python not look for cycles among millions of new values: there are none, and it takes longer than parsing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _header_text(file: ModelFile, length: int) -> str:
     text = bytearray(length)
     file.read_into(memoryview(text), 8, "the header")
-    header = _parse_json(bytes(text))
-    metadata = _metadata(header.pop("__metadata__", None))
-    tensors = [_entry(file, name, entry, 8 + length) for name, entry in header.items()]
-    _check_tiling(tensors, data_start=8 + length, size=size)
-    return {tensor.name: tensor for tensor in tensors}, metadata
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"the header is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _parse_json(text: bytes) -> dict[str, Any]:
+def _parse_json(text: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
@@ -72,12 +95,13 @@ def _parse_json(text: bytes) -> dict[str, Any]:
         raise ValueError(f"{text} is not JSON")
 
     try:
-        decoded = text.decode("utf-8")
-        if decoded.startswith("\ufeff"):
+        if text.startswith("\ufeff"):
             raise ValueError("byte order mark")
-        header = json.loads(decoded, object_pairs_hook=unique, parse_constant=no_constant)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"the header is not JSON: {error}") from None
+        header = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except RecursionError:
+        raise CheckpointError("the header is not JSON that can be read: it is nested too deep") from None
+    except ValueError as error:
+        raise CheckpointError(f"the header is not JSON: {printable(str(error))[:200]}") from None
     if not isinstance(header, dict):
         raise CheckpointError("the header is not a JSON object")
     return header
@@ -106,26 +130,29 @@ def _count(shape: list[int]) -> int:
 
 
 def _entry(file: ModelFile, name: str, entry: Any, data_start: int) -> StoredTensor:
-    where = f"{file.path}, tensor {printable(name)!r}"
+    try:
+        return _checked_entry(file, name, entry, data_start)
+    except CheckpointError as error:
+        where = f"{file.path}, tensor {printable(name)!r}"
+        raise CheckpointError(error.found, where=where, right=_REFETCH) from None
+
+
+def _checked_entry(file: ModelFile, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
         name.encode("utf-8")
         dtype = DTYPES[entry["dtype"]]
         shape, (begin, end) = entry["shape"], entry["data_offsets"]
     except UnicodeEncodeError:
-        raise CheckpointError("the name is not valid Unicode", where=where) from None
+        raise CheckpointError("the name is not valid Unicode") from None
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(
-            f"the header's entry is malformed: {printable(str(entry))[:200]}", where=where, right=_REFETCH
-        ) from None
+        raise CheckpointError(f"the header's entry is malformed: {printable(str(entry))[:200]}") from None
     if not isinstance(shape, list) or not all(map(_is_size, (*shape, begin, end))):
-        raise CheckpointError("shape and data_offsets must be whole numbers", where=where, right=_REFETCH)
+        raise CheckpointError("shape and data_offsets must be whole numbers")
     numel = _count(shape)
     bits = numel * dtype.bits
     if numel >= 1 << 64 or bits % 8 or bits >= 1 << 67 or end - begin != bits // 8:
         raise CheckpointError(
-            f"{dtype.name} {str(shape)[:100]} needs {bits / 8:g} bytes, but the header gives it {end - begin}",
-            where=where,
-            right=_REFETCH,
+            f"{dtype.name} {str(shape)[:100]} needs {bits / 8:g} bytes, but the header gives it {end - begin}"
         )
     return StoredTensor(file, name, dtype, tuple(shape), data_start + begin)
 
@@ -137,13 +164,11 @@ def _stored_bytes(tensor: StoredTensor) -> int:
 def _check_tiling(tensors: Iterable[StoredTensor], *, data_start: int, size: int) -> None:
     """Refuse holes, overlaps and data beyond the end: the tensors must tile the data exactly."""
     expected = data_start
-    for tensor in sorted(tensors, key=lambda t: (t.offset, _stored_bytes(t))):
-        if tensor.offset != expected:
-            fault = "overlaps the one before it" if tensor.offset < expected else "leaves a hole before it"
-            raise CheckpointError(
-                f"tensor {printable(tensor.name)!r} {fault}: it begins at byte {tensor.offset}, not {expected}"
-            )
-        expected += _stored_bytes(tensor)
+    for offset, length, name in sorted((t.offset, _stored_bytes(t), t.name) for t in tensors):
+        if offset != expected:
+            fault = "overlaps the one before it" if offset < expected else "leaves a hole before it"
+            raise CheckpointError(f"tensor {printable(name)!r} {fault}: it begins at byte {offset}, not {expected}")
+        expected += length
     if expected != size:
         what = "is cut short" if size < expected else "has bytes that belong to no tensor"
         raise CheckpointError(f"the file {what}: it has {size} bytes, its tensors end at byte {expected}")

@@ -152,7 +152,7 @@ class ModelFile:
         self.close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor as it lies in a file: contiguous, little-endian."""
 
