@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -134,17 +134,36 @@ class CombinedRows:
         for begin, end, number, row in runs:
             part = self.sources[number].read(row * width, (row + end - begin) * width, scratch, slot)
             rows[begin - first : end - first].copy_(part.view(end - begin, width))
-        for t in np.flatnonzero(~self.table.is_plain[first:last]):
-            rows[t].copy_(self._sum(first + int(t), width, scratch, slot))
+        summed = np.flatnonzero(~self.table.is_plain[first:last])
+        for at in self._chunks(first + summed, width):
+            rows[torch.from_numpy(at - first)] = torch.from_numpy(self._sums(at, width, scratch, slot)).to(rows.dtype)
         return out
 
-    def _sum(self, t: int, width: int, scratch: Scratch, slot: object) -> Tensor:
-        """Add up one row in float64, entry after entry."""
-        total = torch.zeros(width, dtype=torch.float64)
-        for e in range(self.table.starts[t], self.table.starts[t + 1]):
-            row = int(self.table.rows[e])
-            values = self.sources[self.table.sources[e]].read(row * width, (row + 1) * width, scratch, slot)
-            total += values.to(torch.float64) * float(self.table.coefficients[e])
+    def _chunks(self, at: Integers, width: int) -> Iterator[Integers]:
+        """Cut rows so that the entries of each piece take a few MB."""
+        if not len(at):
+            return
+        ends = np.cumsum(self.table.starts[at + 1] - self.table.starts[at])
+        piece = (ends - 1) * max(1, width) // _CHUNK_ELEMENTS
+        yield from np.split(at, np.flatnonzero(np.diff(piece)) + 1)
+
+    def _sums(self, at: Integers, width: int, scratch: Scratch, slot: object) -> Floats:
+        """Return the rows `at`, summed in float64 entry after entry: (len(at), width)."""
+        table = self.table
+        counts = table.starts[at + 1] - table.starts[at]
+        begins = np.cumsum(counts) - counts
+        entries = np.repeat(table.starts[at] - begins, counts) + np.arange(counts.sum())
+        pairs, place = np.unique(np.stack((table.sources[entries], table.rows[entries])), axis=1, return_inverse=True)
+        count = pairs.shape[1]
+        needed = CombinedRows(
+            self.source, self.sources, RowTable(np.arange(count + 1), pairs[0], pairs[1], np.ones(count))
+        )
+        taken = needed.read(0, count * width, scratch, (slot, "terms")).view(count, width).double().numpy()
+        total = np.zeros((len(at), width))
+        for step in range(int(counts.max(initial=0))):
+            live = counts > step
+            e = begins[live] + step
+            total[live] += taken[place[e]] * table.coefficients[entries[e], None]
         return total
 
 

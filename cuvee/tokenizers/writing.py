@@ -9,7 +9,8 @@ added_tokens.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cuvee.checkpoints.sidecars import Sidecar
@@ -18,8 +19,6 @@ from cuvee.tokenizers.reading import AddedToken, Tokenizer
 from cuvee.tokenizers.vocabulary import Vocabulary
 
 __all__ = ["check_ids", "tokenizer_files"]
-
-_TABLES = ("WordPiece", "WordLevel", "BPE")
 
 
 def tokenizer_files(
@@ -45,7 +44,7 @@ def tokenizer_files(
     notes: list[str] = []
     config = dict(owner.config)
     if vocabulary.appended:
-        pieces = {} if only_added else _pieces(vocabulary, others, notes)
+        pieces: frozenset[str] = frozenset() if only_added else _pieces(vocabulary, others, notes)
         if owner.content is not None:
             content = _extended(owner.content, vocabulary, pieces, others)
             check_ids(content, vocabulary.ids, owner.where)
@@ -84,41 +83,42 @@ def _added(vocabulary: Vocabulary, token: str) -> AddedToken:
     return vocabulary.added.get(token, AddedToken(token))
 
 
-def _pieces(vocabulary: Vocabulary, others: Mapping[int, Tokenizer], notes: list[str]) -> dict[str, int]:
-    """Return the new pieces that the owner's own model can hold, with the model each comes from."""
+def _pieces(vocabulary: Vocabulary, others: Mapping[int, Tokenizer], notes: list[str]) -> frozenset[str]:
+    """Return the new pieces that the owner's own model can hold."""
     owner = vocabulary.owner
-    held: dict[str, int] = {}
-    foreign: dict[int, int] = {}
-    for token, number in vocabulary.appended.items():
-        if token in vocabulary.added or number is None:
-            continue
-        other = others[number]
-        if owner.content is not None and (other.kind, other.alphabet) == (owner.kind, owner.alphabet):
-            held[token] = number
-        else:
-            foreign[number] = foreign.get(number, 0) + 1
-    for number, count in foreign.items():
-        other = others[number]
-        why = (
-            f"{other.label} is {other.kind or 'a tokenizer'} over {other.alphabet}, "
-            f"{owner.label} {owner.kind or 'a tokenizer'} over {owner.alphabet}"
-            if owner.content is not None
-            else f"{owner.label} has no tokenizer.json"
-        )
-        notes.append(
-            f"{count} pieces of {other.label} are in the vocabulary as added tokens, which few texts reach: {why}; "
-            "cuvee tokens gives a model another's tokenizer"
-        )
+    new = {token: number for token, number in vocabulary.appended.items() if token not in vocabulary.added}
+    if owner.content is None:
+        if new:
+            notes.append(
+                f"{owner.label} has no tokenizer.json: {len(new)} new pieces are added tokens, which are found in a text "
+                "before it is segmented"
+            )
+        return frozenset()
     if owner.kind == "Unigram" and set(vocabulary.ids.values()) != set(range(vocabulary.size)):
-        notes.append("the owner's ids have gaps, which a Unigram model cannot have: new pieces are added tokens")
-        return {}
-    return held
+        if new:
+            notes.append("the owner's ids have gaps, which a Unigram model cannot have: new pieces are added tokens")
+        return frozenset()
+    for number, count in Counter(number for number in new.values() if number is not None).items():
+        other = others[number]
+        if not _is_related(other, owner):
+            notes.append(
+                f"{count} pieces of {other.label} are in the vocabulary, but few texts lead to them: {other.label} is "
+                f"{other.kind or 'a tokenizer'} over {other.alphabet}, {owner.label} {owner.kind or 'a tokenizer'} over "
+                f"{owner.alphabet}; cuvee tokens gives a model another's tokenizer"
+            )
+    return frozenset(new)
+
+
+def _is_related(one: Tokenizer, other: Tokenizer) -> bool:
+    """True when pieces of one mean something in the other."""
+    return one.content is not None and (one.kind, one.alphabet) == (other.kind, other.alphabet)
 
 
 def _extended(
-    content: Mapping[str, Any], vocabulary: Vocabulary, pieces: Mapping[str, int], others: Mapping[int, Tokenizer]
+    content: Mapping[str, Any], vocabulary: Vocabulary, pieces: frozenset[str], others: Mapping[int, Tokenizer]
 ) -> dict[str, Any]:
     """Return tokenizer.json with the new tokens."""
+    kin = [one.content["model"] for one in others.values() if one.content and _is_related(one, vocabulary.owner)]
     entries = list(content.get("added_tokens") or [])
     entries += [
         {"id": vocabulary.ids[token], **_added(vocabulary, token).entry()}
@@ -130,52 +130,40 @@ def _extended(
         return extended
     model = dict(content["model"])
     # The library numbers added tokens after the model's pieces unless the model has them, so it gets them all.
-    within = set(pieces) | {entry["content"] for entry in entries}
+    within = pieces | {entry["content"] for entry in entries}
     if isinstance(model["vocab"], list):
-        model["vocab"] = _scored(vocabulary, within, content, others, pieces)
+        model["vocab"] = _scored(model["vocab"], vocabulary, kin)
     else:
         fresh = {token: vocabulary.ids[token] for token in within if token not in model["vocab"]}
         model["vocab"] = {**model["vocab"], **dict(sorted(fresh.items(), key=lambda pair: pair[1]))}
     if model.get("merges") is not None:
-        model["merges"] = _merges(model, vocabulary.ids, pieces, others)
+        model["merges"] = _merges(model, vocabulary.ids, pieces, kin)
     return {**extended, "model": model}
 
 
-def _scored(
-    vocabulary: Vocabulary,
-    within: set[str],
-    content: Mapping[str, Any],
-    others: Mapping[int, Tokenizer],
-    pieces: Mapping[str, int],
-) -> list[list[Any]]:
-    """Return a Unigram model's pieces with the new ones at their ids: each has the score that it has at home."""
-    listed = [list(pair) for pair in content["model"]["vocab"]]
-    scores: dict[int, dict[str, float]] = {}
-    for number in set(pieces.values()):
-        held = others[number].content
-        assert held is not None
-        scores[number] = {pair[0]: pair[1] for pair in held["model"]["vocab"]}
-    lowest = min(pair[1] for pair in listed)
+def _scored(listed: list[Any], vocabulary: Vocabulary, kin: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Return a Unigram model's pieces with the new ones at their ids: each has the score that it has at home.
+
+    What no kindred model has (added tokens, pieces in another alphabet) is so unlikely that it is never chosen.
+    """
+    scores = {pair[0]: pair[1] for model in reversed(kin) for pair in model["vocab"]}
+    never = 2 * min(pair[1] for pair in listed) - 100
     strings = {number: token for token, number in vocabulary.ids.items()}
-    for number in range(len(listed), vocabulary.size):
-        token = strings[number]
-        of = scores[pieces[token]].get(token, lowest) if token in pieces else lowest
-        listed.append([token, of])
-    return listed
+    of = {token: scores.get(token, never) if token not in vocabulary.owner.added else never for token in vocabulary.ids}
+    fresh = [strings[number] for number in range(len(listed), vocabulary.size)]
+    return [*listed, *([token, of[token]] for token in fresh)]
 
 
 def _merges(
-    model: Mapping[str, Any], ids: Mapping[str, int], pieces: Mapping[str, int], others: Mapping[int, Tokenizer]
+    model: Mapping[str, Any], ids: Mapping[str, int], pieces: frozenset[str], kin: Sequence[Mapping[str, Any]]
 ) -> list[Any]:
     """Return the merges with those appended that lead to new pieces, in the order of their owners."""
     listed = list(model["merges"])
     in_pairs = not listed or isinstance(listed[0], list)
     known = {_pair(merge) for merge in listed}
     prefix = model.get("continuing_subword_prefix") or ""
-    for number in dict.fromkeys(pieces.values()):
-        held = others[number].content
-        assert held is not None
-        for merge in held["model"].get("merges") or ():
+    for other in kin:
+        for merge in other.get("merges") or ():
             left, right = _pair(merge)
             product = left + right.removeprefix(prefix)
             if product in pieces and left in ids and right in ids and (left, right) not in known:

@@ -206,7 +206,7 @@ def test_pieces_of_another_alphabet_are_warned_of(workplace):
     write_token_model(workplace / "other", unigram([("<unk>", 0.0), ("▁new", -1.0)]), seed=1)
     merge(workplace, "merge_method: linear\nmodels: [base, other]\nparameters: {weight: 1}\ntokenizer_source: union\n")
     said = json.loads((workplace / "out/cuvee.json").read_text())["warnings"]
-    assert any("few texts reach" in warning and "cuvee tokens" in warning for warning in said)
+    assert any("few texts lead to them" in warning and "cuvee tokens" in warning for warning in said)
 
 
 def test_a_chat_template_alone_changes_only_the_tokenizers_config(workplace):
