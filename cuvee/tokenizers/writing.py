@@ -47,8 +47,9 @@ def tokenizer_files(
         pieces: frozenset[str] = frozenset() if only_added else _pieces(vocabulary, others, notes)
         if owner.content is not None:
             content = _extended(owner.content, vocabulary, pieces, others)
-            check_ids(content, vocabulary.ids, owner.where)
-            written["tokenizer.json"] = _json(content)
+            text = json.dumps(content, ensure_ascii=False)  # on one line: indenting takes seconds, and doubles the file
+            check_ids(text, vocabulary.ids, owner.where)
+            written["tokenizer.json"] = text.encode("utf-8")
         if pieces:
             stale = [name for name in ("vocab.json", "merges.txt", "vocab.txt") if name in owner.files]
             for file in stale:
@@ -177,7 +178,7 @@ def _pair(merge: Any) -> tuple[str, str]:
     return left, right
 
 
-def check_ids(content: Mapping[str, Any], ids: Mapping[str, int], where: str) -> None:
+def check_ids(text: str, ids: Mapping[str, int], where: str) -> None:
     """Load a rebuilt tokenizer.json, where the library is installed, and hold its ids against those it should have.
 
     Raises:
@@ -189,7 +190,7 @@ def check_ids(content: Mapping[str, Any], ids: Mapping[str, int], where: str) ->
         return
     right = "tokenizer: {source: base}, or cuvee tokens"
     try:
-        found = tokenizers.Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True)
+        found = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare exceptions
         raise CheckpointError(f"the rebuilt tokenizer does not load: {error}", where=where, right=right) from None
     wrong = next((token for token, number in ids.items() if found.get(token) != number), None)

@@ -115,9 +115,9 @@ def test_files_that_new_pieces_make_untrue_are_left_out_with_a_word(tmp_path):
 
 def test_a_tokenizer_with_other_ids_than_it_should_have_is_refused():
     with pytest.raises(CheckpointError, match="gives token 'z' the id None, not 9"):
-        check_ids(BASE, {**tokens_of(BASE), "z": 9}, "here")
+        check_ids(json.dumps(BASE), {**tokens_of(BASE), "z": 9}, "here")
     with pytest.raises(CheckpointError, match="does not load"):
-        check_ids({"model": {}}, {}, "here")
+        check_ids('{"model": {}}', {}, "here")
 
 
 def test_the_same_files_come_out_every_time(tmp_path):
