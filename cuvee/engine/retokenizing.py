@@ -14,7 +14,8 @@ import numpy as np
 
 from cuvee.architectures import Architecture, describe
 from cuvee.architectures.token_rows import token_rows
-from cuvee.checkpoints.folders import read_config
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.folders import is_adapter, list_names, read_config
 from cuvee.checkpoints.gathered import CombinedRows, RowMean, RowTable
 from cuvee.checkpoints.sidecars import Sidecar, config_json, find_sidecars, sidecars_of
 from cuvee.checkpoints.sources import Model, TensorSource
@@ -105,7 +106,7 @@ class Retokenized:
 
 
 def token_model(model: Model) -> TokenModel:
-    """Read the tokenizer of a model.
+    """Read the tokenizer of a model; an adapter that brings one, because it has taught the model new tokens, goes before.
 
     Raises:
         CheckpointError: its files are damaged.
@@ -113,8 +114,19 @@ def token_model(model: Model) -> TokenModel:
     architecture = describe({name: source.shape for name, source in model.tensors.items()}, model.config)
     shapes = {name: source.shape for name, source in model.tensors.items()}
     rows, names = token_rows(shapes, architecture)
-    tokenizer = read_tokenizer(sidecars_of(model)[0], model.label)
+    tokenizer = _of_adapter(model) or read_tokenizer(sidecars_of(model)[0], model.label)
     return TokenModel(model, tokenizer, rows, names, architecture)
+
+
+def _of_adapter(model: Model) -> Tokenizer | None:
+    """Return the tokenizer beside the adapter that was applied last, None where there is none."""
+    folders = dict.fromkeys(file.path.parent for file in reversed(model.files))
+    for folder in folders:
+        if folder != model.folder and fs.is_folder(folder) and is_adapter(list_names(folder)):
+            found = read_tokenizer(folder, model.label)
+            if found is not None:
+                return found
+    return None
 
 
 def retokenize(

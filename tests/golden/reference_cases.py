@@ -141,7 +141,7 @@ def run_tokenizers(case: GoldenCase, folder: Path) -> Tensors:
     for number, tensors in enumerate(models):
         write_llama(folder / f"model{number}", tensors)
         write_word_tokenizer(folder / f"model{number}", said["input_vocabs"][f"model{number}"])
-    recipe = re.sub(r"\b(model: |base_model: )(model\d)\b", rf"\g<1>{folder}/\g<2>", said["yaml"])
+    recipe = re.sub(r"\b((?:base_)?model: |source: )(model\d)\b", rf"\g<1>{folder}/\g<2>", said["yaml"])
     (folder / "recipe.yml").write_text(f"{recipe}\ncompat: {case.description['compat']}\n")
     cuvee.merge(folder / "recipe.yml", folder / "out")
     merged = load_file(folder / "out" / "model.safetensors")
