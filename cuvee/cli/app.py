@@ -25,6 +25,7 @@ COMMANDS = {
     "mergekit-yaml": "Run a command line of mergekit-yaml.",
     "moe": "Make a mixture of experts of dense models, and publish it.",
     "tokens": "Give a model another model's tokenizer, and publish it.",
+    "fill": "Put a model in its place in a larger one, and publish it.",
     "plan": "Say what a merge will read, write, need and compute, before it does.",
     "methods": "List the merge methods, or show the page of one.",
     "inspect": "Show what a model is made of.",

@@ -18,6 +18,10 @@ FROZEN = {
         "--batch-size", "--seed", "--overwrite", "--allow-nan", "--shard-size", "--threads", "--memory", "--offline",
         "--token", "--quiet", "--json",
     ],
+    "fill": [
+        "BASE", "PART", "OUT", "--overwrite", "--allow-nan", "--shard-size", "--threads", "--memory", "--offline",
+        "--token", "--quiet", "--json",
+    ],
     "plan": ["RECIPE", "--json", *PLANNING],
     "methods": ["NAME", "--json"],
     "inspect": ["MODEL", "--tensors", "--offline", "--token", "--json"],
