@@ -17,6 +17,7 @@ __all__ = [
     "Device",
     "Exclude",
     "GateDtype",
+    "Load",
     "Magikarp",
     "Memory",
     "Offline",
@@ -90,6 +91,9 @@ Memory = Annotated[
     Parameter(
         group=_MACHINE, metavar="SIZE", help="The most memory to use, such as 2GB; a merge that needs more is refused."
     ),
+]
+Load = Annotated[
+    bool, Parameter(group=_TENSORS, help="Also see whether transformers finds all tensors that config.json promises.")
 ]
 Sample = Annotated[
     str | None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cuvee.cli import app
 from cuvee.cli.amounts import in_bytes, in_seconds, parse_share, plural
-from cuvee.cli.options import AsJson, Sample, Threads
+from cuvee.cli.options import AsJson, Load, Sample, Threads
 from cuvee.cli.planning import said_meanwhile
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import print_json, rows, screen, show, styled
@@ -14,7 +14,9 @@ from cuvee.cli.screen import print_json, rows, screen, show, styled
 __all__ = ["verify"]
 
 
-def verify(folder: str, /, *, sample: Sample = None, threads: Threads = None, json: AsJson = False) -> None:
+def verify(
+    folder: str, /, *, sample: Sample = None, load: Load = False, threads: Threads = None, json: AsJson = False
+) -> None:
     """Check every tensor of a merged model against its manifest.
 
     Reads all weights again, and compares names, shapes, dtypes and digests with cuvee.json. Ends with 2 when something
@@ -35,6 +37,11 @@ def verify(folder: str, /, *, sample: Sample = None, threads: Threads = None, js
             threads=threads,
             progress=lambda done, total: bar.show(done, total, "verifying"),
         )
+    if load:
+        with clock.phase("load"), said_meanwhile("building the model without weights"):
+            from cuvee.engine.loading import check_loads
+
+            raise_all([*found.problems, *check_loads(Path(folder))])
     raise_all(found.problems)
     if json:
         facts = {"folder": folder, "ok": True, "digest": found.digest, "tensors": found.tensors, "bytes": found.bytes}
@@ -44,6 +51,7 @@ def verify(folder: str, /, *, sample: Sample = None, threads: Threads = None, js
     seconds = clock.phases["verify"]
     rate = found.bytes / max(seconds, 1e-9)
     read = f"{in_bytes(found.bytes)}, {plural(found.tensors, 'tensor')}, in {in_seconds(seconds)}: {in_bytes(rate)}/s"
-    said = f"{folder} is what was published" + ("" if share is None else ", as far as was read")
+    loads = ", and transformers finds all its tensors" if load else ""
+    said = f"{folder} is what was published{loads}" + ("" if share is None else ", as far as was read")
     show(screen(), styled(said, "bold green"))
     show(screen(), rows((("read", read), ("digest", found.digest))))

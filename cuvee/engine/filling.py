@@ -1,4 +1,4 @@
-"""Filling: a model that is a part of a larger one takes its place there, such as a language model in a vision-language model."""
+"""Filling: a model that is a part of a larger one takes its place there, a language model in a vision-language model."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ FROZEN = {
     "compare": [
         "BASE", "EXPERTS", "--only", "--exclude", "--png", "--threads", "--offline", "--token", "--json",
     ],
-    "verify": ["FOLDER", "--sample", "--threads", "--json"],
+    "verify": ["FOLDER", "--sample", "--load", "--threads", "--json"],
     "gc": ["FOLDER", "--remove", "--older-than", "--json"],
 }  # fmt: skip
 
