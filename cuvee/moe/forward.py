@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from cuvee.checkpoints.sources import Scratch, read_all
+from cuvee.checkpoints.sources import Scratch, TensorSource
 from cuvee.errors import IncompatibleModels
 from cuvee.moe.dense import EMBEDDING, Dense
 from cuvee.moe.prompts import need_transformers
@@ -147,22 +148,19 @@ def _empty_net(dense: Dense, block: Block | None) -> Any:
     net.embed_tokens = None
     if block is not None:
         for number, layer in enumerate(net.layers):
-            layer.mlp = _Block(block, number)
+            layer.mlp = _standing_in(block, number)
     return net.eval()
 
 
+_RUN = 1 << 20
 _LEFT_OUT = ("model_type", "quantization_config", "auto_map")
 
 
-class _Block(torch.nn.Module):
-    """Stands in a layer for its MLP."""
-
-    def __init__(self, compute: Block, number: int) -> None:
-        super().__init__()
-        self.compute, self.number = compute, number
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.compute(self.number, states)
+def _standing_in(block: Block, number: int) -> torch.nn.Module:
+    """Return what stands in a layer for its MLP."""
+    module = torch.nn.Module()
+    module.forward = partial(block, number)
+    return module
 
 
 def _hook(
@@ -174,17 +172,25 @@ def _hook(
     at_mlp: Callable[[int, Batch, Tensor], None] | None,
     counted: Callable[[], None],
 ) -> None:
-    """Fill each layer before it is called, tell what goes into it, and empty it again."""
+    """Fill each layer before it is called, and tell what goes into it."""
     net.rotary_emb.to(how.device)
+    scratch = Scratch()
+    memory: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     for number, layer in enumerate(net.layers):
 
         def before(layer: Any, inputs: tuple[Any, ...], named: Mapping[str, Any], number: int = number) -> None:
-            layer.load_state_dict(_weights(dense, number, layer, how), assign=True)
+            sources = _sources(dense, number, layer)
+            # All layers lie in the same memory, one after the other: freed and taken anew, it would not come back.
+            for name, source in sources.items():
+                place = (name, source.shape)
+                if place not in memory:
+                    memory[place] = torch.empty(source.shape, dtype=how.torch_dtype, device=how.device)
+                _fill(memory[place], source, scratch)
+            layer.load_state_dict({name: memory[name, source.shape] for name, source in sources.items()}, assign=True)
             if at_layer:
                 at_layer(number, now[0], inputs[0] if inputs else named["hidden_states"])
 
         def after(layer: Any, inputs: Any, output: Any) -> None:
-            layer.to("meta")
             counted()
 
         def before_mlp(_: Any, inputs: tuple[Any, ...], number: int = number) -> None:
@@ -196,9 +202,13 @@ def _hook(
         layer.mlp.register_forward_pre_hook(before_mlp)
 
 
-def _weights(dense: Dense, number: int, layer: Any, how: Pass) -> dict[str, Tensor]:
-    """Read a layer's weights."""
-    weights = {}
+def _sources(dense: Dense, number: int, layer: Any) -> dict[str, TensorSource]:
+    """Return where a layer's weights come from.
+
+    Raises:
+        IncompatibleModels: the model lacks one, or has it in another shape.
+    """
+    sources = {}
     for name, wanted in layer.state_dict().items():
         full = f"model.layers.{number}.{name}"
         source = dense.model.tensors.get(full)
@@ -209,5 +219,13 @@ def _weights(dense: Dense, number: int, layer: Any, how: Pass) -> dict[str, Tens
                 where=dense.model.label,
                 right="config.json and weights of one model",
             )
-        weights[name] = read_all(source, how.torch_dtype).to(how.device)
-    return weights
+        sources[name] = source
+    return sources
+
+
+def _fill(target: Tensor, source: TensorSource, scratch: Scratch) -> None:
+    """Read a source into a tensor, a run at a time."""
+    flat = target.view(-1)
+    for start in range(0, flat.numel(), _RUN):
+        stop = min(start + _RUN, flat.numel())
+        flat[start:stop].copy_(source.read(start, stop, scratch, "fill"))

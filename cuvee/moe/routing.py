@@ -7,7 +7,7 @@ experts are read from the published files, those only that a token goes to.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ class _Block:
     per_token: int
     how: Pass
     activation: Callable[[Tensor], Tensor]
+    scratch: Scratch = field(default_factory=Scratch)
 
     def route(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return weights and numbers of the chosen experts of (N, H) states: (N, k) each."""
@@ -93,7 +94,7 @@ class _Block:
     def _expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor, Tensor]:
         layout, base = self.mixture.layout, self.mixture.base
         if not (self.mixture.fused and layout.fused):
-            gate, up, down = (self._read(layer, name.format(e=expert)) for name in layout.experts)
+            gate, up, down = (self._read(layer, name.format(e=expert), slot=name) for name in layout.experts)
             return gate, up, down
         both = self._read(layer, layout.fused[0], expert).view(2, base.inner, base.hidden)
         return both[0], both[1], self._read(layer, layout.fused[1], expert)
@@ -111,13 +112,13 @@ class _Block:
     def _mlp(self, states: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         return (self.activation(states @ gate.T) * (states @ up.T)) @ down.T
 
-    def _read(self, layer: int, name: str, expert: int | None = None) -> Tensor:
-        """Read a tensor of a layer, or one expert's slice of it."""
+    def _read(self, layer: int, name: str, expert: int | None = None, slot: str = "") -> Tensor:
+        """Read a tensor of a layer, or one expert's slice of it; it holds until the next one of that name or slot."""
         source = self.tensors[f"model.layers.{layer}.{name}"]
         shape = source.shape if expert is None else source.shape[1:]
         size = torch.Size(shape).numel()
         start = (expert or 0) * size
-        values = source.read(start, start + size, Scratch(), name)
+        values = source.read(start, start + size, self.scratch, slot or name)
         return values.view(shape).to(self.how.device, self.how.torch_dtype)
 
 

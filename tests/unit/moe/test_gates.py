@@ -163,3 +163,18 @@ def test_a_run_that_is_killed_goes_on_with_the_same_gates(config, llamas, tmp_pa
     assert plan_moe(asked).plan.plan_id == plan_moe(asked).plan.plan_id
     assert plan_moe(asked).plan.plan_id != plan_moe(replace(asked, gate_mode="router_input")).plan.plan_id
     cuvee.build_moe(asked, tmp_path / "out")
+
+
+def test_all_layers_lie_in_the_memory_of_one(config, llamas, monkeypatch):
+    from cuvee.moe import forward
+
+    places, fill = [], forward._fill
+
+    def noted(target, source, scratch):
+        places.append(target.data_ptr())
+        fill(target, source, scratch)
+
+    monkeypatch.setattr(forward, "_fill", noted)
+    plan_moe(prompted(config, llamas, "hidden"), how=Pass(batch=2))
+    assert len(places) == 5 * 2 * 9  # batches of 10 prompts, layers, weights of a layer
+    assert len(set(places)) == 9

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from cuvee.errors import CuveeError, Problems
@@ -174,3 +177,15 @@ def test_layouts_are_chosen_by_the_beginning_of_their_names():
         "deepseek moe": ["DeepSeek MoE"],
         "x": [],
     }
+
+
+def test_errors_of_the_text_do_not_wait_for_torch(tmp_path):
+    path = tmp_path / "moe.yml"
+    path.write_text("base_model: b\n")
+    code = (
+        "import sys\nfrom cuvee.cli import main\ntry:\n"
+        f"    main(['moe', {str(path)!r}, {str(tmp_path / 'out')!r}])\n"
+        "except SystemExit as ended:\n    assert ended.code == 2\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
