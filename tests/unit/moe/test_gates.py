@@ -176,5 +176,5 @@ def test_all_layers_lie_in_the_memory_of_one(config, llamas, monkeypatch):
 
     monkeypatch.setattr(forward, "_fill", noted)
     plan_moe(prompted(config, llamas, "hidden"), how=Pass(batch=2))
-    assert len(places) == 5 * 2 * 9  # batches of 10 prompts, layers, weights of a layer
+    assert len(places) == 5 * 2 * 9  # batches of the 9 prompts, layers, weights of a layer
     assert len(set(places)) == 9
