@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEVICE ?= cpu
 SCALE ?= 1
 
-.PHONY: demo test quick lint types check bench-merge bench-mergekit clean
+.PHONY: demo test quick lint types check bench-merge bench-faults bench-mergekit clean
 
 demo: $(VENV)/ready  ## train a base and experts on real data, merge them by every recipe in examples/, score all
 	$(BIN)/python -m cuvee.evaluation.demo
@@ -27,6 +27,9 @@ check: lint types test
 
 bench-merge: $(VENV)/ready  ## copy floor, Cuvée and mergekit side by side
 	$(BIN)/python benchmarks/merge_speed.py --device $(DEVICE) --scale $(SCALE)
+
+bench-faults: $(VENV)/ready  ## kill, fail and power-cut thousands of merges, and read 200,000 hostile files
+	$(BIN)/python benchmarks/faults.py
 
 # torch goes first and alone, so that the CPU build is taken where there is one.
 $(VENV)/ready: pyproject.toml setup.py constraints.txt cuvee/tensors/_kernels.c

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,28 @@ OLD = {"old.txt": b"an old model", "config.json": b"{}", "deep/er.txt": b"in a f
 Finding = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Variant:
+    """Which merge is broken."""
+
+    method: str = "ties"
+    parameters: tuple[tuple[str, Any], ...] = (("density", 0.5),)
+    shard_size: int = 6000
+
+
+variant = Variant()
+
+
+def use(other: Variant) -> None:
+    """Break this merge from now on."""
+    global variant
+    variant = other
+
+
 def merge(*, overwrite: bool = False, threads: int = 1) -> cuvee.Report:
-    recipe = Recipe("ties", models=["math", "code"], base_model="base", parameters={"density": 0.5})
-    return cuvee.merge(recipe, OUT, overwrite=overwrite, threads=threads, shard_size=6000)
+    base = None if variant.method == "linear" else "base"
+    recipe = Recipe(variant.method, models=["math", "code"], base_model=base, parameters=dict(variant.parameters))
+    return cuvee.merge(recipe, OUT, overwrite=overwrite, threads=threads, shard_size=variant.shard_size)
 
 
 def in_child(action: Callable[[], Any], *, kill_after: float | None = None) -> tuple[str, Any]:
