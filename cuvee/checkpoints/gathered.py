@@ -113,6 +113,11 @@ class CombinedRows:
         """The source's."""
         return self.source.place
 
+    @property
+    def rows(self) -> int:
+        """Blocks in float32 that gathering takes: the result, and the part of a source that is read last."""
+        return 2
+
     def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> Tensor:
         """Return the flat elements `[start, stop)`."""
         width = math.prod(self.shape[1:])

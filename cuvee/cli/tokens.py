@@ -13,6 +13,7 @@ from cuvee.cli.options import (
     Atoms,
     ByteMatch,
     CosineSimilarity,
+    Device,
     Magikarp,
     Memory,
     Offline,
@@ -58,6 +59,7 @@ def tokens(
     overwrite: Overwrite = False,
     allow_nan: AllowNan = False,
     shard_size: ShardSize = "5GB",
+    device: Device = "cpu",
     threads: Threads = None,
     memory: Memory = None,
     offline: Offline = False,
@@ -82,7 +84,7 @@ def tokens(
     target = Path(os.path.abspath(out))
     check_target(target, overwrite=overwrite)
     options = PlanOptions(shard_size=shard_size, threads=threads, memory=memory, offline=offline, token=token)
-    load_engine("cpu", clock, quiet=quiet)
+    load_engine(device, clock, quiet=quiet)
     from cuvee.engine.transplanting import plan_transplant
 
     how = Approximation(
@@ -107,6 +109,7 @@ def tokens(
             memory=options.memory_bytes,
             threads=threads,
             shard_size=options.shard_bytes,
+            device=device,
             offline=offline,
             token=token,
             watch=lambda name, done, total: bar.show(done, total, f"new tokens of {name}"),

@@ -23,7 +23,7 @@ from cuvee.engine.blocks import Formula, Input, Task, decode
 from cuvee.engine.budget import Budget, choose_budget
 from cuvee.engine.matching import BASE, Matched
 from cuvee.engine.parts import match_recipe
-from cuvee.engine.retokenizing import Retokenized, retokenize
+from cuvee.engine.retokenizing import Retokenized, check_memory, retokenize
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import is_ready, stage_model
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
@@ -172,7 +172,7 @@ def plan(
     options = {"memory": memory, "threads": threads, "shard_size": shard_size, "device": device}
     stages = {} if _stages is None else _stages
     models = _open_models(prepared, offline=offline, token=token, stages=stages, **options)
-    retokenized = _retokenized(recipe, prepared, models, offline=offline, token=token)
+    retokenized = _retokenized(recipe, prepared, models, memory=memory, offline=offline, token=token)
     if retokenized is not None:
         models = dict(retokenized.models)
     matched = match_recipe(recipe, prepared, models)
@@ -226,11 +226,18 @@ def plan(
 
 
 def _retokenized(
-    recipe: Recipe, prepared: Prepared, models: Mapping[int, Model], *, offline: bool, token: str | None
+    recipe: Recipe,
+    prepared: Prepared,
+    models: Mapping[int, Model],
+    *,
+    memory: int | None,
+    offline: bool,
+    token: str | None,
 ) -> Retokenized | None:
     """Give the models the vocabulary that the recipe asks for, None where it asks for none."""
     if recipe.tokenizer is None and recipe.chat_template is None:
         return None
+    check_memory(models.values(), memory)
     names = dict(enumerate(prepared.models)) | ({} if prepared.base is None else {BASE: prepared.base})
 
     def find(reference: Any) -> int | None:

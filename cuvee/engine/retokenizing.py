@@ -5,7 +5,7 @@ The rows of embeddings and heads are gathered anew (checkpoints/gathered.py), so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from cuvee.checkpoints.folders import is_adapter, list_names, read_config
 from cuvee.checkpoints.gathered import CombinedRows, RowMean, RowTable
 from cuvee.checkpoints.sidecars import Sidecar, config_json, find_sidecars, sidecars_of
 from cuvee.checkpoints.sources import Model, TensorSource
-from cuvee.errors import CuveeError, IncompatibleModels, RecipeError, nearest, printable, raise_all
+from cuvee.engine.budget import PROMISED_PROCESS_BYTES
+from cuvee.errors import CuveeError, IncompatibleModels, RecipeError, ResourceError, nearest, printable, raise_all
 from cuvee.tokenizers.filling import Filling, Forced, row_tables
 from cuvee.tokenizers.reading import Tokenizer, is_tokenizer_file, read_tokenizer
 from cuvee.tokenizers.request import RowOf, TokenizerRequest
@@ -28,10 +29,11 @@ from cuvee.tokenizers.templates import BUILT_IN, check_template, choose_template
 from cuvee.tokenizers.vocabulary import Member, Vocabulary, build_vocabulary, unite
 from cuvee.tokenizers.writing import tokenizer_files
 
-__all__ = ["Retokenized", "TokenModel", "retokenize", "token_model"]
+__all__ = ["Retokenized", "TokenModel", "check_memory", "retokenize", "token_model"]
 
 _GENERATION = "generation_config.json"
 _MAX_BYTES = 16 << 20
+_BYTES_PER_BYTE = 12  # memory for a byte of a tokenizer's files, measured: 470 MB for two (18 MB), 660 for three (34)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +129,25 @@ def _of_adapter(model: Model) -> Tokenizer | None:
             if found is not None:
                 return found
     return None
+
+
+def check_memory(models: Iterable[Model], memory: int | None) -> None:
+    """Refuse to read tokenizers that take more than was promised.
+
+    Raises:
+        ResourceError: with the bytes needed.
+    """
+    if memory is None:
+        return
+    unique = {id(model): model for model in models}.values()
+    files = [one for model in unique for one in sidecars_of(model)[0] if is_tokenizer_file(one.name)]
+    needed = PROMISED_PROCESS_BYTES + _BYTES_PER_BYTE * sum(one.size for one in files)
+    if needed > memory:
+        raise ResourceError(
+            f"--memory {memory / 1e6:.0f} MB is too little: reading the models' tokenizers needs {needed / 1e6:.0f} MB",
+            where=", ".join(one.where for one in files if one.name == "tokenizer.json"),
+            right=f"--memory {-(-needed // 10**6)}MB",
+        )
 
 
 def retokenize(

@@ -22,7 +22,7 @@ from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
 from cuvee.engine.matching import BASE
 from cuvee.engine.plan import DEFAULT_SHARD_SIZE, Asked, Plan, open_models
-from cuvee.engine.retokenizing import Retokenized, TokenModel, token_model
+from cuvee.engine.retokenizing import Retokenized, TokenModel, check_memory, token_model
 from cuvee.engine.run import Report, run
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, ResourceError, nearest, raise_all
 from cuvee.tensors.layout import Layout
@@ -68,6 +68,7 @@ def plan_transplant(
     memory: int | None = None,
     threads: int | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE,
+    device: str = "cpu",
     offline: bool = False,
     token: str | None = None,
     watch: Callable[[str, int, int], None] = lambda name, done, total: None,
@@ -80,6 +81,7 @@ def plan_transplant(
     Args:
         how: how the rows of tokens that the base lacks are made.
         memory, threads, shard_size, offline, token: as for `cuvee.plan`.
+        device: where coefficients are chosen, "cpu" or "cuda".
         watch: told the tensor, the new tokens whose coefficients are chosen, and how many there are.
 
     Raises:
@@ -89,6 +91,7 @@ def plan_transplant(
     """
     _check(how)
     models = open_models({BASE: base, DONOR: donor}, offline=offline, token=token)
+    check_memory(models.values(), memory)
     ours, theirs = (_with_tokenizer(models[number]) for number in (BASE, DONOR))
     own, other = ours.tokenizer, theirs.tokenizer
     assert own is not None and other is not None
@@ -106,6 +109,7 @@ def plan_transplant(
         if len(patient.base.shape) == 1:
             table, sources = following_rows(patient, tables.get(True, tables[False]))
         else:
+            patient = dataclasses.replace(patient, device=device)
             table, sources = transplanted_rows(patient, how, (own, other), partial(watch, name))
             tables[patient.is_head] = table
         tensors[name] = CombinedRows(patient.base, sources, table)

@@ -24,7 +24,7 @@ def orthogonal_pursuit(targets_BD: Tensor, atoms_SD: Tensor, k: int) -> tuple[Te
     orthogonal to all taken so far, by a QR decomposition that grows by one column.
 
     Args:
-        targets_BD: (B, D), float32.
+        targets_BD: (B, D), float32, on any device; the results are there too.
         atoms_SD: (S, D), float32; S ≥ 1.
         k: at most S are taken.
 
@@ -33,13 +33,14 @@ def orthogonal_pursuit(targets_BD: Tensor, atoms_SD: Tensor, k: int) -> tuple[Te
         coefficient 0, as have all atoms after a target is explained in full.
     """
     count, k = len(targets_BD), min(k, len(atoms_SD))
-    at = torch.arange(count)
+    device = targets_BD.device
+    at = torch.arange(count, device=device)
     residual_BD = targets_BD.double()
-    q_BKD = torch.zeros(count, k, targets_BD.shape[1], dtype=torch.float64)
-    r_BKK = torch.eye(k, dtype=torch.float64).repeat(count, 1, 1)
-    projections_BK = torch.zeros(count, k, dtype=torch.float64)
-    indices_BK = torch.zeros(count, k, dtype=torch.int64)
-    scores_BS = torch.empty(count, len(atoms_SD))
+    q_BKD = torch.zeros(count, k, targets_BD.shape[1], dtype=torch.float64, device=device)
+    r_BKK = torch.eye(k, dtype=torch.float64, device=device).repeat(count, 1, 1)
+    projections_BK = torch.zeros(count, k, dtype=torch.float64, device=device)
+    indices_BK = torch.zeros(count, k, dtype=torch.int64, device=device)
+    scores_BS = torch.empty(count, len(atoms_SD), device=device)
     for step in range(k):
         torch.mm(residual_BD.float(), atoms_SD.T, out=scores_BS)
         scores_BS.abs_()
@@ -48,7 +49,7 @@ def orthogonal_pursuit(targets_BD: Tensor, atoms_SD: Tensor, k: int) -> tuple[Te
         indices_BK[:, step] = chosen
         atom_BD = atoms_SD[chosen].double()
         length_B = atom_BD.norm(dim=1)
-        along_BK = torch.zeros(count, step, dtype=torch.float64)
+        along_BK = torch.zeros(count, step, dtype=torch.float64, device=device)
         for _ in range(2):  # Gram–Schmidt once more mends what rounding left
             again = torch.einsum("bkd,bd->bk", q_BKD[:, :step], atom_BD)
             atom_BD = atom_BD - torch.einsum("bk,bkd->bd", again, q_BKD[:, :step])

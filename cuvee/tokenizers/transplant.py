@@ -115,6 +115,7 @@ class Patient:
         new: ids of the result whose rows must be made.
         zero: ids of the result whose rows are zero.
         is_head: it is an output head.
+        device: where coefficients are chosen (omp, common_interpolation).
     """
 
     name: str
@@ -125,6 +126,7 @@ class Patient:
     new: Integers
     zero: Integers
     is_head: bool
+    device: str = "cpu"
 
     @property
     def atoms(self) -> Integers:
@@ -194,13 +196,13 @@ def _combined(
     shared = patient.atoms
     if not len(shared):
         raise IncompatibleModels("the two tokenizers share no token", right="--approximation-method mean")
-    atoms = read_rows(patient.donor, shared)
+    atoms = read_rows(patient.donor, shared).to(patient.device)
     targets: list[Integers] = [np.zeros(0, np.int64)]
     rows: list[Integers] = [np.zeros(0, np.int64)]
     coefficients: list[Floats] = [np.zeros(0)]
     for begin in range(0, len(patient.new), how.batch_size):
         batch = patient.new[begin : begin + how.batch_size]
-        indices, weights = choose(read_rows(patient.donor, batch), atoms)
+        indices, weights = (found.cpu() for found in choose(read_rows(patient.donor, batch).to(patient.device), atoms))
         used = weights.numpy() != 0
         targets.append(np.broadcast_to(batch[:, None], used.shape)[used])
         rows.append(patient.copied[shared[indices.numpy()]][used])
@@ -234,19 +236,26 @@ def nearest_weights(targets_BD: Tensor, atoms_SD: Tensor, how: Approximation) ->
     points_BKD = atoms_SD[indices_BK].double()
     targets = targets_BD.double()
     if how.weight_scheme == "least_squares":
-        solved = torch.linalg.lstsq(points_BKD.transpose(1, 2), targets[:, :, None], driver="gelsd").solution
+        solved = torch.linalg.lstsq(
+            points_BKD.transpose(1, 2), targets[:, :, None], driver=_driver(points_BKD)
+        ).solution
         return indices_BK, solved[:, :, 0].float()
     if how.weight_scheme == "barycentric":
         # min ‖Pᵀw − t‖² with Σw = 1: the stationary point of the Lagrangian; gelsd where points coincide.
         count = len(targets)
-        system = torch.ones(count, k + 1, k + 1, dtype=torch.float64)
+        system = torch.ones(count, k + 1, k + 1, dtype=torch.float64, device=targets.device)
         system[:, :k, :k] = points_BKD @ points_BKD.transpose(1, 2)
         system[:, k, k] = 0.0
-        right = torch.ones(count, k + 1, 1, dtype=torch.float64)
+        right = torch.ones(count, k + 1, 1, dtype=torch.float64, device=targets.device)
         right[:, :k] = points_BKD @ targets[:, :, None]
-        return indices_BK, torch.linalg.lstsq(system, right, driver="gelsd").solution[:, :k, 0].float()
+        return indices_BK, torch.linalg.lstsq(system, right, driver=_driver(system)).solution[:, :k, 0].float()
     weights_BK = 1 - nearest_BK if how.cosine_similarity else 1 / nearest_BK.clamp_min(1e-6)
     return indices_BK, weights_BK / weights_BK.sum(1, keepdim=True).clamp_min(1e-6)
+
+
+def _driver(matrix: Tensor) -> str:
+    """Return LAPACK's driver for matrices without full rank; CUDA has only one, for those with it."""
+    return "gels" if matrix.is_cuda else "gelsd"
 
 
 def _mean(patient: Patient, how: Approximation, _: Any, __: Any) -> _Rows:

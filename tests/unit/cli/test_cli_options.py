@@ -15,8 +15,8 @@ FROZEN = {
     "tokens": [
         "MODEL", "DONOR", "OUT", "--approximation-method", "--k", "--weight-scheme", "--cosine-similarity",
         "--subword-method", "--prefix-match", "--byte-match", "--magikarp", "--new-vocab-noise", "--new-vocab-scale",
-        "--batch-size", "--seed", "--overwrite", "--allow-nan", "--shard-size", "--threads", "--memory", "--offline",
-        "--token", "--quiet", "--json",
+        "--batch-size", "--seed", "--overwrite", "--allow-nan", "--shard-size", "--device", "--threads", "--memory",
+        "--offline", "--token", "--quiet", "--json",
     ],
     "fill": [
         "BASE", "PART", "OUT", "--overwrite", "--allow-nan", "--shard-size", "--threads", "--memory", "--offline",

@@ -10,7 +10,7 @@ from models import LLAMA, assert_equal, contents, read_folder, write_model
 from token_models import SPECIAL, bpe, tokens_of, unigram, write_token_model, write_tokenizer
 
 import cuvee
-from cuvee.errors import CuveeError, IncompatibleModels, Problems, RecipeError
+from cuvee.errors import CuveeError, IncompatibleModels, Problems, RecipeError, ResourceError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BASE = bpe(["a", "b", "c", "d", "Ġ"], [], {"</s>": 5})
@@ -165,6 +165,15 @@ def test_blocks_and_threads_do_not_change_the_bytes(workplace):
     recipe += "tokenizer: {source: union, pad_to_multiple_of: 16}\n"
     one = merge(workplace, recipe, "one", threads=1, shard_size=2000)
     assert_equal(one, merge(workplace, recipe, "four", threads=4))
+
+
+def test_tokenizers_that_take_more_memory_than_was_promised_are_refused(workplace):
+    write_token_model(workplace / "base", BASE)
+    (workplace / "base/merges.txt").write_text("#" * 3_000_000)
+    recipe = "merge_method: passthrough\nmodels: [base]\ntokenizer_source: base\n"
+    with pytest.raises(ResourceError, match="tokenizers needs 326 MB"):
+        merge(workplace, recipe, memory=300_000_000)
+    merge(workplace, recipe, memory=400_000_000)
 
 
 def test_the_manifest_says_what_was_done(workplace):
