@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 import numpy as np
 
 from cuvee.checkpoints.sources import Scratch, TensorSource, read_raw
+from cuvee.methods.combination import Combination, Stored
 from cuvee.methods.measuring import Call, Place, activated, each
 from cuvee.methods.registry import DELTAS, OPTIONAL, Edit, Method
 from cuvee.tensors import kernels
@@ -190,8 +191,10 @@ def compute_block(
     start, stop = call.place.start, call.place.stop
     if task.is_copy:
         return _read_copy(task, start, stop, worker, observer)
-    values = _load(task, start, stop, formula, worker, observer)
     shape = task.layout.block_shape(start, stop) if task.layout.shape else ()
+    if formula.on_arrays and all(one.source.dtype.name in kernels.KINDS for one in task.all_inputs):
+        return _combine_stored(task, formula, call, worker, observer, shape)
+    values = _load(task, start, stop, formula, worker, observer)
     with activated(call):
         base, merged = _apply(task, formula, values.reshape(len(values), *shape))
     scaling = (task.arguments or {}).get("scaling", 1.0)
@@ -250,6 +253,55 @@ def _count_non_finite(raw: NDArray[np.uint8], dtype: DType) -> int:
     bits: NDArray[Any] = raw.view(f"u{dtype.itemsize}")
     exponent = bits.dtype.type(_EXPONENTS[dtype.name])
     return int(np.count_nonzero((bits & exponent) == exponent))
+
+
+def _combine_stored(
+    task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None, shape: tuple[int, ...]
+) -> Computed:
+    """Compute a block of a method that is given arrays, from the raw bytes where it only combines them."""
+    start, stop = call.place.start, call.place.stop
+    inputs, with_base = task.all_inputs, task.base is not None
+    kinds = [one.source.dtype.name for one in inputs]
+    sources = []
+    for number, one in enumerate(inputs):
+        with worker.timed("read"):
+            sources.append(read_raw(one.source, start, stop, worker.scratch, ("read", number)))
+        if observer:
+            observer.read(number, start, sources[number])
+
+    def decoded() -> NDArray[Any]:
+        values = worker.array(len(inputs), stop - start, np.float32)
+        for number, raw in enumerate(sources):
+            base = values[0] if with_base and number else None
+            found = kernels.decode(raw, kinds[number], base, values[number])
+            if observer:
+                observer.decoded(number, found)
+        return values.reshape(len(inputs), *shape)[int(with_base) :]
+
+    stored = Stored((len(inputs) - with_base, *shape), decoded)
+    arguments = {k: v for k, v in (task.arguments or {}).items() if k not in ENGINE_PARAMETERS}
+    with activated(call):
+        merged = formula.method.function(stored, **arguments)
+    scaling = (task.arguments or {}).get("scaling", 1.0)
+    if not isinstance(merged, Combination):
+        _ = stored.values  # the base's row is decoded with them
+        base = worker.array(len(inputs), stop - start, np.float32)[0] if with_base else None
+        return _encode(np.ascontiguousarray(merged).reshape(-1), base, scaling, task.dtype, worker)
+    out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)
+    non_finite, found = kernels.combine(
+        sources,
+        kinds,
+        with_base=with_base,
+        weights=merged.weights,
+        divisor=merged.divisor,
+        scaling=scaling,
+        out=out,
+        kind=task.dtype.name,
+    )
+    if observer and not stored.is_decoded:
+        for number, count in enumerate(found):
+            observer.decoded(number, count)
+    return Computed(out, non_finite)
 
 
 def _load(task: Task, start: int, stop: int, formula: Formula, worker: Worker, observer: Observer | None) -> Array:

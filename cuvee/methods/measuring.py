@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from cuvee.errors import MethodError
+from cuvee.methods.combination import plain
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
 
@@ -273,7 +274,7 @@ def measured(
     Raises:
         Pending: the measurement is not finished.
     """
-    parts: list[torch_types.Tensor] = list(values) if isinstance(values, list | tuple) else [values]  # type: ignore[list-item]
+    parts: list[torch_types.Tensor] = list(map(plain, values if isinstance(values, list | tuple) else [values]))
     call = current(parts[0][0] if reduction.stacked else parts[0])
     place = call.place
     if len(place.layout.shape) < 2:

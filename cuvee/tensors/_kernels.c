@@ -138,6 +138,63 @@ FAST API void cuvee_weighted_sum(
     }
 }
 
+/* A chunk of raw elements as floats, less base where there is one; returns how many are NaN or infinite. */
+static inline __attribute__((always_inline)) int64_t decode_chunk(
+    const void *source, int kind, int64_t begin, int64_t size, const float *base, float *out)
+{
+    uint32_t special = 0;
+    if (kind == BF16)
+        for (int64_t i = 0; i < size; i++) out[i] = from_bf16(((const uint16_t *)source)[begin + i]);
+    else if (kind == F16)
+        for (int64_t i = 0; i < size; i++) out[i] = from_f16(((const uint16_t *)source)[begin + i]);
+    else
+        memcpy(out, (const float *)source + begin, size * sizeof(float));
+    for (int64_t i = 0; i < size; i++) special += is_special(out[i]);
+    if (base)
+        for (int64_t i = 0; i < size; i++) out[i] -= base[i];
+    return special;
+}
+
+/* From raw inputs to raw output in one pass: decode, cuvee_weighted_sum, encode. source[0] is the base where has_base.
+ * special[input] = how many of it are NaN or infinite; returns how many of out are. */
+FAST API int64_t cuvee_combine(
+    const void *const *source, const int *kind, int64_t K, int has_base, const float *weights, float divisor, float scaling,
+    int out_kind, int64_t n, void *out, int64_t *special)
+{
+    int64_t made = 0;
+    for (int64_t k = 0; k < K + has_base; k++) special[k] = 0;
+    for (int64_t begin = 0; begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin);
+        float base[CHUNK], value[CHUNK], total[CHUNK];
+        if (has_base) special[0] += decode_chunk(source[0], kind[0], begin, size, 0, base);
+        for (int64_t k = 0; k < K; k++) {
+            float w = weights[k];
+            int64_t at = k + has_base;
+            special[at] += decode_chunk(source[at], kind[at], begin, size, has_base ? base : 0, value);
+            if (k == 0)
+                for (int64_t i = 0; i < size; i++) total[i] = value[i] * w;
+            else
+                for (int64_t i = 0; i < size; i++) total[i] += value[i] * w;
+        }
+        for (int64_t i = 0; i < size; i++) total[i] /= divisor;
+        if (has_base)
+            for (int64_t i = 0; i < size; i++) total[i] = base[i] + total[i] * scaling;
+        uint32_t here = 0;
+        if (out_kind == F32) {
+            float *stored = (float *)out + begin;
+            for (int64_t i = 0; i < size; i++) here += is_special(stored[i] = total[i]);
+        } else {
+            uint16_t *stored = (uint16_t *)out + begin;
+            if (out_kind == BF16)
+                for (int64_t i = 0; i < size; i++) here += is_special(from_bf16(stored[i] = to_bf16(total[i])));
+            else
+                for (int64_t i = 0; i < size; i++) here += is_special(from_f16(stored[i] = to_f16(total[i])));
+        }
+        made += here;
+    }
+    return made;
+}
+
 /* pieces.trim.keep_among: magnitudes above the threshold; of those equal to it all before `all_before`, and the first
  * `few` of those before `few_until`. In place where out is values. */
 FAST API void cuvee_threshold(

@@ -29,6 +29,7 @@ __all__ = [
     "KINDS",
     "available",
     "bernoulli",
+    "combine",
     "consensus",
     "count_equal",
     "count_high",
@@ -62,6 +63,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "decode": (_N, [_P, _I, _P, _N, _P]),
     "encode": (_N, [_P, _P, _F, _I, _N, _P]),
     "weighted_sum": (None, [_P, _N, _P, _N, _F, _N, _P]),
+    "combine": (_N, [_P, _P, _N, _I, _P, _F, _F, _I, _N, _P, _P]),
     "threshold": (None, [_P, _F, _N, _N, _N, _N, _P]),
     "consensus": (None, [_P, _N, _P, _P, _N, _I, _F, _N, _P]),
     "variance": (None, [_P, _N, _N, _N, _P]),
@@ -170,6 +172,42 @@ def weighted_sum(values: T, weights: Sequence[float], divisor: float) -> T:
     models, size, stride = _rows(rows)
     _library().cuvee_weighted_sum(_at(rows), stride, _at(weight), models, divisor, size, _at(out))
     return _like(values, out)
+
+
+def combine(
+    sources: Sequence[NDArray[Any]],
+    kinds: Sequence[str],
+    *,
+    with_base: bool,
+    weights: Sequence[float],
+    divisor: float,
+    scaling: float,
+    out: NDArray[Any],
+    kind: str,
+) -> tuple[int, list[int]]:
+    """`decode`, `weighted_sum` and `encode` in one pass over raw elements, the base first where there is one.
+
+    Returns:
+        how many of `out`, and how many of each source, are NaN or infinite.
+    """
+    models, size = len(weights), out.nbytes // (4 if kind == "F32" else 2)
+    places = np.array([_at(source) for source in sources], np.uintp)
+    codes, weight = np.array([KINDS[k] for k in kinds], np.int32), np.array(weights, np.float32)
+    special = np.zeros(len(sources), np.int64)
+    made = _library().cuvee_combine(
+        _at(places),
+        _at(codes),
+        models,
+        with_base,
+        _at(weight),
+        divisor,
+        scaling,
+        KINDS[kind],
+        size,
+        _at(out),
+        _at(special),
+    )
+    return int(made), special.tolist()
 
 
 def threshold(values: T, limit: float, all_before: int, few_until: int, few: int, out: T | None = None) -> T:

@@ -1,0 +1,64 @@
+"""Blocks that nobody has decoded yet: a method that only combines them never makes float32 copies of them.
+
+A method marked `arrays=True` is given `Stored` values. What measures them decodes them; what combines them (`weighted_sum`)
+gives a `Combination`, which the engine makes from the raw bytes in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Combination", "Stored", "plain"]
+
+
+@dataclass
+class Stored:
+    """The K blocks that a method is given, as they are stored; (K, …) like the array that they stand for.
+
+    Attributes:
+        shape: (K, …).
+        decode: makes that array, float32.
+    """
+
+    shape: tuple[int, ...]
+    decode: Callable[[], NDArray[Any]]
+    _values: NDArray[Any] | None = field(default=None, repr=False)
+
+    @property
+    def is_decoded(self) -> bool:
+        """True when somebody has asked for the array."""
+        return self._values is not None
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """The array, decoded once."""
+        if self._values is None:
+            self._values = self.decode()
+        return self._values
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        return self.values[index]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return iter(self.values)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Σ weights_k · values_k / divisor, not computed yet."""
+
+    weights: Sequence[float]
+    divisor: float
+
+
+def plain(values: Any) -> Any:
+    """Return values as an array or a tensor: stored ones decoded."""
+    return values.values if isinstance(values, Stored) else values
