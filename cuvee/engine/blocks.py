@@ -123,7 +123,8 @@ class Formula:
     @property
     def on_arrays(self) -> bool:
         """True when the method is given NumPy arrays."""
-        plain = self.device == "cpu" and self.compute_dtype == "float32" and not (self.before or self.after)
+        plain = self.device == "cpu" and self.compute_dtype == "float32"
+        plain = plain and not (self.before or self.after or self.statistics)
         return self.method.arrays and plain and kernels.available()
 
     def call(self, place: Place, answers: Mapping[Any, Any], states: Mapping[Any, Any]) -> Call:
@@ -193,7 +194,7 @@ def compute_block(
         return _read_copy(task, start, stop, worker, observer)
     shape = task.layout.block_shape(start, stop) if task.layout.shape else ()
     if formula.on_arrays and all(one.source.dtype.name in kernels.KINDS for one in task.all_inputs):
-        return _combine_stored(task, formula, call, worker, observer, shape)
+        return _combine_stored(task, formula, call, worker, observer, shape or (1,))
     values = _load(task, start, stop, formula, worker, observer)
     with activated(call):
         base, merged = _apply(task, formula, values.reshape(len(values), *shape))
@@ -286,7 +287,8 @@ def _combine_stored(
     if not isinstance(merged, Combination):
         _ = stored.values  # the base's row is decoded with them
         base = worker.array(len(inputs), stop - start, np.float32)[0] if with_base else None
-        return _encode(np.ascontiguousarray(merged).reshape(-1), base, scaling, task.dtype, worker)
+        flat = (merged if isinstance(merged, np.ndarray) else merged.numpy()).reshape(-1)
+        return _encode(flat, base, scaling, task.dtype, worker)
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)
     non_finite, found = kernels.combine(
         sources,
@@ -351,7 +353,7 @@ def decode(raw: NDArray[np.uint8], dtype: DType, base: Array | None, out: Array)
 def _apply(task: Task, formula: Formula, blocks: Array) -> tuple[Array | None, Array]:
     """Run the method on the (inputs, …) blocks; returns (base, merged), what is added to a base, or (None, merged)."""
     method = formula.method
-    if isinstance(blocks, np.ndarray) and not formula.on_arrays:
+    if isinstance(blocks, np.ndarray):
         blocks = torch.from_numpy(blocks)
     arguments = {k: v for k, v in (task.arguments or {}).items() if k not in ENGINE_PARAMETERS}
     if task.base is None:

@@ -17,8 +17,8 @@ import numpy as np
 
 from cuvee.errors import MethodError
 from cuvee.methods.combination import plain
+from cuvee.tensors.either import empty_like, number_of, same_memory
 from cuvee.tensors.layout import Layout
-from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     import torch as torch_types
@@ -211,11 +211,13 @@ class Call:
         """Return an uninitialised tensor like `like`, from memory that this thread has used before."""
         key = (self.path, self.ordinal("buffer"))
         held = None if self.buffers is None else self.buffers.get(key)
-        if held is None or held.numel() < like.numel() or held.dtype != like.dtype or held.device != like.device:
-            held = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+        if held is None or type(held) is not type(like) or held.dtype != like.dtype or held.device != like.device:
+            held = None
+        if held is None or number_of(held) < number_of(like):
+            held = empty_like(like).reshape(-1)
             if self.buffers is not None:
                 self.buffers[key] = held
-        return held[: like.numel()].view(like.shape)
+        return held[: number_of(like)].reshape(like.shape)
 
     def ordinal(self, what: Any) -> int:
         """Return how often `what` was asked before on this path, and count this time."""
@@ -477,6 +479,7 @@ def each(
     Returns:
         (K, …), a new tensor.
     """
+    deltas = plain(deltas)
     call = current(deltas[0])
     columns = [spread(value, len(deltas)) for value in per_model]
     result = call.buffer(deltas)
@@ -487,8 +490,9 @@ def each(
                 call.spare = result[k]
                 try:
                     filtered = filter(delta, *(column[k] for column in columns), **shared)
-                    if filtered.data_ptr() != result[k].data_ptr():
-                        result[k] = filtered
+                    if not same_memory(filtered, result[k]):
+                        kept: Any = filtered if type(filtered) is type(deltas) else filtered.numpy()
+                        result[k] = kept
                 except Pending:
                     pending = True
                 call.spare = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from cuvee.methods.measuring import Again, Done, Fold, Place
+from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.order import DIGIT, count_equal, digit_counts, kth_largest, value_of_key
 from cuvee.tensors.sums import lane_sum, magnitude_sum, product_sums
@@ -34,6 +35,11 @@ def _as_array(values: Any) -> NDArray[Any] | None:
     return values.numpy() if values.device.type == "cpu" else None
 
 
+def _count_nonzero(values: Any) -> int:
+    array = _as_array(values)
+    return int(torch.count_nonzero(values) if array is None else np.count_nonzero(array))
+
+
 def _widened(values: Any) -> Any:
     array = _as_array(values)
     return values.double() if array is None else array.astype(np.float64)
@@ -51,6 +57,8 @@ class Sums:
         return "count" if self.of in ("nonzero", "sign") else "sum"
 
     def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[Any]:
+        if self.of in ("nonzero", "sign"):
+            values = as_tensor(values)
         if self.of == "nonzero":
             return torch.count_nonzero(values, axis).cpu().numpy()
         if self.of == "sign":
@@ -156,13 +164,13 @@ class Ranks:
             return count_equal(values, self.magnitude, state.keys)
         if state is None:
             counts = digit_counts(values, self.magnitude, [None], self.digits - 1)
-            nonzero = int(torch.count_nonzero(values)) if self.of_nonzero else 0
+            nonzero = _count_nonzero(values) if self.of_nonzero else 0
             return np.append(counts, [[nonzero]], axis=1)
         return digit_counts(values, self.magnitude, state.prefixes, state.digit)
 
     def at_once(self, values: Tensor, place: Place) -> tuple[Ranked, ...] | None:
         """Return the ranks of a tensor that is all here, in a pass or two; None where it takes the counting of digits."""
-        numel = int(torch.count_nonzero(values)) if self.of_nonzero else values.numel()
+        numel = _count_nonzero(values) if self.of_nonzero else number_of(values)
         ranked = [self._select(values, place, k) for k in self.counts(numel)]
         return None if None in ranked else tuple(r for r in ranked if r)
 

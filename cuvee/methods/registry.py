@@ -276,8 +276,8 @@ def merge_method(
         base: what a base model is to it.
         models: fewest and most models, the base not counted.
         unit: `ROW` where vectors that are one row must be seen whole.
-        arrays: True when it does nothing with values but measure and combine them, which NumPy arrays allow as well
-            as tensors: its merges do not load torch.
+        arrays: True when it leaves all work on values to pieces that take arrays as well as tensors: its merges do
+            not load torch.
         cost: in words: "one pass", "a few visits of each tensor", "two rounds over the model".
         formula: one line of plain text, with the parameters' names.
         differs: where it differs from the paper and from mergekit.

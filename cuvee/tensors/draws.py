@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["bernoulli", "draw_key", "drawn_words", "limits_of", "normal", "philox_words", "uniform"]
+__all__ = ["bernoulli", "bernoulli_array", "draw_key", "drawn_words", "limits_of", "normal", "philox_words", "uniform"]
 
 _M0, _M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 _W0, _W1 = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
@@ -56,7 +56,7 @@ def bernoulli(key: tuple[int, int], start: int, stop: int, probability: float | 
         return halves[start - 2 * first : stop - 2 * first] < on_device
     limits: Any = min(round(probability * 2**32), _MASK32) if isinstance(probability, float | int) else None
     if limits is not None and kernels.available():
-        return torch.from_numpy(kernels.bernoulli(key, start, stop, limits))
+        return torch.from_numpy(bernoulli_array(key, start, stop, float(probability)))
     happens = np.empty(stop - start, np.bool_)
     for begin in range(start, stop, _CHUNK):  # in pieces that stay in the cache
         end = min(begin + _CHUNK, stop)
@@ -65,6 +65,11 @@ def bernoulli(key: tuple[int, int], start: int, stop: int, probability: float | 
             limits = limits_of(probability[piece]).numpy().astype(np.uint32)
         np.less(drawn_words(key, begin, end), np.uint32(limits), out=happens[piece])
     return torch.from_numpy(happens)
+
+
+def bernoulli_array(key: tuple[int, int], start: int, stop: int, probability: float) -> NDArray[np.bool_]:
+    """As `bernoulli` of one probability inside (0, 1), by the kernel."""
+    return kernels.bernoulli(key, start, stop, min(round(probability * 2**32), _MASK32))
 
 
 def drawn_words(key: tuple[int, int], start: int, stop: int) -> NDArray[np.uint32]:
@@ -85,9 +90,14 @@ def normal(key: tuple[int, int], start: int, stop: int) -> Tensor:
     return torch.special.ndtri(uniform(key, start, stop)).float()
 
 
-def limits_of(probability: Tensor) -> Tensor:
-    """Return the limits, as float64 whole numbers, that a draw must be below to happen with `probability`."""
-    return (probability.double() * 2.0**32).round().clamp(0, _MASK32)
+def limits_of(probability: Any) -> Any:
+    """Return the limits, as float64 whole numbers, that a draw must be below to happen with `probability`.
+
+    Args:
+        probability: an array or a tensor; the limits are the same.
+    """
+    wide = probability.astype(np.float64) if isinstance(probability, np.ndarray) else probability.double()
+    return (wide * 2.0**32).round().clip(0, _MASK32)
 
 
 def _numpy_words(key: tuple[int, int], first: int, last: int) -> NDArray[np.uint64]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cuvee.tensors import kernels
+from cuvee.tensors.either import as_tensor
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -22,10 +25,11 @@ def keep_where(mask: Tensor, values: Tensor, out: Tensor | None = None) -> Tenso
         mask: bool, shaped as `values`.
         values: float32 or float64.
     """
+    if kernels.serve(values) and mask.shape == values.shape:
+        return kernels.keep(mask if isinstance(mask, np.ndarray) else mask.contiguous(), values, out)
+    mask, values = as_tensor(mask), as_tensor(values)
     if values.device.type != "cpu" or mask.shape != values.shape:
         return torch.where(mask, values, 0)
-    if kernels.serve(values):
-        return kernels.keep(mask.contiguous(), values, out)
     whole = torch.int64 if values.dtype == torch.float64 else torch.int32
     bits = values.contiguous().view(whole).reshape(-1)
     keep = mask.contiguous().view(torch.int8).reshape(-1)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuvee.tensors import kernels
+from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "digit_counts",
     "digits_of",
     "kth_largest",
+    "magnitude_keys",
     "ordered_keys",
     "value_of_key",
 ]
@@ -33,7 +35,7 @@ _SIZE = 1 << DIGIT
 
 def digits_of(dtype: Any) -> int:
     """Return the number of 16-bit digits in a float's key: 2 for float32, 4 for float64."""
-    return 4 if dtype == torch.float64 else 2
+    return 4 if str(dtype).endswith("float64") else 2
 
 
 def ordered_keys(values: Tensor, magnitude: bool) -> Keys:
@@ -46,6 +48,8 @@ def ordered_keys(values: Tensor, magnitude: bool) -> Keys:
         uint32 or uint64 of the same shape as a NumPy array; on a GPU int64 on the same device, where float64 keys of
         signed values are bit patterns.
     """
+    if isinstance(values, np.ndarray):
+        values = as_tensor(values)
     if not magnitude:
         values = values + 0.0  # -0.0 is equal to 0.0
     if values.device.type != "cpu":
@@ -57,6 +61,11 @@ def ordered_keys(values: Tensor, magnitude: bool) -> Keys:
     if magnitude:
         return bits & ~top
     return np.where(bits & top, ~bits, bits | top)
+
+
+def magnitude_keys(values: Any) -> NDArray[np.uint32]:
+    """Return the ordered keys of |values|, float32 on the CPU."""
+    return _bits(values) & np.uint32(0x7FFFFFFF)
 
 
 def device_keys(values: Tensor, magnitude: bool) -> Tensor:
@@ -73,7 +82,7 @@ def device_keys(values: Tensor, magnitude: bool) -> Tensor:
 
 def count_equal(values: Tensor, magnitude: bool, keys: Sequence[int]) -> NDArray[np.int64]:
     """Return for each key how many values along the last axis have it: (…, n) into (len(keys), …)."""
-    if kernels.serve(values) and values.numel():
+    if kernels.serve(values) and number_of(values):
         bits, leaf = _bits(values).reshape(-1), values.shape[-1]
         return np.array([kernels.count_equal(bits, magnitude, key, leaf).reshape(values.shape[:-1]) for key in keys])
     found = ordered_keys(values, magnitude)
@@ -82,8 +91,10 @@ def count_equal(values: Tensor, magnitude: bool, keys: Sequence[int]) -> NDArray
     return np.array([(found == _as_int64(key)).sum(-1).cpu().numpy() for key in keys], np.int64)
 
 
-def _bits(values: Tensor) -> NDArray[np.uint32]:
+def _bits(values: Any) -> NDArray[np.uint32]:
     """Return the bits of float32 values, without a copy where they are contiguous."""
+    if isinstance(values, np.ndarray):
+        return np.ascontiguousarray(values).view(np.uint32)
     return values.contiguous().view(torch.int32).numpy().view(np.uint32)
 
 

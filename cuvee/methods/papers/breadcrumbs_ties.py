@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     paper=Paper("Model Breadcrumbs", arxiv="2312.06795", year=2023),
     unit=ROW,
     cost="a few visits of each tensor",
+    arrays=True,
     formula="τ̂_i = τ_i without its largest `gamma` share, then the largest so that `density` is kept;  "
     "out = θ_0 + scaling · sign_consensus(τ̂_i, weight)",
     differs="As mergekit, by tensor; but there a tensor too small for gamma to name one element (int(gamma·n) = 0) loses its "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @merge_method(
     paper=Paper("Language Models are Super Mario (DARE)", arxiv="2311.03099", year=2023),
     cost="one pass; two visits of each tensor with rescale: l1",
+    arrays=True,
     formula="m_i ~ Bernoulli(density);  out = θ_0 + scaling · Σ weight_i · rescale(m_i ⊙ τ_i)",
     differs="As mergekit, whose rescale gives each tensor its old Σ|x| back; the paper divides by density "
     "(rescale: expected). Draws depend on the seed, the tensor, the model's place and the element only.",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @merge_method(
     paper=Paper("Language Models are Super Mario (DARE)", arxiv="2311.03099", year=2023),
     cost="one pass; two visits of each tensor with rescale: l1",
+    arrays=True,
     formula="m_i ~ Bernoulli(density);  out = θ_0 + scaling · sign_consensus(rescale(m_i ⊙ τ_i), weight)",
     differs="As mergekit, which drops the trim of TIES and does not normalise: similar models overshoot by their number. "
     "The paper trims after dropping: ties_density, with trim_scope: model, inclusive_threshold: true, "

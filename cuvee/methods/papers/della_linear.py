@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     paper=Paper("DELLA-Merging", arxiv="2406.11617", year=2024),
     unit=ROW,
     cost="a sort of every row; two visits of each tensor with rescale: l1",
+    arrays=True,
     formula="p = density − ε + 2ε·rank/(length − 1) by row;  m_i ~ Bernoulli(p);  "
     "out = θ_0 + scaling · Σ weight_i · rescale(m_i ⊙ τ_i)",
     differs="As mergekit, whose rescale gives each tensor its old Σ|x| back; the paper divides each entry by its own p "

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from cuvee.methods.combination import plain
 from cuvee.methods.measuring import current, each, measured
 from cuvee.methods.pieces.trim import among_largest
 from cuvee.methods.pieces.vote import sum_models, weigh_consensus
 from cuvee.methods.reductions import Ranks, Sums
 from cuvee.methods.registry import Fraction, Paper, merge_method
 from cuvee.tensors import kernels
+from cuvee.tensors.either import as_tensor
 from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
 
@@ -31,6 +33,7 @@ class ShareOfNonzero:
 @merge_method(
     paper=Paper("FuseChat: Knowledge Fusion of Chat Models", arxiv="2408.07990", year=2024),
     cost="a few visits of each tensor",
+    arrays=True,
     formula="S = the `select_topk` share with the largest variance over models;  w_i ∝ mean((S ⊙ τ_i)²);  "
     "out = θ_0 + scaling · Σ_{sgn τ_i = s} w_i τ_i / Σ_{sgn τ_i = s} w_i,  s = sgn Σ τ_i",
     differs="As mergekit, which merges the selected positions only; the authors' code (variant: fuseai) uses the selection "
@@ -48,6 +51,7 @@ def sce(deltas: Tensor, *, select_topk: Fraction = 1.0, variant: Literal["mergek
     Returns:
         (…); identical models give that model.
     """
+    deltas = plain(deltas)
     selected = _select(deltas, select_topk)
     energies = measured(Sums("square"), list(selected)) / max(1, current(deltas[0]).place.layout.numel)
     least = 1e-6 if variant == "mergekit" and current().compat == "mergekit" else 0.0
@@ -73,6 +77,7 @@ def variance(deltas: Tensor) -> Tensor:
     """Return the population variance over the K models, element by element."""
     if kernels.serve(deltas):
         return kernels.variance(deltas)
+    deltas = as_tensor(deltas)
     center = sum_models(deltas) / len(deltas)
     away = [delta - center for delta in deltas]
     return sum_models([one * one for one in away]) / len(deltas)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @merge_method(
     paper=Paper("TIES-Merging", arxiv="2306.01708", year=2023),
     cost="a few visits of each tensor; with trim_scope: model a few rounds over the model",
+    arrays=True,
     formula="τ̂_i = the largest `density` of τ_i;  s = sgn Σ weight_i τ̂_i;  "
     "out = θ_0 + scaling · Σ_{sgn τ̂_i = s} weight_i τ̂_i / Σ_{sgn τ̂_i = s} weight_i",
     differs="Default as mergekit: the trim is by tensor, weights vote and scale. The official code trims over the whole "

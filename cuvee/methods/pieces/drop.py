@@ -12,10 +12,11 @@ from cuvee.methods.measuring import current, remembered, room
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.registry import Fraction, Paper, Role, edit
 from cuvee.tensors import kernels
-from cuvee.tensors.draws import bernoulli, draw_key, drawn_words, limits_of
+from cuvee.tensors.draws import bernoulli, bernoulli_array, draw_key, drawn_words, limits_of
+from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
-from cuvee.tensors.order import ordered_keys
+from cuvee.tensors.order import magnitude_keys, ordered_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +45,9 @@ def keep_mask(delta: Tensor, probability: float | Callable[[], Tensor]) -> Tenso
         flat = probability if isinstance(probability, float) else probability().reshape(-1)
         return bernoulli(key, place.start, place.stop, flat, delta.device)
 
+    if isinstance(delta, np.ndarray) and isinstance(probability, float):
+        return _remembered_mask(lambda: bernoulli_array(key, place.start, place.stop, probability), delta)
+    delta = as_tensor(delta)
     if delta.device.type != "cpu":
         return draw().reshape(delta.shape)
     return _remembered_mask(lambda: draw().numpy(), delta)
@@ -51,10 +55,14 @@ def keep_mask(delta: Tensor, probability: float | Callable[[], Tensor]) -> Tenso
 
 def _remembered_mask(draw: Callable[[], NDArray[np.bool_]], delta: Tensor) -> Tensor:
     """Return a mask shaped as `delta`; a block that will be visited again keeps it, a bit an element."""
-    if current(delta).place.is_whole:
-        return torch.from_numpy(draw()).reshape(delta.shape)
-    packed = remembered("mask", lambda: np.packbits(draw()))
-    return torch.from_numpy(np.unpackbits(packed, count=delta.numel()).view(np.bool_)).reshape(delta.shape)
+    mask: Any = (
+        draw() if current(delta).place.is_whole else _unpacked(remembered("mask", lambda: np.packbits(draw())), delta)
+    )
+    return (mask if isinstance(delta, np.ndarray) else torch.from_numpy(mask)).reshape(delta.shape)
+
+
+def _unpacked(packed: NDArray[np.uint8], delta: Tensor) -> NDArray[np.bool_]:
+    return np.unpackbits(packed, count=number_of(delta)).view(np.bool_)
 
 
 def drop_at_random(delta: Tensor, density: float, *, rescale: Rescale = True) -> Tensor:
@@ -65,7 +73,7 @@ def drop_at_random(delta: Tensor, density: float, *, rescale: Rescale = True) ->
     if density >= 1:
         return delta
     if density <= 0:
-        return torch.zeros_like(delta)
+        return torch.zeros_like(as_tensor(delta))
     kept = keep_where(keep_mask(delta, float(density)), delta, room(delta))
     return rescale_kept(kept, delta, rescale, density)
 
@@ -104,7 +112,7 @@ def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Resc
     if density >= 1:
         return delta
     if density <= 0:
-        return torch.zeros_like(delta)
+        return torch.zeros_like(as_tensor(delta))
     if density - epsilon <= 0 or density + epsilon >= 1:
         raise MethodError(
             f"density {density:g} with epsilon {epsilon:g} gives probabilities from {density - epsilon:g} to "
@@ -116,31 +124,32 @@ def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Resc
     needs_each = rescale == "expected" or current(delta).statistics
     if not needs_each and kernels.serve(delta):
         return rescale_kept(keep_where(_compiled_mask(delta, by_rank), delta, room(delta)), delta, rescale, density)
-    probability = by_rank.to(delta.device)[row_ranks(delta)].reshape(delta.shape)
+    delta = as_tensor(delta)
+    probability = torch.from_numpy(by_rank).to(delta.device)[row_ranks(delta)].reshape(delta.shape)
     kept = keep_where(keep_mask(delta, lambda: probability), delta, room(delta))
     return rescale_kept(kept, delta, rescale, probability.to(delta.dtype))
 
 
 def _row_length(delta: Tensor) -> int:
-    return delta.numel() // len(delta) if len(current(delta).place.layout.shape) > 1 else delta.numel()
+    return number_of(delta) // (len(delta) if len(current(delta).place.layout.shape) > 1 else 1)
 
 
-def _rank_probabilities(density: float, epsilon: float, length: int) -> Tensor:
+def _rank_probabilities(density: float, epsilon: float, length: int) -> NDArray[np.float64]:
     """Return the probability of each rank, (length,) float64; in a row of one, the density itself."""
     if length == 1:
-        return torch.tensor([density], dtype=torch.float64)
-    return (density - epsilon) + (2 * epsilon / (length - 1)) * torch.arange(length, dtype=torch.float64)
+        return np.array([density])
+    return (density - epsilon) + (2 * epsilon / (length - 1)) * np.arange(length, dtype=np.float64)
 
 
-def _compiled_mask(delta: Tensor, by_rank: Tensor) -> Tensor:
+def _compiled_mask(delta: Tensor, by_rank: NDArray[np.float64]) -> Tensor:
     """The mask from sorted rows alone: only a draw between two limits asks for a rank, and few of those for a tie."""
     call = current(delta)
     key = draw_key(call.seed, call.place.tensor, call.model_index, call.ordinal("draw"))
 
     def draw() -> NDArray[np.bool_]:
-        keys: Any = ordered_keys(delta, magnitude=True).reshape(-1, len(by_rank))
+        keys = magnitude_keys(delta).reshape(-1, len(by_rank))
         drawn = drawn_words(key, call.place.start, call.place.stop).reshape(keys.shape)
-        return kernels.rank_drop(keys, drawn, limits_of(by_rank).numpy().astype(np.uint32))
+        return kernels.rank_drop(keys, drawn, limits_of(by_rank).astype(np.uint32))
 
     return _remembered_mask(draw, delta)
 

@@ -28,10 +28,12 @@ def rescale_kept(kept: Tensor, delta: Tensor, rescale: Rescale, probability: flo
     Source: DARE, arXiv 2311.03099; DELLA, arXiv 2406.11617; mergekit's `rescale`.
     """
     if rescale == "expected":
-        return kept.div_(probability)
+        kept /= probability
+        return kept
     if rescale is False or rescale == "none":
         return kept
     before, after = measured(Sums("abs"), (delta, kept))
     if before < _FLOOR or after < _FLOOR:
         return kept
-    return kept.mul_(float(before / after))
+    kept *= float(before / after)
+    return kept

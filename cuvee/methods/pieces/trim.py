@@ -9,6 +9,7 @@ from cuvee.methods.measuring import Place, Scope, current, measured, room
 from cuvee.methods.reductions import Ranked, Ranks
 from cuvee.methods.registry import Fraction, Paper, Role, edit
 from cuvee.tensors import kernels
+from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
@@ -63,11 +64,12 @@ def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     Returns:
         bool, of the same shape.
     """
-    all_before, few_until, few = _tie_ranges(ranked, place, values.numel())
+    all_before, few_until, few = _tie_ranges(ranked, place, number_of(values))
     flat = values.reshape(-1)
     mask = flat > ranked.value
     mask[:all_before] |= flat[:all_before] == ranked.value
-    equal = torch.nonzero(flat[all_before:few_until] == ranked.value).reshape(-1)[:few]
+    equal = (flat[all_before:few_until] == ranked.value).nonzero()
+    equal = (equal[0] if isinstance(equal, tuple) else equal.reshape(-1))[:few]
     mask[all_before + equal] = True
     return mask.reshape(values.shape)
 
@@ -75,8 +77,8 @@ def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
 def keep_among(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     """Zero all of `values` whose magnitudes are not among the k largest that `ranked` describes."""
     if not kernels.serve(values):
-        return keep_where(among_largest(values.abs(), ranked, place), values)
-    return kernels.threshold(values, ranked.value, *_tie_ranges(ranked, place, values.numel()), out=room(values))
+        return keep_where(among_largest(abs(values), ranked, place), values)
+    return kernels.threshold(values, ranked.value, *_tie_ranges(ranked, place, number_of(values)), out=room(values))
 
 
 def _tie_ranges(ranked: Ranked, place: Place, size: int) -> tuple[int, int, int]:
@@ -126,8 +128,8 @@ def keep_band(delta: Tensor, density: float, gamma: float) -> Tensor:
     call = current(delta)
     counts = KeepBand(density, gamma)
     if call.compat == "mergekit" and counts(call.place.layout.numel)[1] == 0:
-        return torch.zeros_like(delta)
-    magnitude = delta.abs()
+        return torch.zeros_like(as_tensor(delta))
+    magnitude = abs(delta)
     wide, largest = measured(Ranks(counts, digits=digits_of(delta.dtype)), delta)
     kept = among_largest(magnitude, wide, call.place) & ~among_largest(magnitude, largest, call.place)
     return keep_where(kept, delta)
@@ -142,6 +144,7 @@ def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0
     """
     if not current(delta).place.layout.shape:
         return delta
+    delta = as_tensor(delta)
     rows = delta.reshape(-1, delta.shape[-1])
     order = torch.argsort(rows.abs(), dim=-1, descending=True, stable=True)
     first = int(rows.shape[-1] * remove_top)

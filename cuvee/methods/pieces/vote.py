@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from cuvee.methods.combination import plain
 from cuvee.methods.measuring import measured, spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Sums
 from cuvee.tensors import kernels
+from cuvee.tensors.either import as_tensor
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where, sign_or_plus
 
@@ -56,9 +58,11 @@ def sign_consensus(
 
     Source: TIES-Merging, arXiv 2306.01708, steps 2 and 3; weights as in mergekit.
     """
+    deltas = plain(deltas)
     weights = [float(w) for w in spread(weight, len(deltas))]
     if tie_sign == "plus" and merge_func in ("weighted_mean", "sum"):
         return weigh_consensus(deltas, weights, weights, normalize=normalize and merge_func == "weighted_mean")
+    deltas = as_tensor(deltas)
     signs = elect_signs(weighted_sum(deltas, weights), tie_sign)
     agrees = [delta * w * signs > 0 for delta, w in zip(deltas, weights, strict=True)]
     if merge_func == "max":
@@ -81,6 +85,7 @@ def weigh_consensus(
     """
     if kernels.serve(deltas):
         return kernels.consensus(deltas, votes, weights, normalize=normalize, floor=floor)
+    deltas = as_tensor(deltas)
     signs = sign_or_plus(weighted_sum(deltas, votes))
     agrees = [delta * vote * signs > 0 for delta, vote in zip(deltas, votes, strict=True)]
     return _weigh(deltas, agrees, weights, normalize=normalize, floor=floor)
