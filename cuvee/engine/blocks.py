@@ -270,19 +270,26 @@ def _combine_stored(
         if observer:
             observer.read(number, start, sources[number])
 
+    seen: list[list[int]] = []
+
     def decoded() -> NDArray[Any]:
         values = worker.array(len(inputs), stop - start, np.float32)
-        for number, raw in enumerate(sources):
-            base = values[0] if with_base and number else None
-            found = kernels.decode(raw, kinds[number], base, values[number])
-            if observer:
-                observer.decoded(number, found)
+        bases = [values[0] if with_base and number else None for number in range(len(inputs))]
+        seen.append([kernels.decode(*one) for one in zip(sources, kinds, bases, values, strict=True)])
         return values.reshape(len(inputs), *shape)[int(with_base) :]
 
-    stored = Stored((len(inputs) - with_base, *shape), decoded)
+    def products(leaf: int) -> NDArray[Any]:
+        found, special = kernels.stored_products(sources, kinds, with_base=with_base, leaf=leaf)
+        seen.append(special)
+        return found
+
+    stored = Stored((len(inputs) - with_base, *shape), decoded, products)
     arguments = {k: v for k, v in (task.arguments or {}).items() if k not in ENGINE_PARAMETERS}
-    with activated(call):
-        merged = formula.method.function(stored, **arguments)
+    try:
+        with activated(call):
+            merged = formula.method.function(stored, **arguments)
+    finally:
+        _tell(observer, seen)
     scaling = (task.arguments or {}).get("scaling", 1.0)
     if not isinstance(merged, Combination):
         _ = stored.values  # the base's row is decoded with them
@@ -300,10 +307,16 @@ def _combine_stored(
         out=out,
         kind=task.dtype.name,
     )
-    if observer and not stored.is_decoded:
-        for number, count in enumerate(found):
-            observer.decoded(number, count)
+    if not seen:
+        _tell(observer, [found])
     return Computed(out, non_finite)
+
+
+def _tell(observer: Observer | None, seen: list[list[int]]) -> None:
+    """Tell how many elements of each input are NaN or infinite, by the first that counted them."""
+    if observer and seen:
+        for number, count in enumerate(seen[0]):
+            observer.decoded(number, count)
 
 
 def _load(task: Task, start: int, stop: int, formula: Formula, worker: Worker, observer: Observer | None) -> Array:

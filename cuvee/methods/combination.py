@@ -23,16 +23,13 @@ class Stored:
     Attributes:
         shape: (K, …).
         decode: makes that array, float32.
+        products: makes the Gram matrix of each leaf of so many elements, (leaves, K, K), without it.
     """
 
     shape: tuple[int, ...]
     decode: Callable[[], NDArray[Any]]
+    products: Callable[[int], NDArray[Any]]
     _values: NDArray[Any] | None = field(default=None, repr=False)
-
-    @property
-    def is_decoded(self) -> bool:
-        """True when somebody has asked for the array."""
-        return self._values is not None
 
     @property
     def values(self) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import plain
+from cuvee.methods.combination import Stored, plain
 from cuvee.tensors.either import empty_like, number_of, same_memory
 from cuvee.tensors.layout import Layout
 
@@ -70,7 +70,8 @@ class Reduction(Protocol):
 
     `fold` says how partials become one: "count" (whole numbers, added in any order), "sum" (float64, leaf after leaf
     in order), "concat" (one entry a leaf, in order). `stacked` says that values have a leading dimension of K models.
-    A reduction may also have `at_once(values, place)`: the value of a tensor that is all here, or None.
+    A reduction may also have `at_once(values, place)`: the value of a tensor that is all here, or None; and
+    `of_stored(stored, leaf)`: the partials of blocks that were not decoded, one a leaf.
     """
 
     stacked: ClassVar[bool]
@@ -276,30 +277,27 @@ def measured(
     Raises:
         Pending: the measurement is not finished.
     """
-    parts: list[torch_types.Tensor] = list(map(plain, values if isinstance(values, list | tuple) else [values]))
-    call = current(parts[0][0] if reduction.stacked else parts[0])
+    many = isinstance(values, list | tuple)
+    given: list[Any] = list(values) if many else [values]
+    call = _active.call or current(given[0][0] if reduction.stacked else given[0])
     place = call.place
     if len(place.layout.shape) < 2:
         over = "all"
     if over == "row":
-        rows = [_finish_rows(reduction, part) for part in parts]
-        return rows if isinstance(values, list | tuple) else rows[0]
+        rows = [_finish_rows(reduction, plain(one)) for one in given]
+        return rows if many else rows[0]
     key = call.key(reduction, scope)
     if key in call.answers:
         return call.answers[key]
     state = call.states.get(key)
     at_once = call.alone or (place.is_whole and scope == "tensor")
-    many = isinstance(values, list | tuple)
     shortcut = getattr(reduction, "at_once", None)
     if at_once and shortcut and over == "all" and not many:
-        found = shortcut(parts[0], place)
+        found = shortcut(plain(values), place)
         if found is not None:
             return found
-    flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
     while True:
-        miss = Miss(
-            reduction, state, _partials(reduction, flat, over, place, state, many=many), place.stop - place.start
-        )
+        miss = Miss(reduction, state, _look(reduction, given, over, place, state, many=many), place.stop - place.start)
         if not at_once:
             call.misses[key] = miss
             raise Pending
@@ -309,6 +307,18 @@ def measured(
         if isinstance(outcome, Done):
             return outcome.value
         state = outcome.state
+
+
+def _look(
+    reduction: Reduction, given: Sequence[Any], over: Over, place: Place, state: Any, *, many: bool
+) -> list[tuple[int, NDArray[Any]]]:
+    """Return the partials of a block; stored values are only decoded where the reduction cannot do without."""
+    of_stored = getattr(reduction, "of_stored", None)
+    if of_stored and over == "all" and isinstance(given[0], Stored):
+        return list(enumerate(of_stored(given[0], place.layout.leaf), place.start // place.layout.leaf))
+    parts = [plain(one) for one in given]
+    flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
+    return _partials(reduction, flat, over, place, state, many=many)
 
 
 def _finish_rows(reduction: Reduction, values: torch_types.Tensor) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from cuvee.methods.combination import Stored
 from cuvee.methods.measuring import Again, Done, Fold, Place
 from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
@@ -89,6 +90,10 @@ class Gram:
         wide = _widened(values)
         rows = [[_wide_sum(wide[i] * wide[j], axis) for j in range(i + 1)] for i in range(len(values))]
         return np.array([[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))])
+
+    def of_stored(self, values: Stored, leaf: int) -> NDArray[np.float64]:
+        """Return the matrix of each leaf, (leaves, K, K)."""
+        return values.products(leaf)
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)

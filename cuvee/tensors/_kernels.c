@@ -8,6 +8,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -295,30 +298,126 @@ FAST API void cuvee_magnitude_sums(const float *values, int64_t n, int64_t leaf,
     }
 }
 
-/* out[leaf, i, j] = Σ x_i x_j of each run of `leaf` elements. A product of two floats is exact in double. */
+/* gram[i, j] = Σ x_i x_j of K rows. A product of two floats is exact in double, so that a fused multiply-add changes nothing. */
 static inline __attribute__((always_inline)) void pair_lanes(
     const float *x, const float *y, int64_t size, int group, double *lanes)
 {
-    enum { WIDE = 16 };
-    double total[WIDE] = {0};
-    for (int64_t begin = group * WIDE; begin + WIDE <= size; begin += LANES)
-        for (int lane = 0; lane < WIDE; lane++) total[lane] += (double)x[begin + lane] * (double)y[begin + lane];
-    memcpy(lanes + group * WIDE, total, sizeof total);
+    double total[16] = {0};
+    for (int64_t begin = group * 16; begin + 16 <= size; begin += LANES)
+        for (int lane = 0; lane < 16; lane++) total[lane] += (double)x[begin + lane] * (double)y[begin + lane];
+    memcpy(lanes + group * 16, total, sizeof total);
 }
 
-FAST API void cuvee_product_sums(const float *values, int64_t stride, int64_t K, int64_t n, int64_t leaf, double *out)
+static inline __attribute__((always_inline)) void gram_of(
+    const float *values, int64_t stride, int64_t K, int64_t size, double *gram)
 {
-    for (int64_t start = 0; start < n; start += leaf, out += K * K) {
-        int64_t size = MIN(leaf, n - start), whole = size - size % LANES;
-        for (int64_t i = 0; i < K; i++)
-            for (int64_t j = 0; j <= i; j++) {
-                const float *x = values + i * stride + start, *y = values + j * stride + start;
-                double lanes[LANES];
-                for (int group = 0; group < LANES / 16; group++) pair_lanes(x, y, whole, group, lanes);
-                for (int64_t at = whole; at < size; at++) lanes[at - whole] += (double)x[at] * (double)y[at];
-                out[i * K + j] = out[j * K + i] = in_order(lanes);
+    int64_t whole = size - size % LANES;
+    for (int64_t i = 0; i < K; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            const float *x = values + i * stride, *y = values + j * stride;
+            double lanes[LANES];
+            for (int group = 0; group < LANES / 16; group++) pair_lanes(x, y, whole, group, lanes);
+            for (int64_t at = whole; at < size; at++) lanes[at - whole] += (double)x[at] * (double)y[at];
+            gram[i * K + j] = gram[j * K + i] = in_order(lanes);
+        }
+}
+
+FAST static void gram_plain(const float *values, int64_t stride, int64_t K, int64_t size, double *gram)
+{
+    gram_of(values, stride, K, size, gram);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/* Add runs of LANES elements of up to four rows to the lanes of all their pairs: each lane is loaded once for all RUNS. */
+__attribute__((target("avx512f"), always_inline)) static inline void add_pairs(
+    const int K, const int RUNS, const float *values, int64_t stride, double (*lanes)[LANES])
+{
+    for (int lane = 0; lane < LANES; lane += 8) {
+        __m512d x[4][4];
+#pragma GCC unroll 4
+        for (int i = 0; i < K; i++)
+#pragma GCC unroll 4
+            for (int run = 0; run < RUNS; run++)
+                x[i][run] = _mm512_cvtps_pd(_mm256_loadu_ps(values + i * stride + run * LANES + lane));
+#pragma GCC unroll 4
+        for (int i = 0; i < K; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j <= i; j++) {
+                double *place = lanes[i * (i + 1) / 2 + j] + lane;
+                __m512d total = _mm512_loadu_pd(place);
+#pragma GCC unroll 4
+                for (int run = 0; run < RUNS; run++) total = _mm512_fmadd_pd(x[i][run], x[j][run], total);
+                _mm512_storeu_pd(place, total);
             }
     }
+}
+
+__attribute__((target("avx512f"), always_inline)) static inline void add_rows(
+    const int K, const float *values, int64_t stride, int64_t size, double (*lanes)[LANES])
+{
+    int64_t begin = 0;
+    for (; begin + 4 * LANES <= size; begin += 4 * LANES) add_pairs(K, 4, values + begin, stride, lanes);
+    for (; begin < size; begin += LANES) add_pairs(K, 1, values + begin, stride, lanes);
+}
+
+__attribute__((target("avx512f"))) static void lanes_avx512(
+    const float *values, int64_t stride, int64_t K, int64_t size, double (*lanes)[LANES])
+{
+    memset(lanes, 0, 10 * sizeof *lanes);
+    if (K == 2) add_rows(2, values, stride, size, lanes);
+    else if (K == 3) add_rows(3, values, stride, size, lanes);
+    else add_rows(4, values, stride, size, lanes);
+}
+#endif
+
+static void gram_leaf(const float *values, int64_t stride, int64_t K, int64_t size, double *gram)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (K >= 2 && K <= 4 && __builtin_cpu_supports("avx512f")) {
+        double lanes[10][LANES];
+        int64_t whole = size - size % LANES;
+        lanes_avx512(values, stride, K, whole, lanes);
+        for (int64_t i = 0; i < K; i++)
+            for (int64_t j = 0; j <= i; j++) {
+                const float *x = values + i * stride, *y = values + j * stride;
+                double *pair = lanes[i * (i + 1) / 2 + j];
+                for (int64_t at = whole; at < size; at++) pair[at - whole] += (double)x[at] * (double)y[at];
+                gram[i * K + j] = gram[j * K + i] = in_order(pair);
+            }
+        return;
+    }
+#endif
+    gram_plain(values, stride, K, size, gram);
+}
+
+/* out[leaf, i, j] = Σ x_i x_j of each run of `leaf` elements. */
+API void cuvee_product_sums(const float *values, int64_t stride, int64_t K, int64_t n, int64_t leaf, double *out)
+{
+    for (int64_t start = 0; start < n; start += leaf, out += K * K)
+        gram_leaf(values + start, stride, K, MIN(leaf, n - start), out);
+}
+
+/* The same from raw inputs, less the base where there is one, a leaf at a time in the cache; special as in cuvee_combine. */
+API int cuvee_stored_products(
+    const void *const *source, const int *kind, int64_t K, int has_base, int64_t n, int64_t leaf, double *out, int64_t *special)
+{
+    int64_t room = MIN(leaf, n);
+    float *values = malloc((K + 1) * room * sizeof *values);
+    if (!values) return -1;
+    float *base = has_base ? values : NULL, *rows = values + room;
+    for (int64_t k = 0; k < K + has_base; k++) special[k] = 0;
+    for (int64_t start = 0; start < n; start += leaf, out += K * K) {
+        int64_t size = MIN(leaf, n - start);
+        for (int64_t input = 0; input < K + has_base; input++) {
+            int64_t width = kind[input] == F32 ? 4 : 2;
+            float *target = has_base ? (input ? rows + (input - 1) * room : values) : rows + input * room;
+            special[input] += cuvee_decode(
+                (const char *)source[input] + start * width, kind[input], input ? base : NULL, size, target);
+        }
+        gram_leaf(rows, room, K, size, out);
+    }
+    free(values);
+    return 0;
 }
 
 /* ---- exact ranks: counting the digits of keys ------------------------------------------------------------------ */
@@ -403,7 +502,6 @@ static inline __attribute__((always_inline)) int64_t gather_plain(
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
 __attribute__((target("avx512f"))) static int64_t gather_avx512(
     const uint32_t *bits, uint32_t low, uint32_t high, int64_t n, uint32_t *found, int64_t *above)
 {

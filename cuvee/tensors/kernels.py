@@ -43,6 +43,7 @@ __all__ = [
     "rank_drop",
     "select",
     "serve",
+    "stored_products",
     "threshold",
     "variance",
     "weighted_sum",
@@ -69,6 +70,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "variance": (None, [_P, _N, _N, _N, _P]),
     "magnitude_sums": (None, [_P, _N, _N, _P]),
     "product_sums": (None, [_P, _N, _N, _N, _N, _P]),
+    "stored_products": (_I, [_P, _P, _N, _I, _N, _N, _P, _P]),
     "count_high": (_I, [_P, _I, _N, _P]),
     "count_low": (None, [_P, _I, _U, _N, _P]),
     "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
@@ -191,9 +193,8 @@ def combine(
         how many of `out`, and how many of each source, are NaN or infinite.
     """
     models, size = len(weights), out.nbytes // (4 if kind == "F32" else 2)
-    places = np.array([_at(source) for source in sources], np.uintp)
-    codes, weight = np.array([KINDS[k] for k in kinds], np.int32), np.array(weights, np.float32)
-    special = np.zeros(len(sources), np.int64)
+    places, codes, special = _sources(sources, kinds)
+    weight = np.array(weights, np.float32)
     made = _library().cuvee_combine(
         _at(places),
         _at(codes),
@@ -208,6 +209,30 @@ def combine(
         _at(special),
     )
     return int(made), special.tolist()
+
+
+def stored_products(
+    sources: Sequence[NDArray[Any]], kinds: Sequence[str], *, with_base: bool, leaf: int
+) -> tuple[NDArray[np.float64], list[int]]:
+    """`decode` and `product_sums` in one pass over raw elements, the base first where there is one.
+
+    Returns:
+        (leaves, K, K), and how many of each source are NaN or infinite.
+    """
+    models, size = len(sources) - with_base, sources[0].nbytes // (4 if kinds[0] == "F32" else 2)
+    places, codes, special = _sources(sources, kinds)
+    out = np.empty((-(-size // leaf), models, models))
+    _memory(
+        _library().cuvee_stored_products(_at(places), _at(codes), models, with_base, size, leaf, _at(out), _at(special))
+    )
+    return out, special.tolist()
+
+
+def _sources(
+    sources: Sequence[NDArray[Any]], kinds: Sequence[str]
+) -> tuple[NDArray[np.uintp], NDArray[np.int32], NDArray[np.int64]]:
+    places = np.array([_at(source) for source in sources], np.uintp)
+    return places, np.array([KINDS[kind] for kind in kinds], np.int32), np.zeros(len(sources), np.int64)
 
 
 def threshold(values: T, limit: float, all_before: int, few_until: int, few: int, out: T | None = None) -> T:

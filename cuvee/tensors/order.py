@@ -82,7 +82,9 @@ def device_keys(values: Tensor, magnitude: bool) -> Tensor:
 
 def count_equal(values: Tensor, magnitude: bool, keys: Sequence[int]) -> NDArray[np.int64]:
     """Return for each key how many values along the last axis have it: (…, n) into (len(keys), …)."""
-    if kernels.serve(values) and number_of(values):
+    if not number_of(values):
+        return np.zeros((len(keys), *values.shape[:-1]), np.int64)
+    if kernels.serve(values):
         bits, leaf = _bits(values).reshape(-1), values.shape[-1]
         return np.array([kernels.count_equal(bits, magnitude, key, leaf).reshape(values.shape[:-1]) for key in keys])
     found = ordered_keys(values, magnitude)
