@@ -136,7 +136,7 @@ def run(title: str, findings: Iterable[Finding], points: int, *, old: bool) -> T
     tally = Tally(title + (", overwriting" if old else ""))
     for finding in itertools.islice(findings, points):
         tally.add(finding, old=old)
-    print(tally.row(), flush=True)
+    print(tally.row(), *tally.bad[:3], sep="\n", flush=True)
     return tally
 
 
@@ -217,7 +217,7 @@ def main() -> None:
         bad += run("kill at a time", random_times(draws, old=old), asked.points // 4, old=old).bad
         bad += run("a step fails", failures(draws, old=old), asked.points, old=old).bad
         bad += run("power loss", power(draws, old=old), asked.images, old=old).bad
-    print(f"\nbad = {len(bad)}", *bad[:10], sep="\n")
+    print(f"\nbad = {len(bad)}", flush=True)
     shutil.rmtree(folder)
     fuzzing.watch_for_code()
     wrong = fuzz(asked.inputs, seeds, draws)

@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -53,6 +54,7 @@ class Disk:
     fault: Fault = lambda step: None
     done: Callable[[Step, Any], None] = lambda step, result: None
     steps: list[Step] = field(default_factory=list)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def __getattr__(self, name: str) -> Any:
         if name in LOOKS or name in CHANGES:
@@ -71,8 +73,9 @@ class Disk:
             if folder is not None:
                 arguments = (os.path.join(os.readlink(f"/proc/self/fd/{folder}"), arguments[0]), *arguments[1:])
                 options = {key: value for key, value in options.items() if key != "dir_fd"}
-            step = Step(len(self.steps) + 1, name, arguments)
-            self.steps.append(step)
+            with self._counting:
+                step = Step(len(self.steps) + 1, name, arguments)
+                self.steps.append(step)
             count = self.fault(step)
             if count is not None and name == "preadv":
                 arguments = (arguments[0], [arguments[1][0][:count]], *arguments[2:])
@@ -107,13 +110,14 @@ def die_before(number: int) -> Fault:
 
 
 def die_within(number: int, draws: random.Random) -> Fault:
-    """Kill the process when a step that writes has written a part."""
+    """Kill the process when a step that writes has written a part; before it where another thread's has its number."""
 
     def fault(step: Step) -> None:
         if step.number == number:
-            fd, data, *rest = step.arguments
-            part = memoryview(data)[: draws.randrange(max(1, len(data)))]
-            getattr(os, step.name)(fd, part, *rest)
+            if step.name in WRITES:
+                fd, data, *rest = step.arguments
+                part = memoryview(data)[: draws.randrange(max(1, len(data)))]
+                getattr(os, step.name)(fd, part, *rest)
             os.kill(os.getpid(), signal.SIGKILL)
 
     return fault
