@@ -19,6 +19,7 @@ __all__ = ["TOKENIZER_FILES", "AddedToken", "Tokenizer", "is_tokenizer_file", "r
 MAX_TOKENIZER_BYTES = 256 << 20
 MAX_CONFIG_BYTES = 64 << 20
 _LARGEST_ID = 1 << 24
+_AGAIN = "fetch the file again"
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
@@ -168,6 +169,11 @@ def read_tokenizer(beside: Path | Iterable[Sidecar], label: str) -> Tokenizer | 
     _read_beside(files, config, vocabulary, added)
     if not vocabulary:
         raise CheckpointError("the tokenizer has no tokens", where=file.where, right="fetch its files again")
+    largest = max(vocabulary.values())
+    if largest > 4 * len(vocabulary) + (1 << 16):
+        raise CheckpointError(
+            f"the tokenizer has {len(vocabulary)} tokens, and ids up to {largest}", where=file.where, right=_AGAIN
+        )
     roles = _roles(_optional(files, "special_tokens_map.json"), config, vocabulary)
     return Tokenizer(label, vocabulary, added, kind, alphabet, content, config, roles, files)
 
@@ -181,16 +187,38 @@ def _read_json(
     if isinstance(held, Mapping):
         _add(vocabulary, held.items(), where)
     elif isinstance(held, list):
-        _add(vocabulary, ((pair[0], n) for n, pair in enumerate(held) if isinstance(pair, list) and pair), where)
+        _add(vocabulary, ((_scored(pair, where), n) for n, pair in enumerate(held)), where)
     else:
-        raise CheckpointError("tokenizer.json has no vocabulary", where=where, right="fetch the file again")
-    for entry in content.get("added_tokens") or ():
-        if isinstance(entry, Mapping):
-            _add(vocabulary, [(entry.get("content"), entry.get("id"))], where)
-            added[str(entry["content"])] = AddedToken.of(str(entry["content"]), entry)
+        raise CheckpointError("tokenizer.json has no vocabulary", where=where, right=_AGAIN)
+    entries = content.get("added_tokens") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        raise CheckpointError("added_tokens is no list of tokens", where=where, right=_AGAIN)
+    for entry in entries:
+        _add(vocabulary, [(entry.get("content"), entry.get("id"))], where)
+        added[entry["content"]] = AddedToken.of(entry["content"], entry)
     assert isinstance(model, Mapping)
+    _check_merges(model.get("merges"), where)
     kind = model.get("type")
-    return kind if isinstance(kind, str) else _kind_of(model), _alphabet(content)
+    kind = kind if isinstance(kind, str) else _kind_of(model)
+    if (kind == "Unigram") is not isinstance(held, list):
+        raise CheckpointError(f"a vocabulary of another kind than {printable(kind)[:80]}", where=where, right=_AGAIN)
+    return kind, _alphabet(content)
+
+
+def _scored(pair: Any, where: str) -> str:
+    """Return a piece of a Unigram model, which has a score."""
+    is_pair = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+    if not is_pair or isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
+        raise CheckpointError(f"{printable(str(pair))[:80]} is no piece with a score", where=where, right=_AGAIN)
+    return pair[0]
+
+
+def _check_merges(merges: Any, where: str) -> None:
+    """Hold merges against their form: "left right", or [left, right]."""
+    for merge in merges if isinstance(merges, list) else () if merges is None else [merges]:
+        parts = merge.split(" ", 1) if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise CheckpointError(f"{printable(str(merge))[:80]} is no merge of two pieces", where=where, right=_AGAIN)
 
 
 def _kind_of(model: Mapping[str, Any]) -> str:
@@ -244,7 +272,7 @@ def _read_beside(
     for number, entry in decoder.items() if isinstance(decoder, Mapping) else ():
         token = entry.get("content") if isinstance(entry, Mapping) else None
         if isinstance(token, str) and token not in vocabulary:
-            spoken = int(number) if number.isdecimal() else number
+            spoken = int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else number
             _add(vocabulary, [(token, spoken)], "tokenizer_config.json")
         if isinstance(token, str) and token not in added:
             added[token] = AddedToken.of(token, entry)

@@ -58,6 +58,6 @@ def renumbered(
 
 def _translated(value: int | list[Any], strings: Mapping[int, str], after: Mapping[str, int]) -> int | list[int] | None:
     if isinstance(value, list):
-        found = [after[strings[one]] for one in value if strings.get(one) in after]
+        found = [after[strings[one]] for one in value if isinstance(one, int) and strings.get(one) in after]
         return found or None
     return after.get(strings.get(value, ""), None)

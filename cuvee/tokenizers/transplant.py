@@ -20,6 +20,7 @@ from cuvee.checkpoints.gathered import NormalRows, ProjectedRows, RowMean, RowTa
 from cuvee.checkpoints.sources import TensorSource
 from cuvee.errors import IncompatibleModels, ResourceError
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tokenizers.library import load_tokenizer
 from cuvee.tokenizers.pursuit import orthogonal_pursuit
 from cuvee.tokenizers.reading import Tokenizer
 from cuvee.tokenizers.shared_tokens import byte_letters, meanings
@@ -346,19 +347,20 @@ def _piece_weights(count: int, method: SubwordMethod, is_head: bool) -> list[flo
 
 def _segmenter(base: Tokenizer) -> Callable[[bytes], Sequence[int]]:
     """Return the base's own segmentation of bytes, without its normaliser, which knows only whole texts."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ResourceError(
-            "cutting tokens into pieces needs the package tokenizers", right='pip install "cuvee[tokens]"'
-        ) from None
     if base.content is None:
         raise IncompatibleModels(
             f"{base.label!r} has no tokenizer.json, which cutting tokens into pieces needs",
             where=base.where,
             right="--approximation-method omp",
         )
-    model = tokenizers.Tokenizer.from_str(json.dumps(base.content)).model
+    try:
+        text = json.dumps(base.content)
+        right = "fetch the file again, or --approximation-method omp"
+        model = load_tokenizer(text, what="the tokenizer", where=base.where, right=right).model
+    except ImportError:
+        raise ResourceError(
+            "cutting tokens into pieces needs the package tokenizers", right='pip install "cuvee[tokens]"'
+        ) from None
     letters = byte_letters()
 
     def segment(text: bytes) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from cuvee.checkpoints.sidecars import Sidecar
 from cuvee.errors import CheckpointError
+from cuvee.tokenizers.library import load_tokenizer
 from cuvee.tokenizers.reading import AddedToken, Tokenizer
 from cuvee.tokenizers.vocabulary import Vocabulary
 
@@ -184,15 +185,12 @@ def check_ids(text: str, ids: Mapping[str, int], where: str) -> None:
     Raises:
         CheckpointError: it cannot be loaded, or a token has another id.
     """
-    try:
-        import tokenizers
-    except ImportError:
-        return
     right = "tokenizer: {source: base}, or cuvee tokens"
     try:
-        found = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
-    except Exception as error:  # the library raises bare exceptions
-        raise CheckpointError(f"the rebuilt tokenizer does not load: {error}", where=where, right=right) from None
+        loaded = load_tokenizer(text, what="the rebuilt tokenizer", where=where, right=right)
+    except ImportError:
+        return
+    found = loaded.get_vocab(with_added_tokens=True)
     wrong = next((token for token, number in ids.items() if found.get(token) != number), None)
     if wrong is not None:
         raise CheckpointError(
