@@ -16,6 +16,7 @@ __all__ = ["GRACE_S", "Leftover", "collect", "find_leftovers"]
 
 GRACE_S = 86_400.0
 _DEEPEST = 64
+_STAGE = "cuvee.json"  # a stage of a recipe is published beside the output, and read from there
 _LOCK = re.compile(r"\.(?P<out>.+)\.cuvee\.lock", re.DOTALL)
 
 
@@ -85,7 +86,10 @@ def _look(path: Path, older_than_s: float) -> Leftover:
 def _is_ours(path: Path) -> bool:
     if path == lock_file(path.parent / _target(path.name)):
         return fs.is_own_file(path) and fs.fingerprint(path).size == 0
-    return fs.is_own_folder(path) and set(fs.listdir(path)) <= {JOURNAL_NAME, MODEL_NAME}
+    if not fs.is_own_folder(path):
+        return False
+    names = set(fs.listdir(path))
+    return names <= {JOURNAL_NAME, MODEL_NAME} or _STAGE in names
 
 
 def _measure(path: Path, depth: int = 0) -> tuple[int, float]:

@@ -23,6 +23,7 @@ __all__ = [
     "MODEL_NAME",
     "STAGING",
     "check_target",
+    "give_up",
     "in_words",
     "leftovers",
     "lock_file",
@@ -146,10 +147,15 @@ def publish(staging: Path, out: Path) -> list[str]:
             where=str(out),
             right="check the disk, then the model: cuvee verify " + str(out),
         ) from None
+    return give_up(staging)
+
+
+def give_up(folder: Path) -> list[str]:
+    """Remove what is needed no more; where the disk refuses, return a sentence that says so: the model is there."""
     try:
-        fs.remove_tree(staging)
+        fs.remove_tree(folder)
     except OSError as error:
-        return [f"{staging} could not be removed: {error.strerror}; nothing in it is needed any more"]
+        return [f"{folder} could not be removed: {error.strerror}; nothing in it is needed any more"]
     return []
 
 

@@ -22,6 +22,7 @@ from cuvee.checkpoints.publishing import (
     JOURNAL_NAME,
     MODEL_NAME,
     check_target,
+    give_up,
     in_words,
     leftovers,
     locked,
@@ -34,7 +35,7 @@ from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
 from cuvee.engine.allocator import keep_freed_memory
 from cuvee.engine.blocks import Computed, Observer, Task
 from cuvee.engine.known import Known
-from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, manifest_json, model_card, read_manifest
+from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, is_sealed, manifest_json, model_card, read_manifest
 from cuvee.engine.plan import Plan, plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, Tally, run_rounds
@@ -225,8 +226,7 @@ def run(
                     file.check_unchanged()
             check_target(target, overwrite=overwrite)
         left = publish(staging, target)
-        for folder in beside:
-            fs.remove_tree(folder)
+        left += [said for folder in beside for said in give_up(folder)]
     end = time.perf_counter()
     seconds = {"merge": merged - begin, "publish": end - merged, "total": end - begin}
     return Report(
@@ -290,7 +290,8 @@ def _is_published(plan: Plan, folder: Path) -> bool:
     if not fs.exists(folder) or not fs.listdir(folder):
         return False
     try:
-        made = read_manifest(folder)["plan"]
+        manifest = read_manifest(folder)
+        made = manifest["plan"] if is_sealed(manifest) else None
         written = fs.fingerprint(folder / MANIFEST_NAME).mtime_ns
     except (CheckpointError, KeyError, OSError):
         raise ResourceError(

@@ -144,6 +144,13 @@ def test_links_that_lead_out_are_not_carried_over_and_said(attacks):
         assert f"{link} was not carried over: it is a link that leads out of its folder" in report.warnings
 
 
+def test_a_link_to_itself_is_no_file(workplace):
+    Path("model").mkdir()
+    Path("model/model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        open_model("model")
+
+
 def test_a_pattern_of_many_stars_matches_in_no_time(attacks):
     name = "named_with_10000_letters"
     recipe = Recipe("linear", models=[name, name], exclude=["*w" * 40 + "*v"])

@@ -118,18 +118,13 @@ def file_of_seven_bytes(folder: Path) -> None:
 
 @attack
 def link_out_of_the_folder(folder: Path) -> None:
-    (folder / WEIGHTS).symlink_to("/etc/hostname")
-
-
-@attack
-def link_to_itself(folder: Path) -> None:
-    (folder / WEIGHTS).symlink_to(WEIGHTS)
+    (folder / WEIGHTS).symlink_to("../named_by_nothing/model.safetensors")
 
 
 @attack
 def config_link_out_of_the_folder(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(safetensors({"w": W}))
-    (folder / "config.json").symlink_to("/etc/hostname")
+    (folder / "config.json").symlink_to("../config_that_is_no_json/config.json")
 
 
 @attack
@@ -147,8 +142,8 @@ def config_nested_deep(folder: Path) -> None:
 @attack
 def sidecar_link_out_of_the_folder(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(safetensors({"w": W}))
-    (folder / "tokenizer.json").symlink_to("/etc/hostname")
-    (folder / "extra").symlink_to("/etc")
+    (folder / "tokenizer.json").symlink_to("../index_to_a_program/run.sh")
+    (folder / "extra").symlink_to("../index_to_a_program")
 
 
 def indexed(folder: Path, weight_map: Any, files: dict[str, dict[str, Any]]) -> None:

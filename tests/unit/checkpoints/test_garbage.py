@@ -75,6 +75,15 @@ def test_what_only_looks_like_ours_is_left_alone(workplace, stranger):
     assert sorted(os.listdir()) == before
 
 
+def test_a_stage_that_was_published_beside_goes_with_the_run_that_needed_it(workplace):
+    stage = Path(".out.cuvee-0123456789ab")
+    stage.mkdir()
+    (stage / "cuvee.json").write_text("{}")
+    (stage / "model.safetensors").write_bytes(bytes(100))
+    (found,) = find_leftovers(Path("."), older_than_s=0)
+    assert collect(found) and os.listdir() == []
+
+
 def test_a_stale_lock_file_goes(workplace):
     Path(".out.cuvee.lock").touch()
     (found,) = find_leftovers(Path("."), older_than_s=0)
