@@ -21,7 +21,7 @@ from cuvee.engine.run import Report, run
 from cuvee.errors import CuveeError, IncompatibleModels, raise_all
 from cuvee.moe.config import CHEAP, RANDOM, ExpertEntry, MoeConfig, check_config, describe_config
 from cuvee.moe.config_form import load_moe_config
-from cuvee.moe.dense import MLP, Dense, expert_misfits, read_dense
+from cuvee.moe.dense import MLP, Dense, expert_misfits, read_dense, size_misfits
 from cuvee.moe.forward import Pass
 from cuvee.moe.gates import gate_warnings, make_gates
 from cuvee.moe.layouts import LAYOUTS, MoeLayout, misfits, named_layouts
@@ -110,6 +110,7 @@ def plan_moe(
     models = open_models(wanted, offline=offline, token=token)
     base, experts = _read(config, models)
     layout = _choose(config, base, experts)
+    raise_all(size_misfits(base))
     fused = layout.is_fused if config.expert_layout is None else config.expert_layout == "fused"
     lists = {} if config.gate_mode in RANDOM else prompt_lists(config)
     prompts, padding = tokenize_prompts(lists, base.model, base.vocabulary) if lists else ({}, 0)

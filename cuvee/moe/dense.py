@@ -11,7 +11,7 @@ from cuvee.architectures import describe
 from cuvee.checkpoints.sources import Model
 from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printable
 
-__all__ = ["DEFAULTS", "MLP", "Dense", "expert_misfits", "read_dense"]
+__all__ = ["DEFAULTS", "MLP", "Dense", "expert_misfits", "read_dense", "size_misfits"]
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -73,9 +73,9 @@ class Dense:
             "hidden_size": self.hidden,
             "intermediate_size": self.inner,
             "num_hidden_layers": self.layers,
-            "num_key_value_heads": self.rows("model.layers.0.self_attn.k_proj.weight") // self.head_dim,
-            "head_dim": self.head_dim,
             "vocab_size": self.vocabulary,
+            "head_dim": self.head_dim,
+            "num_key_value_heads": self.rows("model.layers.0.self_attn.k_proj.weight") // self.head_dim,
         }
 
     @property
@@ -171,6 +171,21 @@ def _check_settings(model: Model, settings: Mapping[str, Any]) -> None:
     if found:
         where = str(model.folder / "config.json") if model.folder else f"config.json of {model.label}"
         raise CheckpointError(printable(found)[:200], where=where, right="the config.json that belongs to the weights")
+
+
+def size_misfits(dense: Dense) -> list[CuveeError]:
+    """Return where config.json and weights contradict each other: layers that are missing, a config of another model."""
+    said = dense.model.config or {}
+    where = str(dense.model.folder / "config.json") if dense.model.folder else dense.model.label
+    return [
+        CheckpointError(
+            f"{key} is {printable(repr(said[key]))[:80]} in config.json, and {size} in the weights of {dense.model.label!r}",
+            where=where,
+            right="a complete model, with the config.json that belongs to the weights",
+        )
+        for key, size in dense.sizes.items()
+        if said.get(key) not in (None, size)
+    ]
 
 
 def _is_count(value: Any) -> bool:

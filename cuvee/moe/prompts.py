@@ -8,7 +8,7 @@ from typing import Any
 
 from cuvee.checkpoints.sidecars import sidecars_of
 from cuvee.checkpoints.sources import Model
-from cuvee.errors import CheckpointError, RecipeError, ResourceError
+from cuvee.errors import CheckpointError, RecipeError, ResourceError, printable
 from cuvee.moe.config import MoeConfig
 from cuvee.tokenizers.reading import read_tokenizer
 
@@ -58,10 +58,7 @@ def tokenize_prompts(
     transformers = need_transformers("a gate made of prompts")
     tokenizer = _tokenizer(transformers, base)
     begin = tokenizer.bos_token or ""
-    ids = {
-        key: [list(tokenizer(begin + prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
-        for key, prompts in lists.items()
-    }
+    ids = {key: [_ids(tokenizer, begin + prompt, key) for prompt in prompts] for key, prompts in lists.items()}
     for (number, is_positive), index, row in _rows(ids):
         if not row:
             key = "positive_prompts" if is_positive else "negative_prompts"
@@ -91,6 +88,16 @@ def _rows(ids: Mapping[PromptList, list[list[int]]]) -> Iterator[tuple[PromptLis
     for key, rows in ids.items():
         for index, row in enumerate(rows):
             yield key, index, row
+
+
+def _ids(tokenizer: Any, text: str, of: PromptList) -> list[int]:
+    try:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception as error:  # a tokenizer raises whatever a text makes it raise, such as half a surrogate pair
+        raise RecipeError(
+            f"a prompt of expert {of[0]} cannot be tokenized: {type(error).__name__}: {printable(str(error))[:200]}",
+            right="a prompt of plain text",
+        ) from None
 
 
 def _tokenizer(transformers: Any, base: Model) -> Any:

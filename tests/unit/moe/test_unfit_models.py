@@ -178,6 +178,23 @@ def test_a_config_with_values_of_no_meaning_is_refused(key, value, config, llama
     assert "config.json" in raised.value.where
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "size"),
+    [("num_hidden_layers", 3, 2), ("vocab_size", 50, 48), ("intermediate_size", 41, 40), ("num_key_value_heads", 4, 2)],
+)
+def test_layers_that_are_missing_do_not_make_a_shallower_mixture(key, value, size, config, llamas, tmp_path):
+    base = variant(tmp_path / "base", llamas / "base", **{key: value})
+    with pytest.raises(CheckpointError, match=f"{key} is {value} in config.json, and {size} in the weights"):
+        plan_moe(config(base_model=base, gate_mode="random"))
+
+
+def test_a_prompt_that_is_no_text_is_refused(config):
+    asked = config()
+    entries = [replace(asked.experts[0], positive_prompts=["half \ud800"]), *asked.experts[1:]]
+    with pytest.raises(RecipeError, match="a prompt of expert 0 cannot be tokenized"):
+        plan_moe(replace(asked, experts=entries))
+
+
 def test_a_base_without_tokenizer_or_with_a_larger_one_is_refused(config, llamas, tmp_path):
     bare = variant(tmp_path / "bare", llamas / "base")
     (tmp_path / "bare" / "tokenizer.json").unlink()
