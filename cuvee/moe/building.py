@@ -183,8 +183,25 @@ def _choose(config: MoeConfig, base: Dense, experts: Mapping[int, Dense]) -> Moe
     raise IncompatibleModels(
         f"no layout of a mixture of experts fits these models\n{said}",
         where=base.model.label,
-        right="models or shared_experts that one of these takes",
+        right=_way_out(config, base, reasons),
     )
+
+
+def _way_out(config: MoeConfig, base: Dense, reasons: Mapping[MoeLayout, list[str]]) -> str:
+    """Return what would make the layout fit that the base's family can become and that lacks least."""
+    near = [layout for layout in reasons if base.family in layout.families]
+    if not near:
+        families = sorted({family for layout in reasons for family in layout.families})
+        return f"models of another family: {', '.join(families)}"
+    layout = min(near, key=lambda layout: len(reasons[layout]))
+    if len(config.shared_experts) not in layout.shared_counts:
+        if 0 in layout.shared_counts:
+            return f"for {layout.title}: no shared_experts"
+        prompts = "" if config.gate_mode in RANDOM else ' positive_prompts: ["…"],'
+        return (
+            f"for {layout.title}: shared_experts: [{{source_model: {base.model.label},{prompts} residual_scale: 0.1}}]"
+        )
+    return f"for {layout.title}: what it asks for above"
 
 
 def _tasks(

@@ -178,3 +178,10 @@ def test_all_layers_lie_in_the_memory_of_one(config, llamas, monkeypatch):
     plan_moe(prompted(config, llamas, "hidden"), how=Pass(batch=2))
     assert len(places) == 5 * 2 * 9  # batches of the 9 prompts, layers, weights of a layer
     assert len(set(places)) == 9
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", ["hidden", "hidden_avg", "router_input"])
+def test_gates_on_a_gpu_are_those_of_the_cpu(mode, config, llamas):
+    on_cpu, on_gpu = (gates(plan_moe(prompted(config, llamas, mode), how=Pass(device=d))) for d in ("cpu", "cuda"))
+    assert torch.allclose(on_cpu, on_gpu, atol=1e-4)

@@ -71,3 +71,10 @@ def test_an_expert_that_nothing_reaches_is_warned_of():
         "the prompts of expert 2 reach it with 40 % of their tokens; chance would be 67 %",
     ]
     assert _warnings([2, 2], [1.0, 1.0], 1.0) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_routing_on_a_gpu_is_that_of_the_cpu(config, llamas, tmp_path):
+    mixture = built(config, llamas, tmp_path / "out", gate_mode="hidden")
+    on_cpu, on_gpu = (measure_routing(mixture, tmp_path / "out", Pass(device=device)) for device in ("cpu", "cuda"))
+    assert torch.allclose(torch.tensor(on_cpu.shares), torch.tensor(on_gpu.shares), atol=0.05)

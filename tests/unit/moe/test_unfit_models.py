@@ -61,6 +61,19 @@ def test_a_shared_expert_rules_mixtral_out_and_its_prompts_deepseek(config, llam
         plan_moe(config(shared_experts=[shared], architecture="deepseek", expert_layout="fused"))
 
 
+def test_qwen2_models_without_a_shared_expert_are_told_what_to_write(config, llamas, tmp_path):
+    save(dense("qwen2", seed=0), tmp_path / "qwen")
+    experts = [ExpertEntry(str(tmp_path / "qwen"), [prompt]) for prompt in ("a", "b")]
+    asked = config(base_model=str(tmp_path / "qwen"), experts=experts)
+    with pytest.raises(IncompatibleModels) as raised:
+        plan_moe(asked)
+    shared = f'[{{source_model: {tmp_path / "qwen"}, positive_prompts: ["…"], residual_scale: 0.1}}]'
+    assert raised.value.right == f"for Qwen MoE: shared_experts: {shared}"
+    with pytest.raises(IncompatibleModels) as raised:
+        plan_moe(replace(asked, gate_mode="random"))
+    assert "positive_prompts" not in raised.value.right
+
+
 def test_biases_that_a_layout_cannot_hold_are_named(config, llamas, tmp_path):
     base = dense("llama", seed=0, attention_bias=True)
     save(base, tmp_path / "base")
