@@ -62,11 +62,17 @@ def leftovers(out: Path) -> list[Path]:
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse a target that is taken.
+    """Refuse a target that is taken, or named like a file of weights.
 
     Raises:
         ResourceError: it is a file, or a folder that holds something and `overwrite` is not given.
     """
+    if out.suffix.lower() in _FILES:
+        raise ResourceError(
+            "the output is a folder, and this is the name of a file",
+            where=str(out),
+            right=f"{out.with_suffix('')}, in which model.safetensors is the one file, up to --shard-size",
+        )
     with os_errors(out):
         if not fs.exists(out):
             return
@@ -80,6 +86,9 @@ def check_target(out: Path, *, overwrite: bool) -> None:
             where=str(out),
             right="another folder, or --overwrite, which replaces it when the merge has succeeded",
         )
+
+
+_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 
 
 @contextmanager
