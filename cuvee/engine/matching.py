@@ -181,7 +181,7 @@ def resolve_ties(
             tied = False
             continue
         tied = True
-        if any(held.pop(alias, None) is not None for held in tensors.values()):
+        if [held.pop(alias) for held in tensors.values() if alias in held]:
             dropped[alias] = target
     return Ties({n: replace(model, tensors=tensors[n]) for n, model in models.items()}, tied, dropped)
 
