@@ -225,6 +225,11 @@ def plan(
     )
 
 
+def _means(reference: Any, model: Any) -> bool:
+    """True when a reference means a model of the recipe; a stage is meant by its name."""
+    return is_same(reference, model) or (isinstance(model, Recipe) and bool(reference) and reference == model.name)
+
+
 def _retokenized(
     recipe: Recipe,
     prepared: Prepared,
@@ -241,7 +246,7 @@ def _retokenized(
     names = dict(enumerate(prepared.models)) | ({} if prepared.base is None else {BASE: prepared.base})
 
     def find(reference: Any) -> int | None:
-        return next((number for number, name in names.items() if is_same(reference, name)), None)
+        return next((number for number, name in names.items() if _means(reference, name)), None)
 
     def open_other(reference: Any) -> Model | Path:
         return Path(reference) if fs.is_folder(Path(reference)) else open_model(reference, offline=offline, token=token)

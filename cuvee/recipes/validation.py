@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from cuvee.recipes.resolving import Resolver, read_settings
 from cuvee.recipes.settings import MISSING, is_listed
 from cuvee.recipes.staging import stages_of
 from cuvee.tensors.dtypes import parse_dtype
+from cuvee.tokenizers.request import TokenizerRequest, TokenRule
 from cuvee.tokenizers.templates import BUILT_IN, choose_template
 
 __all__ = ["Checked", "Prepared", "PreparedPart", "check", "examine_values", "prepare", "validate"]
@@ -173,6 +175,8 @@ def _examine_plain_values(recipe: Recipe, findings: Findings) -> None:
         _check_choice(recipe.compat, "compat", ("mergekit",), findings)
     if isinstance(recipe.seed, bool) or not isinstance(recipe.seed, int):
         findings.error(f"seed is {recipe.seed!r}", ("seed",), right="seed: a whole number")
+    if recipe.tokenizer is not None:
+        _check_tokenizer(recipe.tokenizer, findings)
     if recipe.chat_template is not None:
         _check_template(recipe.chat_template, findings)
     for key in ("exclude", "only"):
@@ -199,6 +203,20 @@ def _check_dtype(spoken: Any, key: str, findings: Findings) -> None:
 def _check_choice(spoken: Any, key: str, known: tuple[str, ...], findings: Findings) -> None:
     if spoken not in known:
         findings.error(f"{key} is {spoken!r}", (key,), right=nearest(str(spoken), known))
+
+
+def _check_tokenizer(request: TokenizerRequest, findings: Findings) -> None:
+    """Check a request that was made in Python; one from YAML was checked when it was read."""
+    if not isinstance(request.source, str | os.PathLike) or not os.fspath(request.source):
+        right = 'tokenizer="union", "base", or a model'
+        findings.error(f"the tokenizer's source is {request.source!r}", ("tokenizer",), right=right)
+    pad = request.pad_to_multiple_of
+    if pad is not None and (isinstance(pad, bool) or not isinstance(pad, int) or pad < 1):
+        findings.error(f"pad_to_multiple_of is {pad!r}", ("tokenizer", "pad_to_multiple_of"), right="such as 64")
+    for token, rule in request.tokens.items():
+        if not isinstance(token, str) or not token or not isinstance(rule, TokenRule):
+            right = "TokenRule(RowOf(model)), or TokenRule(ZeroRow())"
+            findings.error(f"the rule of token {token!r} is {rule!r}", ("tokenizer", "tokens", token), right=right)
 
 
 def _check_template(spoken: Any, findings: Findings) -> None:

@@ -11,6 +11,7 @@ from token_models import SPECIAL, bpe, tokens_of, unigram, write_token_model, wr
 
 import cuvee
 from cuvee.errors import CuveeError, IncompatibleModels, Problems, RecipeError, ResourceError
+from cuvee.tokenizers.request import TokenizerRequest
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BASE = bpe(["a", "b", "c", "d", "Ġ"], [], {"</s>": 5})
@@ -270,6 +271,20 @@ def test_what_is_wrong_is_said_before_anything_is_read(workplace, text, said):
     assert not (workplace / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (5, "source is 5"),
+        ("", "source is ''"),
+        (TokenizerRequest("union", pad_to_multiple_of=0), "pad_to_multiple_of is 0"),
+        (TokenizerRequest("union", {"<x>": "base"}), "rule of token '<x>'"),
+    ],
+)
+def test_what_is_wrong_with_a_request_in_python_is_said(request_, said):
+    with pytest.raises(RecipeError, match=said):
+        cuvee.plan(cuvee.Recipe("passthrough", models=["base"], tokenizer=request_))
+
+
 def test_added_tokens_of_the_config_grow_too(workplace):
     write_token_model(workplace / "base", BASE)
     write_tokenizer(workplace / "base", BASE, {"added_tokens_decoder": {"5": {"content": "</s>", **SPECIAL}}})
@@ -305,8 +320,9 @@ models: [first]
     assert torch.equal(merged[EMBED][6], chat[EMBED][6])
     written = json.loads((workplace / "out/tokenizer.json").read_text())
     assert tokens_of(written) == tokens_of(CHAT) and config_of(workplace)["vocab_size"] == 7
-    again = merge(workplace, stages.replace("models: [first]", "models: [first]\ntokenizer_source: chat"), "again")
-    assert_equal(again, merged)
+    for out, source in (("again", "chat"), ("named", "first")):
+        given = stages.replace("models: [first]", f"models: [first]\ntokenizer_source: {source}")
+        assert_equal(merge(workplace, given, out), merged)
 
 
 def test_a_slice_has_the_vocabulary_too(workplace):
