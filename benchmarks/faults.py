@@ -125,6 +125,14 @@ def power(draws: random.Random, *, old: bool) -> Iterator[Finding]:
         yield from crashing.lose_power(old=old, at_random=12, every=60, seed=draws.randrange(1 << 30))
 
 
+def kill_power(draws: random.Random, *, old: bool) -> Iterator[Finding]:
+    """For ever: kill a run, begin the same again, and look at what a power loss may leave of both."""
+    while True:
+        crashing.use(draws.choice(VARIANTS))
+        seed, every = draws.randrange(1 << 30), draws.randrange(20, 60)
+        yield from crashing.kill_then_lose_power(old=old, every=every, last=12, seed=seed)
+
+
 def _reference(variant: Variant, *, old: bool):  # type: ignore[no-untyped-def]
     crashing.use(variant)
     files, steps, _ = crashing.reference(old=old)
@@ -217,6 +225,7 @@ def main() -> None:
         bad += run("kill at a time", random_times(draws, old=old), asked.points // 4, old=old).bad
         bad += run("a step fails", failures(draws, old=old), asked.points, old=old).bad
         bad += run("power loss", power(draws, old=old), asked.images, old=old).bad
+        bad += run("kill, rerun, power loss", kill_power(draws, old=old), asked.images, old=old).bad
     print(f"\nbad = {len(bad)}", flush=True)
     shutil.rmtree(folder)
     fuzzing.watch_for_code()

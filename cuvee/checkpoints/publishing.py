@@ -105,6 +105,9 @@ def locked(out: Path) -> Iterator[None]:
         try:
             with os_errors(path):
                 stack.enter_context(fs.lock(path))
+                # A run that was killed may have swapped two folders that the disk still knows by their old names: what we
+                # write into the one would come to light under the other, were the power to fail now.
+                fs.fsync_folder(out.parent)
         except BlockingIOError:
             raise ResourceError(
                 "another cuvee is writing to this folder", where=str(out), right="wait for it, or name another folder"

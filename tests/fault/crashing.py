@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,39 @@ def recorded(tree: Tree, *, old: bool) -> Record | None:
     return record
 
 
+class Killed(BaseException):
+    """The run ends here, and does nothing more to the disk."""
+
+
+def stop_at(number: int) -> Fault:
+    """End a run at a step as a kill does, but let this process live, and the system keep what it has not written yet."""
+
+    def fault(step: Step) -> None:
+        if step.number >= number and step.changes:
+            raise Killed
+
+    return fault
+
+
+def kill_then_lose_power(
+    *, old: bool, every: int = 9, last: int = 16, at_random: int = 2, seed: int = 0
+) -> Iterator[Finding]:
+    """Kill a run, begin the same again, and lose power while that works on what the first may not have made durable."""
+    files, steps, _ = reference(old=old)
+    changing = [step.number for step in steps if step.changes]
+    draws = random.Random(seed)
+    for number in sorted({*changing[::every], *changing[-last:]}):
+        clean(old=old)
+        record = Record(PLACE)
+        with suppress(Killed, CuveeError), Disk(stop_at(number), done=record):
+            merge(overwrite=old)
+        with suppress(CuveeError), Disk(done=record):
+            merge(overwrite=old)
+        for point, tree in images(record, draws, at_random=at_random):
+            found = what_is(flat(tree["out"]) if "out" in tree else None, files)
+            yield {"point": f"killed at {number} of {len(steps)}; then {point}", "found": found}
+
+
 SCENARIOS: dict[str, Callable[[], Iterator[Finding]]] = {
     "every step": lambda: kill_at_every_step(old=False),
     "every step, overwriting": lambda: kill_at_every_step(old=True),
@@ -292,6 +326,8 @@ SCENARIOS: dict[str, Callable[[], Iterator[Finding]]] = {
     "short": come_short_at_random,
     "power": lambda: lose_power(old=False),
     "power, overwriting": lambda: lose_power(old=True),
+    "kill, power": lambda: kill_then_lose_power(old=False),
+    "kill, power, overwriting": lambda: kill_then_lose_power(old=True),
 }
 
 

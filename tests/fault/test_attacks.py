@@ -136,6 +136,19 @@ def test_names_that_drive_a_terminal_do_not_in_errors(attacks):
     assert "\\x1b]0;owned" in str(caught.value)
 
 
+def test_folders_named_to_drive_a_terminal_do_not_in_errors(workplace, capsys):
+    folder = Path("\x1b]0;owned\x07\x1b[2J")
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        open_model(folder)
+    assert "\x1b" in caught.value.where and "\x1b" not in str(caught.value)
+    with pytest.raises(SystemExit):
+        main(["inspect", str(folder)])
+    printed = "".join(capsys.readouterr())
+    assert "\\x1b]0;owned" in printed and "\x1b" not in printed
+
+
 def test_links_that_lead_out_are_not_carried_over_and_said(attacks):
     name = "sidecar_link_out_of_the_folder"
     report = cuvee.merge(Recipe("linear", models=[name, name]), "out")

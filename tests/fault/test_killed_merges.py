@@ -146,3 +146,14 @@ def test_a_power_loss_after_any_step_leaves_nothing_or_all_and_so_does_one_while
     assert len(found) > 400 and any("; then after" in one["point"] for one in found)
     check(found, overwriting=overwriting)
     assert {one["found"] for one in found} == {"new", "old" if overwriting else "nothing"}
+
+
+@pytest.mark.slow
+@OVERWRITING
+def test_a_power_loss_after_a_kill_and_a_second_run_leaves_nothing_or_all(place, overwriting):
+    """The second run must not touch what the first has exchanged, while a power loss may still take that back."""
+    write_models(place, SHAPES)
+    found = findings(place, "kill, power", overwriting)
+    assert len(found) > 5000
+    check(found, overwriting=overwriting)
+    assert {one["found"] for one in found} == {"new", "old" if overwriting else "nothing"}
