@@ -101,7 +101,10 @@ def manifest_json(manifest: Mapping[str, Any]) -> bytes:
 
 def is_sealed(manifest: Mapping[str, Any]) -> bool:
     """True when nothing in a manifest was changed since it was written."""
-    return manifest.get("seal") == _seal(manifest)
+    try:
+        return manifest.get("seal") == _seal(manifest)
+    except RecursionError:
+        return False
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

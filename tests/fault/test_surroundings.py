@@ -46,6 +46,7 @@ def start(code: str, *, environment: dict[str, str] | None = None, **options) ->
     return subprocess.Popen([sys.executable, "-c", code], env=env, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "surroundings",
     [
@@ -83,6 +84,7 @@ def test_a_clock_that_jumps_leaves_no_trace(place, monkeypatch):
     assert_same_bytes(contents(Path("out")), contents(Path("reference")))
 
 
+@pytest.mark.slow
 def test_a_folder_that_one_cannot_write_into_may_be_the_current_one(place):
     target = place / "target"
     target.mkdir()
