@@ -209,7 +209,7 @@ def _apply(content: bytearray, event: Event, draws: random.Random, *, torn: bool
         if event.what < len(content):
             del content[event.what :]
         else:
-            content.extend(draws.randbytes(event.what - len(content)))  # whatever lay there before
+            content.extend(b"\xa5" * (event.what - len(content)))  # whatever lay there before
         return
     offset, data = event.what
     if torn:

@@ -131,12 +131,15 @@ fs.pwrite = pwrite
 def test_a_second_signal_kills_at_once(place):
     Path("recipe.yml").write_text("merge_method: linear\nmodels: [math, code]\n")
     process = start(SLOW + COMMAND)
-    assert process.stdout is not None and process.stdout.readline().startswith("writing")
-    process.send_signal(signal.SIGINT)  # the first waits for the block that is being written
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    try:
+        assert process.stdout is not None and process.stdout.readline().startswith("writing")
+        process.send_signal(signal.SIGINT)  # the first waits for the block that is being written
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    finally:
+        process.kill()
     assert process.returncode == -signal.SIGINT
     assert not Path("out").exists()
 
