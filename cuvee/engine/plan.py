@@ -29,6 +29,7 @@ from cuvee.engine.stages import is_ready, stage_model
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
 from cuvee.recipes import Prepared, Recipe, RecipeModel, Slice, prepare
 from cuvee.recipes.parts import is_same
+from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DTYPES
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
@@ -184,7 +185,7 @@ def plan(
     shards = plan_shards({task.name: (task.dtype, task.layout.shape) for task in matched.tasks}, shard_size)
     reference = models.get(BASE, models[0])
     sidecars, refused = sidecars_of(reference)
-    warnings = [*prepared.warnings, *matched.warnings]
+    warnings = [*prepared.warnings, *matched.warnings, *_slowness(device)]
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
     warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes]
     warnings += kinship(matched.tasks, {n: m.label for n, m in models.items()})
@@ -379,6 +380,14 @@ def _fake_task(task: Task, shape: tuple[int, ...], generator: np.random.Generato
 
     base = fake() if task.base else None
     return dataclasses.replace(task, layout=Layout(shape), inputs=tuple(fake() for _ in task.inputs), base=base)
+
+
+def _slowness(device: str) -> list[str]:
+    if device != "cpu" or kernels.available() or kernels.is_off():
+        return []
+    return [
+        "the compiled kernels are missing or of another version, so this is slow; install Cuvée again, with a C compiler"
+    ]
 
 
 def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:

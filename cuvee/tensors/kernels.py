@@ -37,6 +37,7 @@ __all__ = [
     "decode",
     "draws",
     "encode",
+    "is_off",
     "keep",
     "magnitude_sums",
     "product_sums",
@@ -84,15 +85,23 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @functools.cache
 def _library() -> Any:
-    """Return the compiled library, or None where there is none."""
+    """Return the compiled library; None where there is none, or one of another version."""
     spec = importlib.util.find_spec("cuvee.tensors._kernels")
-    if os.environ.get("CUVEE_KERNELS", "1") == "0" or spec is None or spec.origin is None:
+    if is_off() or spec is None or spec.origin is None:
         return None
-    library = ctypes.CDLL(spec.origin)
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, f"cuvee_{name}")
-        function.restype, function.argtypes = result, arguments
+    try:
+        library = ctypes.CDLL(spec.origin)
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, f"cuvee_{name}")
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError):
+        return None
     return library
+
+
+def is_off() -> bool:
+    """True when the user has turned them off."""
+    return os.environ.get("CUVEE_KERNELS", "1") == "0"
 
 
 def available() -> bool:

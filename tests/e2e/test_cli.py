@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from cuvee.checkpoints.safetensors_format import lay_out
+from cuvee.methods.registry import ENDPOINT, REQUIRED, methods
+from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DTYPES
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -54,7 +56,7 @@ def test_help_and_methods_do_not_wait_for_heavy_libraries(arguments):
     code = (
         "import sys, cuvee.cli.app as app\n"
         f"code = app._run({arguments!r})\n"
-        "heavy = {'torch', 'transformers', 'numba', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
@@ -69,6 +71,33 @@ def test_help_does_not_even_load_numpy_and_fits_80_columns():
     assert all(len(line) <= 80 for line in done.stdout.split("\n"))
     for command in ("merge", "plan", "methods", "inspect", "compare", "verify"):
         assert f"\n  {command} " in done.stdout
+
+
+NEEDED = {"slerp": {"t": 0.3}, "nuslerp": {"weight": 0.5}, "multislerp": {"weight": 0.5}, "ties": {"density": 0.4}} | {
+    name: {"density": 0.5, "epsilon": 0.1} for name in ("della", "della_linear")
+}
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the kernels are not compiled")
+@pytest.mark.parametrize("method", [method for method in methods().values() if method.arrays], ids=lambda one: one.name)
+def test_methods_on_arrays_merge_without_torch(method, recipe, tmp_path):
+    most = 1 if method.base is ENDPOINT else method.models[1] or 2
+    written = {
+        "merge_method": method.name,
+        "models": [{"model": str(recipe.parent / name)} for name in ("math", "code")[:most]],
+        "parameters": NEEDED.get(method.name, {}),
+    }
+    if method.base in (REQUIRED, ENDPOINT):
+        written["base_model"] = str(recipe.parent / "base")
+    path = tmp_path / "recipe.yml"
+    path.write_text(json.dumps(written))
+    code = (
+        "import sys, cuvee.cli.app as app\n"
+        f"code = app._run(['merge', {str(path)!r}, {str(tmp_path / 'out')!r}, '--quiet'])\n"
+        "sys.exit(f'{code} torch' if code or 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_merge_from_recipe_to_verification(recipe, tmp_path):
