@@ -1,7 +1,9 @@
 """Recipes for mergekit and Cuvée: those of its examples and documentation in small, and generated ones.
 
 The models are Llamas of four layers, made from seeds: a base and three fine-tunes of it in float32 (`base`, `a`, `b`, `c`),
-the same in bfloat16 (`base16`, …), `wide` with two more tokens, `tied` and `tied2` with one matrix at both ends.
+the same in bfloat16 (`base16`, …), `wide` with two more tokens, `tied` and `tied2` with one matrix at both ends. With
+tokenizers: `words` and two fine-tunes of it, `chat` with three more tokens and a row of padding, `odd` with its tokens in
+another order, one of them missing and one more.
 """
 
 from __future__ import annotations
@@ -45,15 +47,16 @@ class Case:
         return str(yaml.safe_dump(_placed(self.recipe, models), sort_keys=False))
 
 
-NAMES = {"base", "a", "b", "c", "base16", "a16", "b16", "c16", "wide", "tied", "tied2"}
+NAMES = {"base", "a", "b", "c", "base16", "a16", "b16", "c16", "wide", "tied", "tied2", "words", "chat", "odd"}
 
 
-def _placed(value: Any, models: Path) -> Any:
+def _placed(value: Any, models: Path, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: _placed(one, models) for key, one in value.items()}
+        return {name: _placed(one, models, name) for name, one in value.items()}
     if isinstance(value, list):
-        return [_placed(one, models) for one in value]
-    return str(models / value) if value in NAMES else value
+        return [_placed(one, models, key) for one in value]
+    is_word = key in ("source", "tokenizer_source") and value == "base"
+    return str(models / value) if value in NAMES and not is_word else value
 
 
 def write_models(folder: Path) -> None:
@@ -76,6 +79,54 @@ def write_models(folder: Path) -> None:
         if name in ("a", "b"):
             tied = {n: t for n, t in model.items() if n != "lm_head.weight"}
             _write(folder / ("tied" if name == "a" else "tied2"), tied, {**CONFIG, "tie_word_embeddings": True})
+
+    _write_worded(folder, base, generator)
+
+
+def _write_worded(folder: Path, base: dict[str, torch.Tensor], generator: torch.Generator) -> None:
+    """Write the models with tokenizers."""
+    words = ["<unk>", "<s>", "</s>", *(chr(0x61 + n) for n in range(26)), *(chr(0x41 + n) for n in range(19))]
+    odd = [words[n] for n in torch.randperm(len(words), generator=generator).tolist() if words[n] != "Q"] + ["0"]
+    for name, own, more in (("words", words, []), ("chat", words, ["<|x|>", "<|y|>", "<|z|>"]), ("odd", odd, [])):
+        rows = len(own) + len(more) + (name == "chat")
+        moved = {n: t + 0.05 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+        for end in ("model.embed_tokens.weight", "lm_head.weight"):
+            moved[end] = 0.2 * torch.randn((rows, CONFIG["hidden_size"]), generator=generator)
+        _write(folder / name, moved, {**CONFIG, "vocab_size": rows, "bos_token_id": 1, "eos_token_id": 2})
+        _write_tokenizer(folder / name, own, more)
+
+
+def _write_tokenizer(folder: Path, words: list[str], more: list[str]) -> None:
+    ids = {word: place for place, word in enumerate(words)}
+    added = [
+        {
+            "id": place,
+            "content": word,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for word, place in {
+            **{w: ids[w] for w in ("<unk>", "<s>", "</s>")},
+            **{w: len(words) + n for n, w in enumerate(more)},
+        }.items()
+    ]
+    tokenizer = {
+        "version": "1.0",
+        **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")),
+        "added_tokens": sorted(added, key=lambda one: one["id"]),
+        "model": {"type": "BPE", "unk_token": "<unk>", "vocab": ids, "merges": []},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    named = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
 
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -158,6 +209,7 @@ def _groups() -> dict[str, list[dict[str, Any]]]:
         "vocabularies": list(_vocabularies()),
         "tied": list(_tied()),
         "settings": list(_settings()),
+        "tokenizers": list(_tokenizers()),
     }
 
 
@@ -429,3 +481,22 @@ def _settings() -> Iterator[dict[str, Any]]:
     yield recipe("linear", [model("a", weight=1), model("b", weight=1)], unknown_thing=3)
     yield recipe("task_arithmetic", [model("a"), model("b", weight=1)], "base")  # a weight is missing
     yield recipe("linear", [model("a", weight=1)], "base")  # the base is added without a weight
+
+
+def _tokenizers() -> Iterator[dict[str, Any]]:
+    """Vocabularies that differ, made one."""
+    pairs = [model("words", weight=0.4), model("chat", weight=0.6)]
+    for tokenizer_source in ("base", "union", "chat"):
+        yield {**recipe("linear", pairs, "words"), "tokenizer_source": tokenizer_source}
+        yield {**recipe("task_arithmetic", [model("chat", weight=0.6)], "words"), "tokenizer_source": tokenizer_source}
+        yield {**recipe("slerp", [model("words"), model("chat")], "words", t=0.3), "tokenizer_source": tokenizer_source}
+    for other in ("odd", "chat"):
+        yield {**recipe("linear", [model("words", weight=1), model(other, weight=1)]), "tokenizer_source": "union"}
+        yield {**recipe("ties", [model(other, weight=1, density=0.5)], "words"), "tokenizer": {"source": "base"}}
+    three = [model("words", weight=1), model("chat", weight=1), model("odd", weight=1)]
+    yield {**recipe("linear", three), "tokenizer": {"source": "union"}}
+    for said in ({"source": "words"}, {"source": "chat", "force": True}, {"source": {"kind": "zero"}}):
+        yield {**recipe("linear", pairs, "words"), "tokenizer": {"source": "union", "tokens": {"<|x|>": said}}}
+    yield {**recipe("linear", pairs, "words"), "tokenizer": {"source": "union", "pad_to_multiple_of": 16}}
+    ends = [[source("words", 0, 2)], [source("chat", 2, 4)]]
+    yield {**sliced("passthrough", ends, "words"), "tokenizer_source": "union"}

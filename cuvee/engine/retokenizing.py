@@ -206,7 +206,7 @@ def retokenize(
         )
         vocabulary = replace(vocabulary, notes=(*notes, *vocabulary.notes))
         rules = _rules(request, opened, members, vocabulary, number_of)
-        sources, filled = _replaced(opened, vocabulary, base, rules)
+        sources, filled = _replaced(opened, vocabulary, base, rules, is_mergekit=is_mergekit)
         replaced = {number: sources[of[number]] for number in models}
         report = _report(request, vocabulary, opened, members, filled)
     template = _template(chat_template, opened)
@@ -347,7 +347,12 @@ def _rules(
 
 
 def _replaced(
-    opened: Mapping[int, TokenModel], vocabulary: Vocabulary, base: int | None, rules: Mapping[str, Forced]
+    opened: Mapping[int, TokenModel],
+    vocabulary: Vocabulary,
+    base: int | None,
+    rules: Mapping[str, Forced],
+    *,
+    is_mergekit: bool,
 ) -> tuple[dict[int, Model], dict[int, dict[str, Mapping[str, int]]]]:
     """Return the models with embeddings and heads gathered, and how many rows of each tensor were given, by how."""
     tensors: dict[int, dict[str, TensorSource]] = {n: dict(one.model.tensors) for n, one in opened.items()}
@@ -364,6 +369,10 @@ def _replaced(
             done[key] = row_tables(vocabulary, maps, base, held, labels)
         filling = done[key]
         means = [RowMean(source, of=_rows_with_tokens(vocabulary, maps[n])) for n, source in sources.items()]
+        if is_mergekit:  # whose padding is the mean of all rows, those that the model was given too
+            every = np.flatnonzero(~vocabulary.padded)
+            full = [CombinedRows(s, (*sources.values(), *means), filling.tables[n]) for n, s in sources.items()]
+            means = [RowMean(one, of=every) for one in full]
         # Beside an untied head a tied model's head has rows of heads too, where it lacks a token.
         is_untied = any(name in one.model.tensors and name not in one.architecture.tied for one in opened.values())
         for number, source in sources.items():
