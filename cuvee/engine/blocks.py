@@ -294,7 +294,7 @@ def _combine_stored(
     if not isinstance(merged, Combination):
         _ = stored.values  # the base's row is decoded with them
         base = worker.array(len(inputs), stop - start, np.float32)[0] if with_base else None
-        flat = (merged if isinstance(merged, np.ndarray) else merged.numpy()).reshape(-1)
+        flat = np.ascontiguousarray(_array(merged), np.float32).reshape(-1)
         return _encode(flat, base, scaling, task.dtype, worker)
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)
     non_finite, found = kernels.combine(
