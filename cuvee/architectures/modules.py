@@ -36,11 +36,12 @@ def split_by_module(architecture: Architecture, names: Iterable[str], wanted: Se
     owners: dict[str, str] = {}
     for name in names:
         under = [(len(root), module) for module, root in roots.items() if root and _is_under(name, root)]
-        if under:
+        if projector is not None and roots[projector] is None and _is_projector(architecture, name):
+            owners[name] = projector  # Qwen2-VL keeps it inside the vision tower
+        elif under:
             owners[name] = max(under)[1]
         elif _is_projector(architecture, name):
-            if projector is not None:
-                owners[name] = projector
+            continue
         elif languages and not any(_is_under(name, root) for root in others if root != main):
             owners[name] = languages[0]
     return owners
@@ -86,8 +87,9 @@ def _is_under(name: str, root: str) -> bool:
 
 
 def _is_projector(architecture: Architecture, name: str) -> bool:
-    return architecture.meaning(name).role is Role.PROJECTOR
+    outside = architecture.meaning(name).layer is None
+    return outside and (architecture.meaning(name).role is Role.PROJECTOR or _means_projector(name.rpartition(".")[0]))
 
 
 def _means_projector(module: str) -> bool:
-    return any(word in module.lower() for word in ("project", "connector", "merger", "adapter"))
+    return any(word in module.lower() for word in ("projector", "connector", "merger"))

@@ -187,7 +187,7 @@ def plan(
     sidecars, refused = sidecars_of(reference)
     warnings = [*prepared.warnings, *matched.warnings, *_slowness(device)]
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
-    warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes]
+    warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes if note not in warnings]
     warnings += kinship(matched.tasks, {n: m.label for n, m in models.items()})
     if retokenized is not None:
         matched.vocab_size = retokenized.rows or matched.vocab_size
