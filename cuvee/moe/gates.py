@@ -132,7 +132,8 @@ def _hidden(
             values = (states if averaged else states[:, -1]).double().cpu()
             if averaged:
                 mask = torch.ones_like(batch.mask) if counts_padding else batch.mask
-                values = (values * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+                # Padding may hold NaN: all that it could attend to is masked.
+                values = values.masked_fill(~mask.bool().unsqueeze(-1), 0).sum(dim=1) / mask.sum(dim=1, keepdim=True)
             for place, value in enumerate(values, batch.first):
                 sums[owners[place]][layer] += value
 

@@ -18,7 +18,7 @@ FIRST = {
     *("ram", "ramplus_tl", "passthrough"),
 }
 """Methods that a clone alone must test."""
-FILES = {"mergekit_yaml", "mergekit_slices", "tokenizer_merge", "tokensurgeon", "peft_load"}
+FILES = {"mergekit_yaml", "mergekit_moe", "mergekit_slices", "tokenizer_merge", "tokensurgeon", "peft_load"}
 """Cases about files rather than a method."""
 
 
