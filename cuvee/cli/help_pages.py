@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HelpPages"]
 
+_LONGEST_CHOICE = 30
+
 
 class HelpPages:
     """Prints help; cyclopts calls it."""
@@ -69,6 +71,8 @@ def _label(entry: HelpEntry) -> str:
         return entry.positional_label
     names = ", ".join((*entry.positive_shorts, *entry.positive_names))
     value = " or ".join(entry.choices) if entry.choices else entry.metavar
+    if value and len(value) > _LONGEST_CHOICE:
+        value = entry.metavar  # the help text lists them
     return f"{names} {value}" if value else names
 
 

@@ -141,7 +141,9 @@ Way = Annotated[
     Parameter(
         name="--approximation-method",
         group=_TOKENS,
-        help="How a token that the model lacks gets a row; omp if not given.",
+        metavar="WAY",
+        help="How a token that the model lacks gets a row: omp (if not given), common_interpolation, subword, mean, zero, "
+        "randn, john_hewitt or landmark_pca.",
     ),
 ]
 Atoms = Annotated[
@@ -156,22 +158,38 @@ Atoms = Annotated[
 ]
 WeightScheme = Annotated[
     Literal["distance_proportional", "barycentric", "least_squares"],
-    Parameter(group=_TOKENS, help="Of common_interpolation; distance_proportional if not given."),
+    Parameter(
+        group=_TOKENS,
+        metavar="SCHEME",
+        help="Of common_interpolation: distance_proportional (if not given), barycentric or least_squares.",
+    ),
 ]
 CosineSimilarity = Annotated[
-    bool, Parameter(group=_TOKENS, help="common_interpolation looks for the nearest tokens by cosine.")
+    bool, Parameter(group=_TOKENS, help="Let common_interpolation look for the nearest tokens by cosine.")
 ]
 SubwordMethod = Annotated[
     Literal["mean", "sum", "weighted_mean", "first_last"],
-    Parameter(group=_TOKENS, help="How subword makes one row of those of a token's pieces; mean if not given."),
+    Parameter(
+        group=_TOKENS,
+        metavar="HOW",
+        help="How subword makes one row of those of a token's pieces: mean (if not given), sum, weighted_mean or first_last.",
+    ),
 ]
 PrefixMatch = Annotated[
     Literal["no", "yes", "embed_only", "lm_head_only"],
-    Parameter(group=_TOKENS, help="Give a token the row of its longest beginning that the model knows."),
+    Parameter(
+        group=_TOKENS,
+        metavar="WHERE",
+        help="Give a token the row of its longest beginning that the model knows: no, yes, embed_only or lm_head_only.",
+    ),
 ]
 ByteMatch = Annotated[
     Literal["no", "yes", "embed_only", "lm_head_only"],
-    Parameter(group=_TOKENS, help="Take <0x41> of one tokenizer for the A of another."),
+    Parameter(
+        group=_TOKENS,
+        metavar="WHERE",
+        help="Take <0x41> of one tokenizer for the A of another: no, yes, embed_only or lm_head_only.",
+    ),
 ]
 Magikarp = Annotated[
     bool, Parameter(group=_TOKENS, help="Set rows of hardly trained tokens to zero, and make no new token of them.")
