@@ -19,7 +19,7 @@ from cuvee.checkpoints.sources import Model, ModelFile
 from cuvee.errors import CheckpointError
 from cuvee.tensors.dtypes import DType
 
-__all__ = ["Sidecar", "copy_sidecars", "find_sidecars", "merged_config", "sidecars_of"]
+__all__ = ["Sidecar", "copy_sidecars", "digest_of", "find_sidecars", "merged_config", "sidecars_of"]
 
 _WEIGHTS = {
     ".safetensors",
@@ -171,36 +171,68 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return any(target.is_relative_to(place) for place in allowed)
 
 
-def copy_sidecars(sidecars: list[Sidecar], target: Path) -> None:
+def copy_sidecars(sidecars: list[Sidecar], target: Path) -> dict[str, str]:
     """Copy the files, bytes for bytes, or write them, into a folder that holds none of them; make them durable.
+
+    Returns:
+        The BLAKE3 digest of each, by name.
 
     Raises:
         CheckpointError: one cannot be read, or changes meanwhile.
         OSError: the target cannot be written.
     """
+    digests: dict[str, str] = {}
     for sidecar in sidecars:
         path = target / sidecar.name
         fs.mkdir(path.parent)
         if sidecar.path is None:
             fs.write_file(path, sidecar.content)
+            digests[sidecar.name] = blake3(sidecar.content).hexdigest()
         else:
-            _copy(sidecar.path, path)
+            digests[sidecar.name] = _copy(sidecar.path, path)
+    return digests
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path) -> str:
+    """Copy a file; returns the digest of what was written."""
     reading = ModelFile.open(source)
     writing = fs.create(target)
+    digest = blake3()
     try:
-        buffer = memoryview(bytearray(_CHUNK))
-        for offset in range(0, reading.opened.size, _CHUNK):
-            piece = buffer[: min(_CHUNK, reading.opened.size - offset)]
-            reading.read_into(piece, offset, "the file")
+        for offset, piece in _pieces(reading):
             fs.pwrite(writing, piece, offset)
+            digest.update(piece)
         reading.check_unchanged()
         fs.fsync(writing)
     finally:
         reading.close()
         fs.close(writing)
+    return digest.hexdigest()
+
+
+def _pieces(file: ModelFile) -> Iterator[tuple[int, memoryview]]:
+    """Yield a file piece by piece, in one buffer, each with its offset."""
+    buffer = memoryview(bytearray(min(_CHUNK, max(1, file.opened.size))))
+    for offset in range(0, file.opened.size, _CHUNK):
+        piece = buffer[: min(_CHUNK, file.opened.size - offset)]
+        file.read_into(piece, offset, "the file")
+        yield offset, piece
+
+
+def digest_of(path: Path) -> str:
+    """Return the BLAKE3 digest of a file.
+
+    Raises:
+        CheckpointError: it is missing, or cannot be read.
+    """
+    file = ModelFile.open(path)
+    digest = blake3()
+    try:
+        for _, piece in _pieces(file):
+            digest.update(piece)
+    finally:
+        file.close()
+    return digest.hexdigest()
 
 
 _SPOKEN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}

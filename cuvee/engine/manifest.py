@@ -33,6 +33,7 @@ def build_manifest(
     plan: Plan,
     outputs: Mapping[str, str],
     marks: Mapping[str, str],
+    files: Mapping[str, str],
     inputs: Mapping[int, Mapping[str, str]],
     non_finite: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -41,10 +42,11 @@ def build_manifest(
     Args:
         outputs: digest of each output tensor.
         marks: of its leaves.
+        files: digest of each other file, but for the model card, which is the user's to change.
         inputs: digest of each tensor read, by model and name.
         non_finite: output tensors that hold NaN or Inf, and how many.
     """
-    files = {name: shard.file for shard in plan.shards for name in shard.tensors}
+    shards = {name: shard.file for shard in plan.shards for name in shard.tensors}
     manifest = {
         "format": FORMAT,
         "cuvee": __version__,
@@ -58,7 +60,7 @@ def build_manifest(
             "digest": model_digest(outputs),
             "tensors": {
                 task.name: {
-                    "file": files[task.name],
+                    "file": shards[task.name],
                     "dtype": task.dtype.name,
                     "shape": list(task.layout.shape),
                     "blake3": outputs[task.name],
@@ -66,6 +68,7 @@ def build_manifest(
                 }
                 for task in sorted(plan.tasks, key=lambda task: task.name.encode("utf-8"))
             },
+            "files": dict(sorted(files.items())),
         },
         "left_out": dict(sorted(plan.left_out.items())),
         "dropped": dict(sorted(plan.dropped.items())),

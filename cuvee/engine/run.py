@@ -219,8 +219,11 @@ def run(
         with _kept_or_given_back(staging):
             finished, resumed, tally = _merge(plan, staging, allow_nan, progress or (lambda _: None))
             merged = time.perf_counter()
-            manifest = build_manifest(plan, finished.outputs, finished.marks, finished.inputs, finished.non_finite)
-            _write_beside(plan, staging / MODEL_NAME, manifest)
+            files = _write_beside(plan, staging / MODEL_NAME)
+            manifest = build_manifest(
+                plan, finished.outputs, finished.marks, files, finished.inputs, finished.non_finite
+            )
+            fs.write_file(staging / MODEL_NAME / MANIFEST_NAME, manifest_json(manifest))
             for model in plan.models.values():
                 for file in model.files:
                     file.check_unchanged()
@@ -475,15 +478,16 @@ def _digest_of_written(writer: ShardWriter, task: Task) -> TensorDigest | None:
     return digest
 
 
-def _write_beside(plan: Plan, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write everything but the weights, in place of all that is no weights: whoever put it there."""
+def _write_beside(plan: Plan, folder: Path) -> dict[str, str]:
+    """Write what lies beside the weights, in place of all that is no weights, whoever put it there; return digests."""
     for name in set(fs.listdir(folder)) - {shard.file for shard in plan.shards}:
         fs.remove_tree(folder / name)
-    copy_sidecars(list(plan.sidecars), folder)
-    files = {MANIFEST_NAME: manifest_json(manifest), "README.md": model_card(plan)}
+    digests = copy_sidecars(list(plan.sidecars), folder)
     if plan.config is not None:
-        files["config.json"] = config_json(plan.config)
+        content = config_json(plan.config)
+        fs.write_file(folder / "config.json", content)
+        digests["config.json"] = blake3(content).hexdigest()
     if len(plan.shards) > 1:
-        files[INDEX_NAME] = index_json(plan.shards)
-    for name, content in files.items():
-        fs.write_file(folder / name, content)
+        fs.write_file(folder / INDEX_NAME, index_json(plan.shards))
+    fs.write_file(folder / "README.md", model_card(plan))
+    return digests

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.checkpoints import fs
-from cuvee.checkpoints.folders import MAX_INDEX_BYTES, list_names, member
+from cuvee.checkpoints.folders import MAX_INDEX_BYTES, is_plain, list_names, member
 from cuvee.checkpoints.json_text import read_object
 from cuvee.checkpoints.safetensors_format import open_safetensors
+from cuvee.checkpoints.sidecars import digest_of
 from cuvee.checkpoints.sources import ModelFile, StoredTensor
 from cuvee.checkpoints.writing import INDEX_NAME
 from cuvee.engine.budget import default_threads
@@ -71,7 +72,7 @@ def verify(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verified:
-    """Compare a published model with its manifest: names, shapes, dtypes, and the digest of every tensor.
+    """Compare a published model with its manifest: names, shapes, dtypes, the digest of every tensor and other file.
 
     Args:
         sample: read only this share of the leaves, from 0 to 1, others each time. None: all.
@@ -97,6 +98,7 @@ def verify(
         for file in sorted({entry.file for entry in entries.values()}):
             _open(folder, file, entries, found)
         _check_strangers(folder, entries, found)
+        _check_files(folder, manifest, found)
         tell = progress or (lambda done, total: None)
         if sample is None:
             read = read_all(found.tensors, tell, threads or default_threads())
@@ -208,6 +210,27 @@ def _check_strangers(folder: Path, entries: Mapping[str, _Entry], found: _Found)
         found.problems.append(
             CheckpointError("the index names other tensors or files than the manifest", where=where, right=_AGAIN)
         )
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any], found: _Found) -> None:
+    """Name the other files that are not what was published: config.json, the tokenizer's, code."""
+    files = manifest["output"].get("files", {})
+    for name, digest in files.items() if isinstance(files, dict) else ():
+        *folders, last = name.split("/")
+        try:
+            for part in folders:
+                if not is_plain(part) or fs.is_link(folder / part):
+                    raise CheckpointError(
+                        f"{printable(name)!r} leads out of the folder", where=str(folder), right=_AGAIN
+                    )
+            altered = digest_of(member(folder.joinpath(*folders), last)) != digest
+        except CheckpointError as error:
+            found.problems.append(CheckpointError(error.found, where=str(folder / name), right=_AGAIN))
+            continue
+        if altered:
+            found.problems.append(
+                CheckpointError("the file is not what was published", where=str(folder / name), right=_AGAIN)
+            )
 
 
 def _altered(folder: Path, name: str, entry: _Entry, leaves: Sequence[int]) -> CheckpointError:

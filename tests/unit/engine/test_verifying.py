@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import cuvee
 from cuvee.checkpoints.safetensors_format import open_safetensors
@@ -239,3 +240,36 @@ def test_a_manifest_of_a_newer_version_is_refused_in_a_sentence(long, tmp_path):
         verify(model)
     assert "\x1b" not in str(caught.value)
     assert caught.value.right == "pip install -U cuvee"
+
+
+def test_a_changed_file_beside_the_weights_is_named(workplace):
+    base = Path("base")
+    (base / "extra").mkdir(parents=True)
+    save_file({"w": torch.ones(3)}, base / "model.safetensors")
+    for name in ("config.json", "tokenizer.json", "extra/code.py"):
+        (base / name).write_text("{}")
+    cuvee.merge(cuvee.Recipe("linear", models=["base", "base"]), "out")
+    assert problems(Path("out")) == []
+    Path("out/README.md").write_text("my own words")  # the card is the user's
+    assert problems(Path("out")) == []
+    Path("out/tokenizer.json").write_text("{ }")
+    Path("out/extra/code.py").write_text("import os")
+    Path("out/config.json").unlink()
+    assert sorted(problems(Path("out"))) == [
+        ("'config.json' is missing", "config.json"),
+        ("the file is not what was published", "code.py"),
+        ("the file is not what was published", "tokenizer.json"),
+    ]
+    shutil.rmtree("out/extra")
+    Path("out/extra").symlink_to(Path("base/extra").absolute())
+    assert ("'extra/code.py' leads out of the folder", "code.py") in problems(Path("out"))
+
+
+@pytest.mark.parametrize("name", ["../base/config.json", "/etc/passwd", "extra/../../x", "", "a//b", "a\0b"])
+def test_a_manifest_that_names_files_elsewhere_reads_nothing_there(long, tmp_path, name):
+    model = Path(shutil.copytree(long, tmp_path / "out"))
+    manifest = {key: value for key, value in manifest_of(model).items() if key != "seal"}
+    manifest["output"]["files"] = {name: "00"}
+    (model / "cuvee.json").write_bytes(manifest_json(manifest))
+    ((found, _),) = problems(model)
+    assert "is not a plain file name" in found or "leads out of the folder" in found
