@@ -141,16 +141,26 @@ def stages_of(models: Iterable[Model]) -> list[Stage]:
 
 def _direct(models: Iterable[Model]) -> Iterator[Stage]:
     for model in models:
-        source: Any = next(iter(model.tensors.values()), None)
-        if isinstance(source, StageTensor):
-            yield source.stage
+        for source in model.tensors.values():
+            if (stage := next(_beneath(source), None)) is not None:
+                yield stage
+                break
+
+
+def _beneath(source: Any) -> Iterator[Stage]:
+    """Yield the stages that a tensor is made from, its own before those that lend it rows of a vocabulary."""
+    if isinstance(source, StageTensor):
+        yield source.stage
+        return
+    inner = [getattr(source, key, None) for key in ("base", "source")]
+    for one in (*inner, *getattr(source, "sources", ())):
+        if one is not None:
+            yield from _beneath(one)
 
 
 def is_ready(source: Any) -> bool:
     """False for values that a stage has yet to make."""
-    if isinstance(source, StageTensor):
-        return source.stage.is_ready
-    return all(is_ready(inner) for key in ("base", "source") if (inner := getattr(source, key, None)) is not None)
+    return all(stage.is_ready for stage in _beneath(source))
 
 
 def describe_stages(models: Mapping[int, Model]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from models import LLAMA, assert_equal, contents, read_folder, write_model
 from token_models import SPECIAL, bpe, tokens_of, unigram, write_token_model, write_tokenizer
 
 import cuvee
+from cuvee.engine.estimating import estimate
+from cuvee.engine.stages import stages_of
 from cuvee.errors import CuveeError, IncompatibleModels, Problems, RecipeError, ResourceError
 from cuvee.tokenizers.request import TokenizerRequest
 
@@ -340,3 +342,30 @@ tokenizer_source: union
     )
     assert torch.equal(merged[EMBED][:6], base[EMBED]) and torch.equal(merged[EMBED][6], chat[EMBED][6])
     assert torch.equal(merged[HEAD], chat[HEAD])
+
+
+def test_rows_may_come_from_a_stage_that_is_yet_to_be_made(workplace):
+    other = bpe(["d", "Ġ", "b", "a", "c"], [], {"<|im_start|>": 5, "</s>": 6})
+    write_token_model(workplace / "base", BASE)
+    write_token_model(workplace / "chat", other, seed=1)
+    write_token_model(workplace / "more", other, seed=2)
+    stages = """
+name: first
+merge_method: ties
+base_model: chat
+models: [{model: more, parameters: {weight: 1.0, density: 0.5}}]
+---
+merge_method: task_arithmetic
+base_model: base
+models: [{model: plain, parameters: {weight: 0.5}}, {model: first, parameters: {weight: 0.5}}]
+tokenizer_source: union
+"""
+    write_token_model(workplace / "plain", BASE, seed=3)
+    merged = merge(workplace, stages)
+    first = merge(workplace, stages.split("---")[0], "first")
+    assert torch.allclose(merged[EMBED][6], first[EMBED][5], atol=1e-7)
+    assert merged[EMBED].shape == (7, 16)
+    (workplace / "recipe.yml").write_text(stages)
+    planned = cuvee.plan("recipe.yml")
+    estimate(planned)
+    assert [stage.name for stage in stages_of(planned.models.values())] == ["first"]
