@@ -74,6 +74,8 @@ header_attack("metadata_that_is_no_text", {"__metadata__": {"format": 1}, "w": W
 header_attack("metadata_that_is_a_list", {"__metadata__": [], "w": W})
 header_attack("name_written_twice", '{"w":' + dump(W) + ',"w":' + dump(W) + "}")
 header_attack("name_that_is_half_a_surrogate", '{"\\ud800":' + dump(W) + "}")
+header_attack("metadata_that_is_half_a_surrogate", '{"__metadata__":{"\\ud800":"pt"},"w":' + dump(W) + "}")
+header_attack("field_that_is_half_a_surrogate", dump({"w": {**W, "more": "*"}}).replace("*", "\\udfff"))
 header_attack("dtype_that_nobody_knows", {"w": entry([2], 0, 8, "F31")})
 header_attack("dtype_that_is_a_list", {"w": {**W, "dtype": ["F32"]}})
 header_attack("shape_below_zero", {"w": entry([-2], 0, 8)})
