@@ -38,7 +38,7 @@ $(VENV)/ready: pyproject.toml setup.py constraints.txt cuvee/tensors/_kernels.c
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
-bench-mergekit: $(VENV)/ready  ## 227 recipes through mergekit and through Cuvée: what differs, and why
+bench-mergekit: $(VENV)/ready  ## 235 recipes through mergekit and through Cuvée: what differs, and why
 	$(BIN)/python benchmarks/against_mergekit.py
 
 clean:

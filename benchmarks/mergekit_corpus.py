@@ -3,7 +3,7 @@
 The models are Llamas of four layers, made from seeds: a base and three fine-tunes of it in float32 (`base`, `a`, `b`, `c`),
 the same in bfloat16 (`base16`, …), `wide` with two more tokens, `tied` and `tied2` with one matrix at both ends. With
 tokenizers: `words` and two fine-tunes of it, `chat` with three more tokens and a row of padding, `odd` with its tokens in
-another order, one of them missing and one more.
+another order, one of them missing and one more. `t5a` and `t5b` are T5s of three layers on each side.
 """
 
 from __future__ import annotations
@@ -34,6 +34,24 @@ CONFIG = {
 }
 
 
+T5 = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 32,
+    "num_heads": 4,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "relative_attention_num_buckets": 8,
+    "vocab_size": 48,
+    "feed_forward_proj": "gated-gelu",
+    "is_encoder_decoder": True,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One recipe; `group` says what it is about."""
@@ -47,7 +65,24 @@ class Case:
         return str(yaml.safe_dump(_placed(self.recipe, models), sort_keys=False))
 
 
-NAMES = {"base", "a", "b", "c", "base16", "a16", "b16", "c16", "wide", "tied", "tied2", "words", "chat", "odd"}
+NAMES = {
+    "base",
+    "a",
+    "b",
+    "c",
+    "base16",
+    "a16",
+    "b16",
+    "c16",
+    "wide",
+    "tied",
+    "tied2",
+    "words",
+    "chat",
+    "odd",
+    "t5a",
+    "t5b",
+}
 
 
 def _placed(value: Any, models: Path, key: str = "") -> Any:
@@ -81,6 +116,9 @@ def write_models(folder: Path) -> None:
             _write(folder / ("tied" if name == "a" else "tied2"), tied, {**CONFIG, "tie_word_embeddings": True})
 
     _write_worded(folder, base, generator)
+    t5 = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in _t5_shapes().items()}
+    for name in ("t5a", "t5b"):
+        _write(folder / name, {n: t + 0.05 * torch.randn(t.shape, generator=generator) for n, t in t5.items()}, T5)
 
 
 def _write_worded(folder: Path, base: dict[str, torch.Tensor], generator: torch.Generator) -> None:
@@ -140,6 +178,21 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes |= {f"{prefix}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
         shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (words, hidden)}
+
+
+def _t5_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"shared.weight": (48, 16)}
+    for side, attentions in (("encoder", ("Self",)), ("decoder", ("Self", "EncDec"))):
+        for layer in range(3):
+            prefix = f"{side}.block.{layer}.layer."
+            for number, kind in enumerate(attentions):
+                shapes |= {f"{prefix}{number}.{kind}Attention.{m}.weight": (16, 16) for m in "qkvo"}
+            last = f"{prefix}{len(attentions)}.DenseReluDense."
+            shapes |= {f"{last}wi_0.weight": (32, 16), f"{last}wi_1.weight": (32, 16), f"{last}wo.weight": (16, 32)}
+            shapes |= {f"{prefix}{number}.layer_norm.weight": (16,) for number in range(len(attentions) + 1)}
+        shapes[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (8, 4)
+        shapes[f"{side}.final_layer_norm.weight"] = (16,)
+    return shapes
 
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
@@ -210,6 +263,7 @@ def _groups() -> dict[str, list[dict[str, Any]]]:
         "tied": list(_tied()),
         "settings": list(_settings()),
         "tokenizers": list(_tokenizers()),
+        "modules": list(_modules()),
     }
 
 
@@ -500,3 +554,35 @@ def _tokenizers() -> Iterator[dict[str, Any]]:
     yield {**recipe("linear", pairs, "words"), "tokenizer": {"source": "union", "pad_to_multiple_of": 16}}
     ends = [[source("words", 0, 2)], [source("chat", 2, 4)]]
     yield {**sliced("passthrough", ends, "words"), "tokenizer_source": "union"}
+
+
+def _modules() -> Iterator[dict[str, Any]]:
+    """Models of two sides."""
+
+    def sides(encoder: Any, decoder: Any, shared: Any) -> dict[str, Any]:
+        return {"encoder": encoder, "decoder": decoder, "shared": shared}
+
+    def both(first: Any, second: Any) -> dict[str, Any]:
+        return {"models": [model("t5a", weight=first), model("t5b", weight=second)]}
+
+    pair = [model("t5a"), model("t5b")]
+    linear = {"merge_method": "linear", "dtype": "float32"}
+    yield recipe("linear", [model("t5a", weight=0.3), model("t5b", weight=0.7)])
+    yield recipe("slerp", pair, "t5a", t=[0, 1])
+    yield {**linear, "modules": sides(both(0.2, 0.8), both(0.7, 0.3), both(0.5, 0.5))}
+    yield {**linear, "modules": sides(both([0, 1], 1), both(1, [1, 0]), both(1, 1)), "parameters": {"normalize": False}}
+    yield {
+        "merge_method": "slerp",
+        "base_model": "t5a",
+        "dtype": "float32",
+        "modules": sides(
+            {"models": pair, "parameters": {"t": [0, 1]}}, {"models": pair}, {"models": pair, "parameters": {"t": 0.9}}
+        ),
+        "parameters": {"t": 0.25},
+    }
+    cut = {"slices": [{"sources": [source("t5a", 0, 2)]}, {"sources": [source("t5b", 1, 3)]}]}
+    one = {"models": [model("t5a")]}
+    yield {"merge_method": "passthrough", "dtype": "float32", "modules": sides(one, cut, one)}
+    yield {"merge_method": "passthrough", "dtype": "float32", "modules": sides(cut, one, one)}
+    # Listed alone, the decoder brings T5's `shared` with it here, and not in mergekit, where the model is then broken.
+    yield {**linear, "modules": {"decoder": both(0.5, 0.5), "shared": both(0.5, 0.5)}}

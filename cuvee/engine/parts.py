@@ -92,11 +92,14 @@ class _Cutting:
         ties = self._ties()
         config, warnings = self._config()
         parts = [self._part(part, ties) for part in self.prepared.parts]
-        if self.recipe.modules:
-            parts.append(self._rest(ties))
+        rest = self._rest(ties)
+        if self.recipe.modules and self.recipe.compat != "mergekit":
+            parts.append(rest)
         shapes = {n: s.shape for part in parts for _, model in part.everyone for n, s in model.tensors.items()}
         matched = match(parts, ties, describe(shapes, config), config)
         matched.warnings += warnings
+        if self.recipe.compat == "mergekit":
+            matched.dropped.update(dict.fromkeys(rest.models[0].tensors, rest.reason))
         return matched
 
     def _ties(self) -> Ties:
@@ -212,7 +215,8 @@ class _Cutting:
         """Return what belongs to no module, to be carried over from the reference."""
         number = self._reference
         model = ties.models[number]
-        tensors = {name: one for name, one in model.tensors.items() if name not in self.modules[number]}
+        is_rest = [name for name in model.tensors if self.recipe.modules and name not in self.modules[number]]
+        tensors = {name: model.tensors[name] for name in is_rest}
         whole = self.prepared.parts[0]
         carried = _matching(self.recipe, self.prepared, whole, [replace(model, tensors=tensors)], None)
         return replace(carried, on_deltas=False, numbers=(number,), reason="in no module of the recipe")

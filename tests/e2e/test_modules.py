@@ -136,3 +136,11 @@ def test_slices_of_a_vision_language_model_cut_its_language_model(tmp_path):
     assert config["vision_config"]["num_hidden_layers"] == 2
     _, report = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def test_under_compat_what_belongs_to_no_module_is_dropped_and_named(tmp_path):
+    paths = written(llava, tmp_path)
+    planned = cuvee.plan(Recipe("linear", modules={"text_decoder": halves(0.5, paths)}, compat="mergekit"))
+    names = set(read_folder(Path(paths[0])))
+    assert {task.name for task in planned.tasks} | set(planned.dropped) == names
+    assert {planned.dropped[name] for name in planned.dropped if "vision" in name} == {"in no module of the recipe"}
