@@ -62,6 +62,13 @@ CONTRACTS = [
     Contract("arcee_fusion", equal_models=None),  # takes over the outliers only
     Contract("ram", equal_models={"epsilon": 0.0}),
     Contract("ramplus_tl", equal_models={"epsilon": 0.0}),
+    Contract("coordinate_median"),
+    Contract("coordinate_median", {"even": "mean"}),
+    Contract("trimmed_mean"),
+    Contract("trimmed_mean", {"beta": 0.2}),
+    Contract("mean_around_median"),
+    Contract("phocas"),
+    Contract("magmax"),
     Contract("passthrough"),
     Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}),
 ]

@@ -43,4 +43,4 @@ def mean(values: Tensor) -> Tensor:
     """Return the plain mean over the K models; K equal models give that model."""
     if len(values) == 0:
         raise MethodError("nothing to average", right="name at least one model")
-    return weighted_sum(values, 1.0).div_(len(values))
+    return weighted_sum(values, 1.0, normalize=True)
