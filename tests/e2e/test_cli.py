@@ -73,18 +73,22 @@ def test_help_does_not_even_load_numpy_and_fits_80_columns():
         assert f"\n  {command} " in done.stdout
 
 
-NEEDED = {"slerp": {"t": 0.3}, "nuslerp": {"weight": 0.5}, "multislerp": {"weight": 0.5}, "ties": {"density": 0.4}} | {
-    name: {"density": 0.5, "epsilon": 0.1} for name in ("della", "della_linear")
-}
+NEEDED = {
+    "slerp": {"t": 0.3},
+    "nuslerp": {"weight": 0.5},
+    "multislerp": {"weight": 0.5},
+    "ties": {"density": 0.4},
+    "multi_krum": {"f": 0},
+} | {name: {"density": 0.5, "epsilon": 0.1} for name in ("della", "della_linear")}
 
 
 @pytest.mark.skipif(not kernels.available(), reason="the kernels are not compiled")
 @pytest.mark.parametrize("method", [method for method in methods().values() if method.arrays], ids=lambda one: one.name)
 def test_methods_on_arrays_merge_without_torch(method, recipe, tmp_path):
-    most = 1 if method.base is ENDPOINT else method.models[1] or 2
+    count = 1 if method.base is ENDPOINT else method.models[1] or max(2, method.models[0])
     written = {
         "merge_method": method.name,
-        "models": [{"model": str(recipe.parent / name)} for name in ("math", "code")[:most]],
+        "models": [{"model": str(recipe.parent / name)} for name in ("math", "code", "math")[:count]],
         "parameters": NEEDED.get(method.name, {}),
     }
     if method.base in (REQUIRED, ENDPOINT):

@@ -1,0 +1,82 @@
+"""Robust aggregators: what bad models can do to them, and what their coefficients are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import cuvee
+from cuvee.errors import MethodError
+
+GENERATOR = torch.Generator().manual_seed(0)
+GOOD = [
+    {"a.weight": torch.randn(6, 5, generator=GENERATOR), "b": torch.randn(7, generator=GENERATOR)} for _ in range(6)
+]
+CENTER = {name: torch.stack([one[name] for one in GOOD]).mean(0) for name in GOOD[0]}
+
+
+def bad(size: float) -> dict[str, torch.Tensor]:
+    return {name: torch.full_like(tensor, size) for name, tensor in CENTER.items()}
+
+
+def flat(tensors) -> np.ndarray:
+    return torch.cat([tensors[name].reshape(-1) for name in sorted(tensors)]).double().numpy()
+
+
+@pytest.mark.parametrize("method", ["multi_krum", "geometric_median", "centered_clipping"])
+def test_a_model_that_goes_far_away_cannot_take_the_result_along(method):
+    radius = max(np.linalg.norm(flat(one) - flat(CENTER)) for one in GOOD)
+    for size in (1e2, 1e4):
+        merged = cuvee.merge_tensors(method, [*GOOD, bad(size)])
+        assert np.linalg.norm(flat(merged) - flat(CENTER)) < radius
+
+
+def test_krum_takes_the_model_with_the_closest_neighbours():
+    at = [{"w": torch.tensor([x])} for x in (0.0, 1.0, 1.5, 2.1, 50.0)]
+    assert cuvee.merge_tensors("multi_krum", at, f=1, m=1, variant="paper")["w"].tolist() == [1.5]
+    assert cuvee.merge_tensors("multi_krum", at, f=1, variant="paper")["w"].tolist() == [1.25]  # 1 and 1.5
+    # Distances to three others: 4.6 from 0, 2.6 from 1 and from 1.5, 3.8 from 2.1.
+    assert cuvee.merge_tensors("multi_krum", at, f=1)["w"].tolist() == [1.25]
+    assert cuvee.merge_tensors("multi_krum", at, f=1, m=5)["w"].item() == pytest.approx(10.92)
+    with pytest.raises(MethodError, match="f is 2, which takes 7 models, and there are 5"):
+        cuvee.merge_tensors("multi_krum", at, f=2)
+    with pytest.raises(MethodError, match="m is 6, and there are 5 models"):
+        cuvee.merge_tensors("multi_krum", at, m=6)
+
+
+def test_the_geometric_median_of_three_on_a_line_is_the_middle_one():
+    at = [{"w": torch.tensor([x, 2 * x])} for x in (0.0, 1.0, 10.0)]
+    assert cuvee.merge_tensors("geometric_median", at, max_iter=1000)["w"].tolist() == pytest.approx([1, 2], abs=1e-4)
+    two = cuvee.merge_tensors("geometric_median", at[:2])["w"].tolist()
+    assert two == pytest.approx([0.5, 1])
+
+
+def test_the_geometric_median_has_the_least_sum_of_distances():
+    models = np.stack([flat(one) for one in GOOD])
+    merged = flat(cuvee.merge_tensors("geometric_median", GOOD))
+
+    def total(point: np.ndarray) -> float:
+        return float(np.linalg.norm(models - point, axis=1).sum())
+
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        assert total(merged) <= total(merged + 0.05 * generator.standard_normal(merged.shape)) + 1e-9
+
+
+def test_centered_clipping_without_a_limit_is_the_mean():
+    merged = cuvee.merge_tensors("centered_clipping", GOOD, tau=1e9, max_iter=1)
+    assert flat(merged) == pytest.approx(flat(CENTER), abs=1e-6)
+    still = cuvee.merge_tensors("centered_clipping", GOOD, tau=0.0)
+    assert flat(still) == pytest.approx(flat(cuvee.merge_tensors("coordinate_median", GOOD)), abs=1e-6)
+
+
+def test_the_flag_aggregator_projects_the_mean():
+    base = {name: torch.zeros_like(tensor) for name, tensor in CENTER.items()}
+    whole = cuvee.merge_tensors("flag_aggregator", GOOD, base, r=6)
+    assert flat(whole) == pytest.approx(flat(CENTER), abs=1e-6)
+    # Three models in a plane, one out of it: r = 2 keeps the plane and drops what is orthogonal to it.
+    x, y, z = torch.eye(3)
+    models = [{"w": x}, {"w": y}, {"w": x + y}, {"w": 0.1 * z}]
+    merged = cuvee.merge_tensors("flag_aggregator", models, {"w": torch.zeros(3)}, r=2)["w"].tolist()
+    assert merged == pytest.approx([0.5, 0.5, 0], abs=1e-3)
