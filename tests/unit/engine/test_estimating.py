@@ -16,11 +16,11 @@ NAMES = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)] + ["model.nor
 
 def recipe(method: str, **settings: object) -> cuvee.Recipe:
     generator = torch.Generator().manual_seed(0)
-    models = [{n: torch.randn(8, 8, generator=generator) for n in NAMES} for _ in range(3)]
+    models = [{n: torch.randn(8, 8, generator=generator) for n in NAMES} for _ in range(6)]
     base, *experts = models
     known = methods()[method]
     has_base = known.base.name in ("REQUIRED", "ENDPOINT")
-    high = known.models[1] or 2
+    high = known.models[1] or (2 if known.models[0] <= 2 else 5)
     if known.base.name == "ENDPOINT":
         high -= 1
     return cuvee.Recipe(method, models=experts[:high], base_model=base if has_base else None, parameters=settings)
