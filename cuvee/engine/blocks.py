@@ -376,7 +376,7 @@ def _apply(task: Task, formula: Formula, blocks: Array) -> tuple[Array | None, A
     if method.wants_base:
         arguments["base"] = base
     for step, parameters in formula.before:
-        deltas = each(_bound(step.function, parameters), deltas)
+        deltas = step.function(deltas, **parameters) if step.joint else each(_bound(step.function, parameters), deltas)
     merged = method.function(deltas, **arguments)
     for step, parameters in formula.after:
         merged = step.function(merged, deltas, **parameters)

@@ -200,13 +200,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Edit:
-    """A step that wraps any method: a filter of one task vector, or a refiner of the merged one."""
+    """A step that wraps any method: a filter of the task vectors, or a refiner of the merged one.
+
+    Attributes:
+        joint: a filter that is given the task vectors of all models, not one after the other.
+        unit: how much of a tensor one call must see.
+    """
 
     name: str
     role: Role
     function: Callable[..., Any]
     paper: Paper
     parameters: Mapping[str, Parameter]
+    joint: bool
+    unit: Unit
+    status: str
 
 
 @dataclass(frozen=True)
@@ -314,15 +322,19 @@ def merge_method(
     return register
 
 
-def edit(*, role: Role, paper: Paper) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def edit(
+    *, role: Role, paper: Paper, unit: Unit = ELEMENT, status: str = "published"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a filter or a refiner under its function's name.
 
-    A filter is called as `f(delta, **parameters)` for each model, a refiner as `f(merged, deltas, **parameters)`.
+    A filter is called as `f(delta, **parameters)` for each model, or, where its first argument is called `deltas`, as
+    `f(deltas, **parameters)` once for all; a refiner as `f(merged, deltas, **parameters)`.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
-        _EDITS[name] = Edit(name, role, function, paper, _parameters(function))
+        joint = next(iter(inspect.signature(function).parameters)) == "deltas"
+        _EDITS[name] = Edit(name, role, function, paper, _parameters(function), joint, unit, status)
         return function
 
     return register

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cuvee.errors import CuveeError, MethodError, RecipeError, nearest, raise_all
-from cuvee.methods.registry import DELTAS, WEIGHTS, Method, Role, find_method
+from cuvee.methods.registry import DELTAS, ROW, WEIGHTS, Method, Role, find_method
 from cuvee.recipes.editing import CheckedEdit, read_edits
 from cuvee.recipes.findings import Findings
 from cuvee.recipes.lineup import line_up
@@ -17,6 +17,7 @@ from cuvee.recipes.recipe import Recipe, RecipeModel
 from cuvee.recipes.resolving import Resolver, read_settings
 from cuvee.recipes.settings import MISSING, is_listed
 from cuvee.recipes.staging import stages_of
+from cuvee.recipes.wrapping import unwrapped
 from cuvee.tensors.dtypes import parse_dtype
 from cuvee.tokenizers.request import TokenizerRequest, TokenRule
 from cuvee.tokenizers.templates import BUILT_IN, choose_template
@@ -116,6 +117,7 @@ class Checked:
 
 def check(recipe: Recipe) -> Checked:
     """Check a recipe without opening a model."""
+    recipe = unwrapped(recipe)
     findings = Findings(recipe.places)
     _examine_plain_values(recipe, findings)
     method = _find_method(recipe, findings)
@@ -123,6 +125,8 @@ def check(recipe: Recipe) -> Checked:
     after = read_edits(recipe, method, Role.REFINER, findings)
     if method is None:
         return Checked(tuple(findings.errors), tuple(recipe.notes), None)
+    if any(step.unit is ROW for step, _ in (*before, *after)):
+        method = replace(method, unit=ROW)
     parts = tuple(_prepared(recipe, method, part, findings) for part in parts_of(recipe, findings))
     warnings = (*recipe.notes, *findings.warnings)
     prepared = Prepared(method, parts, recipe.base_model, before, after, warnings)
@@ -157,6 +161,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def examine_values(recipe: Recipe, findings: Findings) -> None:
     """Add what is wrong with single values of a recipe whose text has other faults (which could make up the rest)."""
+    recipe = unwrapped(recipe)
     _examine_plain_values(recipe, findings)
     method = _find_method(recipe, findings) if recipe.merge_method else None
     for role in Role:

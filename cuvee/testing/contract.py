@@ -21,8 +21,9 @@ from cuvee.engine.budget import Budget
 from cuvee.engine.in_memory import merge_tensors
 from cuvee.engine.plan import plan
 from cuvee.engine.run import run
-from cuvee.methods.registry import DELTAS, MEMBER, OPTIONAL, REQUIRED, Method, find_method
+from cuvee.methods.registry import DELTAS, MEMBER, OPTIONAL, REQUIRED, Method, edits, find_method
 from cuvee.recipes import Recipe
+from cuvee.recipes.wrapping import INNER
 from cuvee.testing.second_process import digests_elsewhere, digests_of
 from cuvee.testing.specimens import LARGE, SMALL, Specimens, specimens
 
@@ -43,7 +44,7 @@ class Contract:
     """What is checked of a method.
 
     Attributes:
-        method: its name.
+        method: its name, or that of an edit, which wraps a method (`inner`).
         parameters: with which it runs.
         equal_models: parameters, beside those, with which K equal models give that model; None: they do not.
         symmetric: parameters with which the order of models does not matter; None: it does.
@@ -58,8 +59,8 @@ class Contract:
 
     @property
     def found(self) -> Method:
-        """The method."""
-        return find_method(self.method)
+        """The method; of an edit, the one that it wraps."""
+        return find_method(str(self.parameters.get("inner", INNER)) if self.method in edits() else self.method)
 
     @property
     def count(self) -> int:

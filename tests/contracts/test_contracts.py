@@ -9,7 +9,7 @@ import pytest
 from cuvee import merge_tensors
 from cuvee.errors import MethodError
 from cuvee.methods import registry
-from cuvee.methods.registry import methods
+from cuvee.methods.registry import edits, methods
 from cuvee.testing import LAWS, BrokenContract, Contract, check_method
 from cuvee.testing.specimens import LARGE, specimens
 
@@ -77,6 +77,16 @@ CONTRACTS = [
     Contract("flag_aggregator"),
     Contract("flag_aggregator", {"r": 2, "regularization": 1.0, "scope": "tensor"}),
     Contract("flag_aggregator", {"scale": "median_norm"}),
+    Contract("lines", equal_models=None),
+    Contract("lines", {"alpha": 0.2, "head": "deep"}, equal_models=None),
+    Contract(
+        "lines",
+        {"inner": "ties", "density": 0.5, "trim_scope": "model", "beta": 0.4},
+        equal_models={"density": 1.0, "alpha": 1.0, "beta": 0.0},
+    ),
+    Contract("trim", {"density": 0.5}, equal_models=None),
+    Contract("dare", {"density": 0.5}, equal_models=None, symmetric=None),
+    Contract("magprune", {"density": 0.5}, equal_models=None, symmetric=None),
     Contract("passthrough"),
     Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}),
 ]
@@ -93,8 +103,8 @@ def test_a_method_keeps_the_law(contract, law):
     assert list(LAWS[law](contract)) == []
 
 
-def test_every_registered_method_is_under_contract():
-    assert {contract.method for contract in CONTRACTS} == set(methods())
+def test_every_registered_method_and_edit_is_under_contract():
+    assert {contract.method for contract in CONTRACTS} == {*methods(), *edits()}
 
 
 def test_one_line_checks_every_law():

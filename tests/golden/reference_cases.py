@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cuvee
-from cuvee.methods.registry import methods
+from cuvee.methods.registry import edits, methods
 
 HERE = Path(__file__).parent
 SELECTION = HERE / "cases"
@@ -43,7 +43,7 @@ class GoldenCase:
         method = self.description["method"]
         if method in RUNNERS:
             return RUNNERS[method]
-        return run_method if method in methods() else None
+        return run_method if method in methods() or method in edits() else None
 
     def inputs(self) -> tuple[list[Tensors], Tensors | None, Tensors]:
         """Return the models, the base where there is one, and all else that the method is given."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     arrays=True,
     formula="m_i ~ Bernoulli(density);  out = θ_0 + scaling · sign_consensus(rescale(m_i ⊙ τ_i), weight)",
     differs="As mergekit, which drops the trim of TIES and does not normalise: similar models overshoot by their number. "
-    "The paper trims after dropping: ties_density, with trim_scope: model, inclusive_threshold: true, "
+    "The paper trims after dropping: ties_density, with trim_scope: model, "
     "tie_sign: global_majority, merge_func: mean, rescale: expected.",
 )
 def dare_ties(
@@ -33,7 +33,7 @@ def dare_ties(
     rescale: Rescale = True,
     ties_density: PerModel[Fraction] = 1.0,
     trim_scope: Scope = "tensor",
-    inclusive_threshold: bool = False,
+    inclusive_threshold: bool | None = None,
     tie_sign: TieSign = "plus",
     merge_func: MergeFunc = "weighted_mean",
     int8_mask: bool = False,
@@ -52,5 +52,6 @@ def dare_ties(
     """
     dropped = each(drop_at_random, deltas, density, rescale=rescale)
     if any(share < 1 for share in spread(ties_density, len(deltas))):
-        dropped = each(keep_largest, dropped, ties_density, scope=trim_scope, inclusive=inclusive_threshold)
+        inclusive = trim_scope == "model" if inclusive_threshold is None else inclusive_threshold
+        dropped = each(keep_largest, dropped, ties_density, scope=trim_scope, inclusive=inclusive)
     return sign_consensus(dropped, weight, normalize=normalize, tie_sign=tie_sign, merge_func=merge_func)

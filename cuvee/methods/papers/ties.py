@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "out = θ_0 + scaling · Σ_{sgn τ̂_i = s} weight_i τ̂_i / Σ_{sgn τ̂_i = s} weight_i",
     differs="Default as mergekit: the trim is by tensor, weights vote and scale. The official code trims over the whole "
     "model, has no weights, and gives a balanced vote the model's majority sign: trim_scope: model, "
-    "inclusive_threshold: true, tie_sign: global_majority, merge_func: mean. Where mergekit fails because density keeps "
+    "tie_sign: global_majority, merge_func: mean. Where mergekit fails because density keeps "
     "no element of a small tensor, that task vector counts as zero there.",
 )
 def ties(
@@ -33,7 +33,7 @@ def ties(
     normalize: bool = True,
     rescale: Rescale = False,
     trim_scope: Scope = "tensor",
-    inclusive_threshold: bool = False,
+    inclusive_threshold: bool | None = None,
     tie_sign: TieSign = "plus",
     merge_func: MergeFunc = "weighted_mean",
     int8_mask: bool = False,
@@ -47,7 +47,8 @@ def ties(
         normalize: divide by the weights of the models that agree.
         rescale: give each trimmed tensor its old Σ|x| back ("l1", true), or divide by density ("expected").
         trim_scope: where the share is taken: in each tensor, layer, or the whole model.
-        inclusive_threshold: keep every entry that reaches the threshold.
+        inclusive_threshold: keep every entry that reaches the threshold; without it, as the official code, where
+            trim_scope is model.
         tie_sign: the sign of a balanced vote: plus, or that of most elements of the model.
         merge_func: weighted_mean, sum, mean (without weights) or max.
         int8_mask: accepted for mergekit's recipes; no effect.
@@ -55,7 +56,8 @@ def ties(
     Returns:
         (…); one model at density 1 comes back as it is.
     """
-    trimmed = each(_trimmed, deltas, density, rescale=rescale, scope=trim_scope, inclusive=inclusive_threshold)
+    inclusive = trim_scope == "model" if inclusive_threshold is None else inclusive_threshold
+    trimmed = each(_trimmed, deltas, density, rescale=rescale, scope=trim_scope, inclusive=inclusive)
     return sign_consensus(trimmed, weight, normalize=normalize, tie_sign=tie_sign, merge_func=merge_func)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from cuvee.errors import MethodError
 from cuvee.methods.measuring import current, remembered, room
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
-from cuvee.methods.registry import Fraction, Paper, Role, edit
+from cuvee.methods.registry import ROW, Fraction, Paper, Role, edit
 from cuvee.tensors import kernels
 from cuvee.tensors.draws import bernoulli, bernoulli_array, draw_key, drawn_words, limits_of
 from cuvee.tensors.either import as_tensor, number_of
@@ -165,7 +165,7 @@ def dare(delta: Tensor, *, density: Fraction, rescale: Rescale = True) -> Tensor
     return drop_at_random(delta, density, rescale=rescale)
 
 
-@edit(role=Role.FILTER, paper=Paper("DELLA-Merging (MagPrune)", arxiv="2406.11617", year=2024))
+@edit(role=Role.FILTER, paper=Paper("DELLA-Merging (MagPrune)", arxiv="2406.11617", year=2024), unit=ROW)
 def magprune(delta: Tensor, *, density: Fraction, epsilon: Fraction = 0.15, rescale: Rescale = True) -> Tensor:
     """Keep each entry of a task vector at random, the larger ones of a row more often.
 
