@@ -7,6 +7,7 @@ a value. What is measured may depend on parameters, names, shapes and finished m
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ __all__ = [
     "current",
     "each",
     "measured",
+    "measured_each",
     "remembered",
     "room",
     "spread",
@@ -509,6 +511,26 @@ def each(
     if pending:
         raise Pending
     return result
+
+
+def measured_each(
+    reduction: Reduction, deltas: torch_types.Tensor | Sequence[torch_types.Tensor], *, scope: Scope = "tensor"
+) -> list[Any]:
+    """Return a measurement of each of the K blocks by itself; what all of them miss is collected in one visit.
+
+    Raises:
+        Pending: some are not finished.
+    """
+    values = plain(deltas)
+    call = current(values[0])
+    found = []
+    with activated(call):
+        for k, delta in enumerate(values):
+            with call.model(k), contextlib.suppress(Pending):
+                found.append(measured(reduction, delta, scope=scope))
+    if len(found) < len(values):
+        raise Pending
+    return found
 
 
 def room(like: torch_types.Tensor) -> torch_types.Tensor | None:

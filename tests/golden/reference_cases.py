@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -186,6 +187,24 @@ def run_tokensurgeon(case: GoldenCase, folder: Path) -> Tensors:
     return found
 
 
+def run_tall_masks(case: GoldenCase, folder: Path) -> Tensors:
+    """Compute the mask of each task, what it recovers of the model, and all of its bits in one row."""
+    from cuvee.methods.pieces.localize import tall_mask
+
+    models, base, _ = case.inputs()
+    assert base is not None
+    deltas = [{name: model[name] - base[name] for name in base} for model in models]
+    merged = {name: 0.3 * sum(delta[name] for delta in deltas) for name in base}
+    found: Tensors = {}
+    for t, delta in enumerate(deltas):
+        masks = {n: tall_mask(delta[n], merged[n], case.description["params"]["lambda_"]) for n in sorted(base)}
+        bits = torch.cat([mask.reshape(-1) for mask in masks.values()])
+        found |= {f"mask{t}/{name}": mask for name, mask in masks.items()}
+        found |= {f"model{t}/{name}": base[name] + mask * merged[name] for name, mask in masks.items()}
+        found[f"packed{t}"] = torch.from_numpy(np.packbits(bits.numpy()))
+    return found
+
+
 def run_adapter(case: GoldenCase, folder: Path) -> Tensors:
     """Write base and adapter as folders and read `base+adapter` tensor by tensor."""
     from cuvee.checkpoints.sources import read_all
@@ -212,6 +231,7 @@ RUNNERS = {
     "mergekit_slices": run_yaml,
     "mergekit_yaml": run_yaml,
     "tokenizer_merge": run_tokenizers,
+    "tall_masks": run_tall_masks,
     "tokensurgeon": run_tokensurgeon,
     "peft_load": run_adapter,
 }

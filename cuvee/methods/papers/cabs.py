@@ -1,0 +1,108 @@
+"""CABS: sparse task vectors that do not overlap, each with its share in every stretch of a tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cuvee.errors import MethodError
+from cuvee.methods.measuring import current, measured, spread
+from cuvee.methods.pieces.vote import sum_models
+from cuvee.methods.reductions import Ranks
+from cuvee.methods.registry import Bound, Fraction, Paper, PerModel, merge_method
+from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.masking import keep_where
+from cuvee.tensors.order import digits_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The rank, from the largest, of sorted(x)[int(share·n)]; 0 where the share is all."""
+
+    share: float
+
+    def __call__(self, n: int) -> tuple[int, ...]:
+        return (n - min(n, int(self.share * n)),)
+
+
+@merge_method(
+    paper=Paper("CABS: Conflict-Aware and Balanced Sparsification", arxiv="2503.01874", year=2025),
+    cost="a sort of every stretch; with sparsifier: magnitude a few visits of each tensor for each model",
+    formula="in order: m_i = the n largest of every m elements of τ_i that no earlier model has taken;  "
+    "out = θ_0 + scaling · Σ weight_i m_i ⊙ τ_i",
+    differs="The official codes take two models, and lose a last stretch shorter than m (all of a small tensor) or fail on it; "
+    "here it keeps its share, rounded up, for any number of models. Stretches begin anew at each leaf of a tensor (about "
+    "65,000 elements of whole rows).",
+)
+def cabs(
+    deltas: Tensor,
+    *,
+    weight: PerModel[float] = 1.0,
+    order: PerModel[Annotated[int, Bound(0)]] | None = None,
+    n: Annotated[int, Bound(1)] = 64,
+    m: Annotated[int, Bound(1)] = 256,
+    sparsifier: Literal["nm", "n:m", "magnitude"] = "nm",
+    sparsity: Fraction = 0.75,
+) -> Tensor:
+    """Keep the largest entries of each task vector where no earlier model has kept its own, and add.
+
+    Args:
+        deltas: (K, …).
+        weight: coefficient of each model.
+        order: the place of each model among them, 0 first; without it as they are listed.
+        n, m: n of every m consecutive elements are kept of each model.
+        sparsifier: "nm" as above; "magnitude": what is larger than the `sparsity` share of the tensor.
+        sparsity: share dropped, for magnitude.
+
+    Raises:
+        MethodError: n > m, or the order names a place twice.
+    """
+    if n > m:
+        raise MethodError(f"n is {n} and m is {m}", right=f"n: {m // 4 or 1}, or m: {4 * n}")
+    places = [k if place is None else place for k, place in enumerate(spread(order, len(deltas)))]
+    if len(set(places)) < len(places):
+        raise MethodError(
+            f"the order {places} names a place twice", right="order: 0 for the first model, 1 for the next"
+        )
+    weights = spread(weight, len(deltas))
+    free = torch.ones(deltas[0].shape, dtype=torch.bool, device=deltas.device)
+    parts = []
+    for k in sorted(range(len(deltas)), key=lambda k: places[k]):
+        if sparsifier == "magnitude":
+            mask = _above(keep_where(free, deltas[k]), sparsity)
+        else:
+            mask = _largest_of_stretches(deltas[k], free, n, m)
+        parts.append(keep_where(mask, deltas[k]) * weights[k])
+        free &= ~mask
+    return sum_models(parts)
+
+
+def _above(delta: Tensor, sparsity: float) -> Tensor:
+    """Return where |x| is strictly above the threshold."""
+    ranks = Ranks(Threshold(sparsity), resolve_ties=False, digits=digits_of(delta.dtype))
+    (ranked,) = measured(ranks, delta)
+    return delta.abs() > ranked.value
+
+
+def _largest_of_stretches(delta: Tensor, free: Tensor, n: int, m: int) -> Tensor:
+    """Return the n largest of every m free elements, the lower index first among equals."""
+    sizes = torch.where(free, delta.abs(), -1.0).reshape(-1)
+    mask = torch.zeros(sizes.shape, dtype=torch.bool, device=sizes.device)
+    leaf = current(delta).place.layout.leaf
+    leaf = leaf if leaf % m else max(1, len(sizes))  # stretches that fill leaves need no cut at their ends
+    for start in range(0, len(sizes), leaf):
+        part, kept = sizes[start : start + leaf], mask[start : start + leaf]
+        whole = len(part) // m * m
+        _mark(part[:whole].reshape(-1, m), kept[:whole].reshape(-1, m), n)
+        rest = len(part) - whole
+        _mark(part[whole:].reshape(1, -1), kept[whole:].reshape(1, -1), -(-n * rest // m))
+    return (mask & (sizes >= 0)).reshape(delta.shape)
+
+
+def _mark(rows: Tensor, mask: Tensor, count: int) -> None:
+    """Set the mask where the `count` largest of each row are."""
+    if rows.numel():
+        mask.scatter_(-1, torch.sort(rows, dim=-1, descending=True, stable=True).indices[:, :count], True)

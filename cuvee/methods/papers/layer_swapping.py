@@ -1,0 +1,67 @@
+"""Layer swapping: the outer layers of a language expert around the middle ones of a task expert."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cuvee.errors import MethodError
+from cuvee.methods.measuring import Place, current
+from cuvee.methods.pieces.combine import weighted_sum
+from cuvee.methods.registry import NONE, WEIGHTS, Bound, Fraction, Paper, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Count = Annotated[int, Bound(0)]
+
+
+@merge_method(
+    paper=Paper("Layer Swapping for Zero-Shot Cross-Lingual Transfer in LLMs", arxiv="2410.01335", year=2024),
+    on=WEIGHTS,
+    base=NONE,
+    models=(2, 2),
+    arrays=True,
+    formula="layers 0 … bottom−1 and the last `top` of θ_1 (language), those between of θ_0 (task);  "
+    "at both seams, and outside the layers, (1−t)·θ_0 + t·θ_1",
+    differs="No official code was found; the numbers are the paper's for 32 layers. That what lies outside the layers is "
+    "averaged is an assumption.",
+)
+def layer_swapping(
+    weights: Tensor,
+    *,
+    bottom: Count = 5,
+    top: Count = 2,
+    transition_bottom: Count = 1,
+    transition_top: Count = 1,
+    t: Fraction = 0.5,
+) -> Tensor:
+    """Take the first and last layers from a language expert and the others from a task expert of the same base.
+
+    Args:
+        weights: (2, …): the task expert, then the language expert.
+        bottom: how many first layers are the language expert's; about a sixth of all.
+        top: how many last layers are; about a sixteenth.
+        transition_bottom, transition_top: how many layers within them are averaged.
+        t: share of the language expert in an average.
+
+    Raises:
+        MethodError: there are fewer layers than these.
+    """
+    share = _share(current(None).place, bottom, top, transition_bottom, transition_top, t)
+    return weights[int(share)] if share in (0.0, 1.0) else weighted_sum(weights, [1 - share, share])
+
+
+def _share(place: Place, bottom: int, top: int, low_seam: int, high_seam: int, t: float) -> float:
+    """Return the share of the language expert in a layer."""
+    if place.layer is None:
+        return t if bottom + top + low_seam + high_seam else 0.0
+    needed, layers = bottom + top + low_seam + high_seam, place.layers
+    if needed > layers:
+        raise MethodError(
+            f"{needed} layers are swapped or averaged, and the model has {layers}",
+            right=f"bottom: {max(1, layers * 5 // 32)}, top: {max(1, layers * 2 // 32)}, or no transitions",
+        )
+    from_top = layers - 1 - place.layer
+    if place.layer < bottom or from_top < top:
+        return 1.0
+    return t if place.layer < bottom + low_seam or from_top < top + high_seam else 0.0

@@ -1,0 +1,36 @@
+"""RAM+: RAM with the entries that only one model changed scaled up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cuvee.methods.pieces.unique import average_shared_scale_unique
+from cuvee.methods.registry import Bound, Paper, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@merge_method(
+    paper=Paper("Behavior Knowledge Merge in Reinforced Agentic Models (RAM+)", arxiv="2601.13572", year=2026),
+    cost="two rounds over the model",
+    formula="ρ_i = #shared_i / #unique_i over the model;  unique entries · (1 + r · clip(ρ_i, 0, alpha)), shared ones averaged",
+    differs="As the official code (its rescale factor is 1 + r), which fails where a model has no unique entries. mergekit "
+    "counts by tensor: ramplus_tl.",
+)
+def ram_plus(
+    deltas: Tensor,
+    *,
+    epsilon: Annotated[float, Bound(0)] = 1e-5,
+    r: float = 0.2,
+    alpha: Annotated[float, Bound(0)] = 1.0,
+) -> Tensor:
+    """As ram, with what only one model changed scaled up by how much that model shares with others.
+
+    Args:
+        deltas: (K, …).
+        epsilon: changes up to this count as none.
+        r: strength of the scaling.
+        alpha: upper limit of the ratio of shared to unique entries.
+    """
+    return average_shared_scale_unique(deltas, epsilon, r, alpha, "model")

@@ -1,0 +1,125 @@
+"""WIDEN: weigh the columns of every model by how much their lengths and directions have changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+
+from cuvee.methods.measuring import Again, Done, Fold, current, measured
+from cuvee.methods.pieces.combine import weighted_sum
+from cuvee.methods.pieces.sphere import linear_combination
+from cuvee.methods.reductions import Gram, Sums
+from cuvee.methods.registry import Bound, Paper, merge_method
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowGrams:
+    """The Gram matrix of every row of a tensor, seen all together: (K, K, rows)."""
+
+    length: int
+
+    stacked: ClassVar[bool] = True
+
+    def fold(self, state: Any) -> Fold:
+        return "concat"
+
+    def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.float64]:
+        """Return (K, K, rows of a leaf, …), NaN where a leaf has fewer rows than the others."""
+        full = current().place.layout.leaf // self.length
+        rows = values.reshape(*values.shape[:-1], -1, self.length)
+        grams = np.moveaxis(Gram().measure(rows, -1, state), -1, 2)
+        missing = np.full((*grams.shape[:2], full - grams.shape[2], *grams.shape[3:]), np.nan)
+        return np.concatenate([grams, missing], axis=2)
+
+    def next(self, folded: Sequence[tuple[str, NDArray[np.float64]]], state: Any, numel: int) -> Done | Again:
+        ((_, leaves),) = folded
+        return Done(np.concatenate(list(leaves), axis=2)[:, :, : numel // self.length])
+
+
+@merge_method(
+    paper=Paper("Extend Model Merging from Fine-Tuned to Pre-Trained LLMs (WIDEN)", arxiv="2408.03092", year=2024),
+    models=(2, None),
+    cost="a few visits of each tensor",
+    formula="r = ranks of the columns by change of length and of direction, in [0, 1);  w_i = softmax over models of r_i, "
+    "but calibration where r_i > above_average_ratio · mean r_i;  out = θ_0 + scaling · Σ ½(w_i^length + w_i^direction) τ_i",
+    differs="As the official code: a column is an input of a linear layer, a token of an embedding; vectors are weighed entry "
+    "by entry by |τ|. There an empty column gives NaN, a kernel of a convolution an error; here a column that is empty has not "
+    "turned, and a kernel has a column for each place in it.",
+)
+def widen(
+    deltas: Tensor,
+    *,
+    base: Tensor,
+    above_average_ratio: Annotated[float, Bound(0)] = 1.0,
+    calibration: float = 1.0,
+) -> Tensor:
+    """Add task vectors, column by column in proportion to how much a model has changed that column.
+
+    Takes fine-tuned models together with ones that were trained on. Weights do not sum to 1: equal models overshoot.
+
+    Args:
+        deltas: (K, …), K ≥ 2.
+        base: (…), the base's own weights.
+        above_average_ratio: columns that rank higher than this times the mean rank are important.
+        calibration: the weight of an important column.
+    """
+    place = current(deltas[0]).place
+    if len(place.layout.shape) < 2:
+        return _merge_entries(deltas, above_average_ratio, calibration)
+    together = torch.cat([base[None], deltas])
+    is_embedding = place.role == "embedding" and len(place.layout.shape) == 2
+    if is_embedding:
+        grams = measured(RowGrams(place.layout.shape[1]), together)
+    else:
+        grams = measured(Gram(), together, over="column")
+    length, turned = _changes(grams)
+    weights = (
+        _scores(length, above_average_ratio, calibration) + _scores(turned, above_average_ratio, calibration)
+    ) / 2
+    if is_embedding:
+        width = place.layout.shape[1]
+        return linear_combination(deltas, weights[:, place.start // width : place.stop // width], "row")
+    return linear_combination(deltas, weights, "column")
+
+
+def _changes(grams: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return |‖w_i‖ − ‖w_0‖| and 1 − cos(w_i, w_0) of each column, (K, columns), from ⟨·,·⟩ of w_0 and all τ_i."""
+    own, with_base = np.einsum("ii...->i...", grams)[1:], grams[0, 1:]
+    start = np.maximum(grams[0, 0], 0.0)
+    square = np.maximum(start + 2 * with_base + own, 0.0)
+    lengths = np.sqrt(start * square)
+    turned = np.where(lengths > 0, 1 - (start + with_base) / np.where(lengths > 0, lengths, 1.0), 0.0)
+    return np.abs(np.sqrt(square) - np.sqrt(start)), turned
+
+
+def _scores(change: NDArray[np.float64], ratio: float, calibration: float) -> NDArray[np.float64]:
+    """Return the weight of each column of each model, (K, columns)."""
+    count = change.shape[1]
+    ranks = change.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable") / max(1, count)
+    return np.where(ranks > ratio * ranks.mean(1, keepdims=True), calibration, _softmax(ranks))
+
+
+def _softmax(values: Any) -> Any:
+    powers = np.exp(values - values.max(0))
+    return powers / powers.sum(0)
+
+
+def _merge_entries(deltas: Tensor, ratio: float, calibration: float) -> Tensor:
+    """Weigh the entries of a vector by the softmax over models of |τ|."""
+    sizes = deltas.abs()
+    means = measured(Sums("abs"), list(deltas)) / max(1, math.prod(current().place.layout.shape))
+    scores = torch.softmax(sizes, dim=0)
+    weights = [
+        torch.where(size > ratio * float(mean), calibration, score)
+        for size, mean, score in zip(sizes, means, scores, strict=True)
+    ]
+    return weighted_sum(deltas, weights)

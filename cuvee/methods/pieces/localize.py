@@ -1,0 +1,41 @@
+"""Localize: which entries of a merged task vector serve a task (TALL masks)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cuvee.methods.measuring import spread
+from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.masking import keep_where
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["keep_consensus", "tall_mask"]
+
+
+def tall_mask(delta: Tensor, merged: Tensor, mask_lambda: float) -> Tensor:
+    """Return where |τ| > λ |τ_merged − τ|: the entries of the merged task vector that serve this task.
+
+    Returns:
+        bool, (…); nowhere true where both are zero.
+
+    Source: TALL masks, arXiv 2405.07813, section 4.
+    """
+    return delta.abs() > (merged - delta).abs() * mask_lambda
+
+
+def keep_consensus(merged: Tensor, deltas: Tensor, mask_lambda: float | Sequence[float], k: int) -> Tensor:
+    """Zero the entries of a merged task vector that serve fewer than `k` of the tasks.
+
+    Args:
+        merged: (…).
+        deltas: (K, …), untrimmed.
+        mask_lambda: of the mask of each task.
+
+    Source: Consensus Merging, arXiv 2405.07813, section 5.
+    """
+    lambdas = spread(mask_lambda, len(deltas))
+    masks = torch.stack([tall_mask(delta, merged, value) for delta, value in zip(deltas, lambdas, strict=True)])
+    return keep_where(masks.sum(0) >= k, merged)

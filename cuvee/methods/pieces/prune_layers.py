@@ -1,0 +1,86 @@
+"""Prune layers: take whole layers out of task vectors, those that say least (LwPTV)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from cuvee.methods.combination import plain
+from cuvee.methods.measuring import Again, Done, Fold, current, measured
+from cuvee.methods.reductions import Gram
+from cuvee.methods.registry import Fraction, Paper, Role, edit
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["LayerGrams", "lwptv"]
+
+Saliency = Literal["distinct", "norm", "cosine"]
+OUTSIDE = -1
+
+
+@dataclass(frozen=True)
+class LayerGrams:
+    """The Gram matrix of each layer, over a model: {layer: (K, K)}, what lies outside the layers under `OUTSIDE`."""
+
+    stacked: ClassVar[bool] = True
+
+    def fold(self, state: Any) -> Fold:
+        return "concat"
+
+    def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.float64]:
+        """Return the matrix and below it a row with the layer, (K + 1, K, …)."""
+        gram = Gram().measure(values, axis, state)
+        layer = current().place.layer
+        return np.concatenate([gram, np.full_like(gram[:1], OUTSIDE if layer is None else layer)])
+
+    def next(self, folded: Sequence[tuple[str, NDArray[np.float64]]], state: Any, numel: int) -> Done | Again:
+        grams: dict[int, NDArray[np.float64]] = {}
+        for _, leaves in folded:
+            for leaf in leaves:
+                layer = int(leaf[-1, 0])
+                grams[layer] = grams[layer] + leaf[:-1] if layer in grams else leaf[:-1]
+        return Done(dict(sorted(grams.items())))
+
+
+@edit(
+    role=Role.FILTER,
+    paper=Paper("Merging Smarter, Generalizing Better (LwPTV)", arxiv="2506.09093", year=2025),
+    status="reconstruction",
+)
+def lwptv(deltas: Tensor, *, prune_ratio: Fraction = 0.3, saliency: Saliency = "distinct") -> Tensor:
+    """Take whole layers out of each task vector, those with the least saliency; there the base stays.
+
+    A reconstruction: the paper's score was not seen, only that there is one for each layer of each task vector.
+
+    Args:
+        prune_ratio: share of the layers taken out of each model, rounded down; what lies outside them counts as one more.
+        saliency: "distinct": ‖τ_i − mean‖ / ‖τ_i‖ of a layer; "norm": ‖τ_i‖; "cosine": 1 − cos(τ_i, mean).
+    """
+    deltas = plain(deltas)
+    grams = measured(LayerGrams(), deltas, scope="model")
+    layer = current(deltas[0]).place.layer
+    at = list(grams).index(OUTSIDE if layer is None else layer)
+    scores = np.array([_saliency(gram, saliency) for gram in grams.values()])  # (layers, K)
+    ranks = scores.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+    kept = ranks[at] >= int(prune_ratio * len(scores))
+    return deltas * torch.as_tensor(kept, device=deltas.device).to(deltas.dtype).reshape(-1, *[1] * (deltas.ndim - 1))
+
+
+def _saliency(gram: NDArray[np.float64], saliency: Saliency) -> NDArray[np.float64]:
+    """Return the score of each model, (K,); 0 for a zero task vector."""
+    squares = np.maximum(np.diag(gram), 0.0)
+    norms = np.sqrt(squares)
+    if saliency == "norm":
+        return norms
+    with_mean, mean_square = gram.mean(1), max(float(gram.mean()), 0.0)
+    if saliency == "distinct":
+        away = np.sqrt(np.maximum(squares - 2 * with_mean + mean_square, 0.0))
+        return np.where(norms > 0, away / np.where(norms > 0, norms, 1.0), 0.0)
+    length = norms * np.sqrt(mean_square)
+    return np.where(length > 0, 1 - with_mean / np.where(length > 0, length, 1.0), 0.0)
