@@ -63,26 +63,30 @@ def methods(name: str | None = None, /, *, json: AsJson = False) -> None:
 def _print_list(known: Mapping[str, Method], steps: Mapping[str, Edit]) -> None:
     console = screen()
     is_wide = console.width >= _WIDE
-    made = table("method", "works on", "base", "models", "cost", "paper" if is_wide else "arXiv")
+    more = ("cost", "paper") if is_wide else ("arXiv",)
+    made = table("method", "works on", "base", "models", *more)
     for method in known.values():
-        source = _source(method, with_url=False) if is_wide else _short_source(method)
-        made.add_row(styled(method.name, "bold cyan"), *map(styled, _facts(method)), styled(source))
+        known_by = (_cost(method), _source(method, with_url=False)) if is_wide else (_short_source(method),)
+        made.add_row(styled(method.name, "bold cyan"), *map(styled, (*_facts(method), *known_by)))
     edit_table = table("edit", "goes", "what it does")
     for step in steps.values():
         summary = read_docstring(step.function).summary
         edit_table.add_row(styled(step.name, "bold cyan"), styled(f"{step.role.value}:"), styled(summary))
     show(console, heading(f"{len(known)} merge methods"), "", indented(made), "")
     show(console, heading(f"{len(steps)} edits, before or after any of them"), "", indented(edit_table), "")
-    papers = "" if is_wide else "; a wider window shows the papers"
+    papers = "" if is_wide else "; a wider window shows costs and papers"
     show(console, styled(f"cuvee methods NAME: formula, parameters, a recipe{papers}", "dim"))
 
 
-def _facts(method: Method) -> tuple[str, str, str, str]:
+def _facts(method: Method) -> tuple[str, str, str]:
     low, high = method.models
     models = f"{low}" if high == low else f"{low}+" if high is None else f"{low}–{high}"
     works_on = {"WEIGHTS": "weights", "DELTAS": "deltas"}[method.on.name]
-    cost = method.cost.partition(";")[0].removesuffix(" of each tensor")
-    return works_on, _SHORT_BASE[method.base.name], models, cost
+    return works_on, _SHORT_BASE[method.base.name], models
+
+
+def _cost(method: Method) -> str:
+    return method.cost.partition(";")[0].removesuffix(" of each tensor").removesuffix(" over the model")
 
 
 def _source(method: Method, *, with_url: bool = True) -> str:

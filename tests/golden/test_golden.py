@@ -15,7 +15,8 @@ from cuvee.errors import CuveeError
 FIRST = {
     *("linear", "slerp", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties", "dare_linear", "dare_ties"),
     *("della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "model_stock", "nearswap", "arcee_fusion"),
-    *("ram", "ramplus_tl", "passthrough"),
+    *("ram", "ramplus_tl", "passthrough", "magmax", "consensus_ta", "consensus_ties", "negmerge", "pcb_merging"),
+    *("cabs", "widen"),
 }
 """Methods that a clone alone must test."""
 FILES = {"mergekit_yaml", "mergekit_moe", "mergekit_slices", "tokenizer_merge", "tokensurgeon", "peft_load"}

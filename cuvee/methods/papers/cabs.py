@@ -30,7 +30,7 @@ class Threshold:
 
 @merge_method(
     paper=Paper("CABS: Conflict-Aware and Balanced Sparsification", arxiv="2503.01874", year=2025),
-    cost="a sort of every stretch; with sparsifier: magnitude a few visits of each tensor for each model",
+    cost="a pass with sorting; with sparsifier: magnitude a few visits of each tensor for each model",
     formula="in order: m_i = the n largest of every m elements of τ_i that no earlier model has taken;  "
     "out = θ_0 + scaling · Σ weight_i m_i ⊙ τ_i",
     differs="The official codes take two models, and lose a last stretch shorter than m (all of a small tensor) or fail on it; "
