@@ -88,7 +88,7 @@ CONTRACTS = [
     Contract("cabs", {"sparsifier": "magnitude"}, equal_models=None, symmetric=None),
     Contract("ties_sv", {"density": 0.5, "slack": [1.0, 0.0, 0.0]}, equal_models=None, symmetric={"slack": 0.5}),
     Contract("ties_sv", equal_models={"slack": 1.0}),
-    Contract("layer_swapping", {"bottom": 1, "top": 0, "transition_bottom": 0}, symmetric=None),
+    Contract("layer_swapping", {"top": 0}, symmetric=None),
     Contract("pma"),
     Contract("pma", {"scheme": "wma"}, symmetric=None),
     Contract("pma", {"scheme": "ema", "alpha": 0.1}, symmetric=None),

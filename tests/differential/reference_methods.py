@@ -414,7 +414,7 @@ def ties_of_a_model(deltas: Sequence[Mapping[str, np.ndarray]], arguments: Mappi
     names = sorted(deltas[0], key=str.encode)
     flat = [np.concatenate([delta[name].reshape(-1) for name in names]) for delta in deltas]
     density = arguments.get("density", 1.0)
-    if density < 1 and arguments.get("inclusive_threshold"):
+    if density < 1 and arguments.get("inclusive_threshold", True):
         n = len(flat[0])
         flat = [trim_at(x, np.sort(np.abs(x))[max(n - int(density * n), 1) - 1]) for x in flat]
     elif density < 1:

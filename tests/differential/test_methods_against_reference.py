@@ -78,15 +78,15 @@ CASES = {
     "ties-negative": ("ties", lambda k: {"density": 0.7, "weight": [1.0, -0.5, 0.5], "normalize": False}, (3,)),
     "ties-model": (
         "ties",
-        lambda k: {"density": 0.37, "trim_scope": "model", "tie_sign": "global_majority", "merge_func": "mean"},
+        lambda k: {
+            "density": 0.37, "trim_scope": "model", "tie_sign": "global_majority", "merge_func": "mean",
+            "inclusive_threshold": False,
+        },
         (1, 4),
     ),
     "ties-official": (
         "ties",
-        lambda k: {
-            "density": 0.2, "trim_scope": "model", "tie_sign": "global_majority", "merge_func": "mean",
-            "inclusive_threshold": True,
-        },
+        lambda k: {"density": 0.2, "trim_scope": "model", "tie_sign": "global_majority", "merge_func": "mean"},
         range(1, 6),
     ),
     "dare_linear": ("dare_linear", lambda k: {"density": spread(0.9, k), "weight": spread(1.0, k)}, range(1, 5)),

@@ -80,7 +80,6 @@ NEEDED = {
     "ties": {"density": 0.4},
     "multi_krum": {"f": 0},
     "metrics_weighted_averaging": {"metric": 2.0},
-    "layer_swapping": {"bottom": 1, "top": 1, "transition_bottom": 0, "transition_top": 0},
 } | {name: {"density": 0.5, "epsilon": 0.1} for name in ("della", "della_linear")}
 
 

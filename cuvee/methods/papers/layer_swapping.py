@@ -29,39 +29,43 @@ Count = Annotated[int, Bound(0)]
 def layer_swapping(
     weights: Tensor,
     *,
-    bottom: Count = 5,
-    top: Count = 2,
-    transition_bottom: Count = 1,
-    transition_top: Count = 1,
+    bottom: Count | None = None,
+    top: Count | None = None,
+    transition_bottom: Count | None = None,
+    transition_top: Count | None = None,
     t: Fraction = 0.5,
 ) -> Tensor:
     """Take the first and last layers from a language expert and the others from a task expert of the same base.
 
     Args:
         weights: (2, …): the task expert, then the language expert.
-        bottom: how many first layers are the language expert's; about a sixth of all.
-        top: how many last layers are; about a sixteenth.
-        transition_bottom, transition_top: how many layers within them are averaged.
+        bottom: how many first layers are the language expert's; without it 5 of 32, in proportion, at least one.
+        top: how many last layers are; without it 2 of 32.
+        transition_bottom, transition_top: how many layers within them are averaged; without it one, where there is room.
         t: share of the language expert in an average.
 
     Raises:
         MethodError: there are fewer layers than these.
     """
-    share = _share(current(None).place, bottom, top, transition_bottom, transition_top, t)
+    place = current(None).place
+    bottom = max(1, place.layers * 5 // 32) if bottom is None else bottom
+    top = max(1, place.layers * 2 // 32) if top is None else top
+    seam = int(bottom + top + 2 <= place.layers)
+    low, high = (seam if given is None else given for given in (transition_bottom, transition_top))
+    share = _share(place, bottom, top, low, high, t) if place.layers else t
     return weights[int(share)] if share in (0.0, 1.0) else weighted_sum(weights, [1 - share, share])
 
 
 def _share(place: Place, bottom: int, top: int, low_seam: int, high_seam: int, t: float) -> float:
     """Return the share of the language expert in a layer."""
-    if place.layer is None:
-        return t if bottom + top + low_seam + high_seam else 0.0
     needed, layers = bottom + top + low_seam + high_seam, place.layers
     if needed > layers:
         raise MethodError(
             f"{needed} layers are swapped or averaged, and the model has {layers}",
-            right=f"bottom: {max(1, layers * 5 // 32)}, top: {max(1, layers * 2 // 32)}, or no transitions",
+            right="smaller ones, or none of them said",
         )
-    from_top = layers - 1 - place.layer
-    if place.layer < bottom or from_top < top:
+    layer = place.layer or 0
+    from_top = layers - 1 - layer
+    if layer < bottom or from_top < top:
         return 1.0
-    return t if place.layer < bottom + low_seam or from_top < top + high_seam else 0.0
+    return t if layer < bottom + low_seam or from_top < top + high_seam else 0.0
