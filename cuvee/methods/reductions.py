@@ -37,8 +37,8 @@ def _as_array(values: Any) -> NDArray[Any] | None:
 
 
 def _count_nonzero(values: Any) -> int:
-    array = _as_array(values)
-    return int(torch.count_nonzero(values) if array is None else np.count_nonzero(array))
+    """Return how many values are not zero: those whose magnitude has another key than 0."""
+    return number_of(values) - int(count_equal(values.reshape(1, -1), True, [0])[0, 0])
 
 
 def _widened(values: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from cuvee.methods.combination import plain
-from cuvee.methods.measuring import current, each, measured
+from cuvee.methods.measuring import current, each, measured, room
 from cuvee.methods.pieces.trim import among_largest
 from cuvee.methods.pieces.vote import sum_models, weigh_consensus
 from cuvee.methods.reductions import Ranks, Sums
@@ -70,7 +70,7 @@ def _select(deltas: Tensor, share: float) -> Tensor:
     ranks = Ranks(ShareOfNonzero(share), of_nonzero=True, digits=digits_of(deltas.dtype))
     (ranked,) = measured(ranks, varied)
     chosen = among_largest(varied, ranked, current(varied).place)
-    return each(lambda delta: keep_where(chosen, delta), deltas)
+    return each(lambda delta: keep_where(chosen, delta, room(delta)), deltas)
 
 
 def variance(deltas: Tensor) -> Tensor:
