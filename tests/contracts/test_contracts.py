@@ -77,6 +77,7 @@ CONTRACTS = [
     Contract("flag_aggregator"),
     Contract("flag_aggregator", {"r": 2, "regularization": 1.0, "scope": "tensor"}),
     Contract("flag_aggregator", {"scale": "median_norm"}),
+    Contract("flag_aggregator", {"init_seed": 1, "iterations": 1, "r": 2}, equal_models=None),
     Contract("consensus_ta", equal_models=None),
     Contract("consensus_ties", {"merge_func": "mean"}, equal_models={"ties_density": 1.0, "k": 0}),
     Contract("consensus_ties", {"trim_scope": "tensor", "k": 1}, equal_models=None),

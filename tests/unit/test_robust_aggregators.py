@@ -80,3 +80,5 @@ def test_the_flag_aggregator_projects_the_mean():
     models = [{"w": x}, {"w": y}, {"w": x + y}, {"w": 0.1 * z}]
     merged = cuvee.merge_tensors("flag_aggregator", models, {"w": torch.zeros(3)}, r=2)["w"].tolist()
     assert merged == pytest.approx([0.5, 0.5, 0], abs=1e-3)
+    with pytest.raises(MethodError, match="init_seed makes a matrix of 3 rows and 2 columns for the whole model"):
+        cuvee.merge_tensors("flag_aggregator", models, {"w": torch.zeros(3)}, r=2, init_seed=1, scope="tensor")
