@@ -17,7 +17,7 @@ from blake3 import blake3
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.engine.matching import BASE
-from cuvee.engine.plan import Plan
+from cuvee.engine.plan import Plan, slowness
 from cuvee.engine.stages import describe_stages
 from cuvee.errors import CheckpointError, printable
 from cuvee.tensors.digests import model_digest
@@ -73,7 +73,7 @@ def build_manifest(
         "left_out": dict(sorted(plan.left_out.items())),
         "dropped": dict(sorted(plan.dropped.items())),
         "non_finite": dict(sorted(non_finite.items())),
-        "warnings": list(plan.warnings),
+        "warnings": [said for said in plan.warnings if said not in slowness()],
     }
     if plan.tokens:
         manifest["tokens"] = dict(plan.tokens)

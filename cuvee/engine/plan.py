@@ -51,6 +51,7 @@ __all__ = [
     "open_models",
     "plan",
     "runs_on_arrays",
+    "slowness",
 ]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
@@ -185,7 +186,7 @@ def plan(
     shards = plan_shards({task.name: (task.dtype, task.layout.shape) for task in matched.tasks}, shard_size)
     reference = models.get(BASE, models[0])
     sidecars, refused = sidecars_of(reference)
-    warnings = [*prepared.warnings, *matched.warnings, *_slowness(device)]
+    warnings = [*prepared.warnings, *matched.warnings, *slowness(device)]
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
     warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes if note not in warnings]
     warnings += kinship(matched.tasks, {n: m.label for n, m in models.items()})
@@ -382,7 +383,8 @@ def _fake_task(task: Task, shape: tuple[int, ...], generator: np.random.Generato
     return dataclasses.replace(task, layout=Layout(shape), inputs=tuple(fake() for _ in task.inputs), base=base)
 
 
-def _slowness(device: str) -> list[str]:
+def slowness(device: str = "cpu") -> list[str]:
+    """Return what this machine lacks to be fast; it changes nothing of the result, and so is not in the manifest."""
     if device != "cpu" or kernels.available() or kernels.is_off():
         return []
     return [

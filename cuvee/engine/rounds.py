@@ -294,9 +294,9 @@ def _set_torch_threads(count: int) -> None:
 
 def _in_threads(rounds: _Rounds, threads: int, watch: Callable[[], None] | None) -> None:
     workers = [threading.Thread(target=rounds.work, name=f"cuvee-{n}", daemon=True) for n in range(threads)]
-    for worker in workers:
-        worker.start()
     try:
+        for worker in workers:
+            worker.start()
         for worker in workers:
             while worker.is_alive():
                 worker.join(0.1)
@@ -307,4 +307,5 @@ def _in_threads(rounds: _Rounds, threads: int, watch: Callable[[], None] | None)
             rounds.error = rounds.error or error
             rounds.changed.notify_all()
         for worker in workers:
-            worker.join()
+            if worker.is_alive():  # a signal may come before all have begun
+                worker.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import struct
 from pathlib import Path
 
@@ -66,7 +67,9 @@ def with_header(header: object, data: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def folder():
     """A folder to write into."""
-    return fuzzing.scratch_folder()
+    made = fuzzing.scratch_folder()
+    yield made
+    shutil.rmtree(made)
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
