@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cuvee.methods.registry import methods
     from cuvee.moe import ExpertEntry, MoeConfig, build_moe
     from cuvee.recipes import Recipe, RecipeModel, load_recipe
+    from cuvee.recipes.presets import preset
 
 _HOMES = {
     "CuveeError": "cuvee.errors",
@@ -39,6 +40,7 @@ _HOMES = {
     "methods": "cuvee.methods.registry",
     "open_model": "cuvee.checkpoints.opening",
     "plan": "cuvee.engine.plan",
+    "preset": "cuvee.recipes.presets",
     "run": "cuvee.engine.run",
     "transplant": "cuvee.engine.transplanting",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "methods",
     "open_model",
     "plan",
+    "preset",
     "run",
     "transplant",
 ]

@@ -28,6 +28,7 @@ COMMANDS = {
     "fill": "Put a model in its place in a larger one, and publish it.",
     "plan": "Say what a merge will read, write, need and compute, before it does.",
     "methods": "List the merge methods, or show the page of one.",
+    "presets": "List recipes that studies have found good, or print one with models in its places.",
     "inspect": "Show what a model is made of.",
     "compare": "Show how fine-tuned models differ from their base, and from each other.",
     "verify": "Check every tensor of a merged model against its manifest.",
@@ -35,6 +36,7 @@ COMMANDS = {
 }
 _USAGE = {
     "compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT...",
+    "presets": "Usage: cuvee presets [OPTIONS] [NAME [ROLE=MODEL...]]",
     "mergekit-yaml": "Usage: cuvee mergekit-yaml CONFIG OUT [FLAGS OF MERGEKIT-YAML]",
 }
 _HELP = """One model out of many: merge neural networks, streamed, in bounded memory.

@@ -24,6 +24,7 @@ FROZEN = {
     ],
     "plan": ["RECIPE", "--json", *PLANNING],
     "methods": ["NAME", "--json"],
+    "presets": ["NAME", "MODELS", "--json"],
     "inspect": ["MODEL", "--tensors", "--offline", "--token", "--json"],
     "compare": [
         "BASE", "EXPERTS", "--only", "--exclude", "--png", "--threads", "--offline", "--token", "--json",

@@ -1,0 +1,82 @@
+"""`cuvee presets`: recipes of studies, and one of them with models in its places."""
+
+from __future__ import annotations
+
+from cuvee.cli.options import AsJson
+from cuvee.cli.screen import heading, indented, print_json, prose, screen, show, styled, table
+from cuvee.errors import RecipeError
+from cuvee.recipes.presets import PRESETS, Preset, find_preset, recipe_text
+
+__all__ = ["presets"]
+
+
+def presets(name: str | None = None, /, *models: str, json: AsJson = False) -> None:
+    """List recipes that studies have found good, or print one with models in its places.
+
+    cuvee presets safety-restore aligned=chat tuned=mine > recipe.yml
+
+    Args:
+        name: a preset; without models its page is shown.
+        models: the model of each place, as ROLE=MODEL; of a place for several, each.
+    """
+    if name is None:
+        if json:
+            print_json({"presets": [_described(one) for one in PRESETS.values()]})
+        else:
+            _print_list()
+        return
+    found = find_preset(name)
+    if models:
+        text = recipe_text(found, _given(models))
+        print_json({"preset": name, "recipe": text}) if json else print(text, end="")
+    elif json:
+        print_json(_described(found))
+    else:
+        _print_page(found)
+
+
+def _given(models: tuple[str, ...]) -> dict[str, list[str]]:
+    given: dict[str, list[str]] = {}
+    for said in models:
+        role, equals, model = said.partition("=")
+        if not equals or not model:
+            raise RecipeError(f"{said!r} does not say whose place it takes", right=f"ROLE={said.rstrip('=')}")
+        given.setdefault(role, []).append(model)
+    return given
+
+
+def _command(preset: Preset) -> str:
+    places = " ".join(f"{role}=MODEL{' …' if repeats else ''}" for role, repeats in preset.roles.items())
+    return f"cuvee presets {preset.name} {places} > recipe.yml"
+
+
+def _example(preset: Preset) -> str:
+    names = {role: [f"{role}1", f"{role}2"] if repeats else [role] for role, repeats in preset.roles.items()}
+    return recipe_text(preset, names)
+
+
+def _described(preset: Preset) -> dict[str, object]:
+    return {
+        "name": preset.name,
+        "summary": preset.summary,
+        "paper": vars(preset.paper),
+        "method": preset.method,
+        "roles": [{"role": role, "repeats": repeats} for role, repeats in preset.roles.items()],
+        "advice": preset.advice,
+        "recipe": _example(preset),
+    }
+
+
+def _print_list() -> None:
+    made = table("preset", "for")
+    for one in PRESETS.values():
+        made.add_row(styled(one.name, "bold cyan"), styled(one.summary))
+    show(screen(), heading(f"{len(PRESETS)} presets"), "", indented(made), "")
+    show(screen(), styled("cuvee presets NAME: its study, its places, and the recipe", "dim"))
+
+
+def _print_page(preset: Preset) -> None:
+    console = screen()
+    show(console, heading(preset.name), prose(preset.summary), indented(styled(str(preset.paper), "dim")), "")
+    show(console, heading("The recipe"), prose(_example(preset).rstrip()), "")
+    show(console, heading("With your models"), prose(_command(preset)))

@@ -1,0 +1,56 @@
+"""`cuvee presets`, and presets in Python."""
+
+from __future__ import annotations
+
+import pytest
+
+import cuvee
+from cuvee.errors import RecipeError
+from cuvee.recipes import parse_recipe, prepare
+from cuvee.recipes.presets import PRESETS
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_list_fits_the_window_and_names_every_preset(run, columns):
+    outcome = run("presets", columns=columns)
+    assert outcome.code == 0
+    lines = outcome.out.split("\n")
+    assert all(len(line) <= columns for line in lines)
+    assert set(PRESETS) <= {line.split()[0] for line in lines if line.strip()}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_with_models_is_a_recipe_with_its_citation(run, name):
+    preset = PRESETS[name]
+    given = [f"{role}=some/{role}" for role in preset.roles]
+    given += [f"{role}=some/other {role}" for role, repeats in preset.roles.items() if repeats]
+    outcome = run("presets", name, *given)
+    assert outcome.code == 0
+    recipe = parse_recipe(outcome.out)
+    prepared = prepare(recipe)
+    assert prepared.method.name == preset.method and not prepared.warnings
+    named = {str(one.model) for one in recipe.models} | {str(recipe.base_model)}
+    assert {one.partition("=")[2] for one in given} <= named
+    assert str(preset.paper) in outcome.out
+    page = run("presets", name)
+    assert page.code == 0 and f"cuvee presets {name} " in page.out
+
+
+def test_a_place_without_a_model_and_a_model_without_a_place_are_named(run):
+    missing = run("presets", "safety-restore", "aligned=a")
+    assert missing.code == 2 and "needs tuned" in missing.err and "tuned=MODEL" in missing.err
+    unknown = run("presets", "safety-restore", "aligned=a", "tunde=b")
+    assert unknown.code == 2 and "has no 'tunde'" in unknown.err and "tuned" in unknown.err
+    bare = run("presets", "safety-restore", "a")
+    assert bare.code == 2 and "ROLE=a" in bare.err
+    twice = run("presets", "safety-restore", "aligned=a", "aligned=b", "tuned=c")
+    assert twice.code == 2 and "2 models are given as aligned" in twice.err
+    nearly = run("presets", "safty-restore")
+    assert nearly.code == 2 and "safety-restore" in nearly.err
+
+
+def test_a_preset_is_a_recipe_in_python():
+    recipe = cuvee.preset("soup", model=["a", "b", "c"])
+    assert [one.model for one in recipe.models] == ["a", "b", "c"] and recipe.merge_method == "linear"
+    with pytest.raises(RecipeError, match="needs base, quick, thinking"):
+        cuvee.preset("long-to-short")
