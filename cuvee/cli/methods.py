@@ -89,7 +89,7 @@ def _cost(method: Method) -> str:
     return method.cost.partition(";")[0].removesuffix(" of each tensor").removesuffix(" over the model")
 
 
-def _source(method: Method, *, with_url: bool = True) -> str:
+def _source(method: Method | Edit, *, with_url: bool = True) -> str:
     paper = method.paper if with_url or method.paper.arxiv else dataclasses.replace(method.paper, url="")
     return f"{paper}{'' if method.status == 'published' else f', {method.status}'}"
 
@@ -127,8 +127,11 @@ def _print_edit(step: Edit) -> None:
     page = read_docstring(step.function)
     what = {"FILTER": "each task vector before the merge", "REFINER": "the merged task vector"}[step.role.name]
     goes = f"under {step.role.value}: of any merge method on task vectors; it changes {what}"
-    show(console, _title(step.name, page.summary), indented(styled(step.paper, "dim")), "")
-    show(console, rows((("goes", goes), ("returns", page.returns))), "")
+    wraps = f"merge_method: {step.name}, with the method that it wraps as inner, means the same"
+    show(console, _title(step.name, page.summary), indented(styled(_source(step), "dim")), "")
+    show(console, rows((("goes", goes), ("or", wraps), ("returns", page.returns))), "")
+    if page.body:
+        show(console, prose(page.body), "")
     _print_parameters(console, step.parameters, page.arguments)
     show(console, heading("A recipe to start from"), prose(_example_of_edit(step).rstrip()))
 
@@ -246,6 +249,7 @@ def _edit(step: Edit) -> dict[str, Any]:
         "name": step.name,
         "summary": page.summary,
         "paper": vars(step.paper),
+        "status": step.status,
         "goes": step.role.value,
         "returns": page.returns,
         "parameters": _parameters(step.parameters, page.arguments),

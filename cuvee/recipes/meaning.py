@@ -22,7 +22,8 @@ def explain(recipe: Recipe, prepared: Prepared) -> tuple[str, ...]:
 
 def _lines(recipe: Recipe, prepared: Prepared) -> Iterator[str]:
     method = prepared.method
-    yield f"{method.name}: {method.formula}" if method.formula else method.name
+    name = method.name if method.status != "reconstruction" else f"{method.name} (a reconstruction of the paper)"
+    yield f"{name}: {method.formula}" if method.formula else name
     if not prepared.is_cut:
         yield _roles(method, prepared.parts[0])
     for edit, values in prepared.before:
@@ -133,7 +134,7 @@ def _left_out(recipe: Recipe) -> Iterator[str]:
 
 
 def _arguments(values: Any) -> str:
-    return ", ".join(f"{name}={_value(value)}" for name, value in values.items())
+    return ", ".join(f"{name}={_value(value)}" for name, value in values.items() if value is not None)
 
 
 def _value(value: Any) -> str:

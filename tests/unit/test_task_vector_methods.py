@@ -64,6 +64,7 @@ def test_cabs_keeps_n_of_m_of_each_model_without_overlap():
     assert merge("cabs", one, two, **kept, weight=[0.0, 1.0], order=[1, 0]) == [9, 8, 0, 0, 3, 0]
     # strictly above sorted[int(0.5·6)]: 2 of 1 1 2 2 3 4; then 2 of 0 0 1 2 3 3 as what is left
     assert merge("cabs", one, two, sparsifier="magnitude", sparsity=0.5) == [4, 3, 0, 0, 3, 3]
+    assert merge("cabs", [2.0, 1.0, 1.0, 1.0], **kept) == [2, 1, 0, 0]  # the lower index first among equals
     with pytest.raises(MethodError, match="n is 5 and m is 4"):
         merge("cabs", one, two, n=5, m=4)
     with pytest.raises(MethodError, match=r"the order \[0, 0\] names a place twice"):

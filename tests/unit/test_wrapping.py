@@ -7,7 +7,8 @@ import torch
 
 import cuvee
 from cuvee.errors import CuveeError
-from cuvee.recipes import load_recipe, validate
+from cuvee.recipes import load_recipe, prepare, validate
+from cuvee.recipes.meaning import explain
 
 NAMES = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(3)] + ["model.norm.weight", "lm_head.weight"]
 BASE = {name: torch.zeros(1, 1) if "norm" not in name else torch.zeros(1) for name in NAMES}
@@ -67,6 +68,13 @@ def test_what_is_wrong_with_a_wrapped_recipe_is_said_where_it_stands(workplace):
     path.write_text(text.format(inner="linear", alpha="0.2"))
     errors = validate(load_recipe(path))
     assert any("after edits task vectors, and linear merges weights" in error.found for error in errors)
+
+
+def test_a_plan_says_what_is_around_the_method_and_what_is_a_reconstruction():
+    recipe = cuvee.Recipe("lines", models=["a", "b"], base_model="base", parameters={"inner": "ties_sv", "beta": 0.4})
+    said = "\n".join(explain(recipe, prepare(recipe)))
+    assert "after, on the merged task vector: lines(alpha=auto, beta=0.4, head=shallow)" in said
+    assert "ties_sv (a reconstruction of the paper): τ̂_i" in said
 
 
 def test_a_filter_that_needs_whole_rows_gets_them_before_any_method():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
+
 from cuvee.errors import MethodError
 from cuvee.methods.measuring import current, measured, spread
 from cuvee.methods.pieces.vote import sum_models
@@ -103,6 +105,13 @@ def _largest_of_stretches(delta: Tensor, free: Tensor, n: int, m: int) -> Tensor
 
 
 def _mark(rows: Tensor, mask: Tensor, count: int) -> None:
-    """Set the mask where the `count` largest of each row are."""
-    if rows.numel():
-        mask.scatter_(-1, torch.sort(rows, dim=-1, descending=True, stable=True).indices[:, :count], True)
+    """Set the mask where the `count` largest of each row are, the lower index first among equals."""
+    if not rows.numel():
+        return
+    if rows.device.type == "cpu":  # 4 times faster than a stable sort in PyTorch
+        least = torch.from_numpy(np.partition(rows.numpy(), -count, axis=-1)[:, -count, None].copy())
+    else:
+        least = torch.topk(rows, count, dim=-1).values[:, -1:]
+    above, equal = rows > least, rows == least
+    left = count - above.sum(-1, keepdim=True)
+    mask.copy_(above | (equal & (equal.cumsum(-1) <= left)))
