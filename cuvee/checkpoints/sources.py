@@ -169,11 +169,14 @@ class StoredTensor:
 
     def read_raw(self, start: int, stop: int, scratch: Scratch, slot: object) -> NDArray[np.uint8]:
         """Return the bytes of the flat elements `[start, stop)`."""
-        size = self.dtype.itemsize
-        raw = scratch.take_raw(slot, (stop - start) * size)
-        if stop > start:
-            self.file.read_into(raw.data, self.offset + start * size, f"tensor {self.name!r}")
+        raw = scratch.take_raw(slot, (stop - start) * self.dtype.itemsize)
+        self.read_into(start, raw)
         return raw
+
+    def read_into(self, start: int, raw: NDArray[np.uint8]) -> None:
+        """Fill `raw` with the bytes of the flat elements from `start` on."""
+        if raw.size:
+            self.file.read_into(raw.data, self.offset + start * self.dtype.itemsize, f"tensor {self.name!r}")
 
     def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
         """Return the flat elements `[start, stop)` as stored."""

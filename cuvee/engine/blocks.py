@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 
 import numpy as np
 
-from cuvee.checkpoints.sources import Scratch, TensorSource, read_raw
+from cuvee.checkpoints.sources import Scratch, StoredTensor, TensorSource, read_raw
 from cuvee.methods.combination import Combination, Stored
 from cuvee.methods.measuring import Call, Place, activated, each
 from cuvee.methods.registry import DELTAS, OPTIONAL, Edit, Method
@@ -32,6 +32,7 @@ __all__ = ["Computed", "Formula", "Input", "Observer", "Task", "Worker", "comput
 
 Array = Union["NDArray[Any]", "Tensor"]
 
+_PIECE_BYTES = 1 << 19
 ENGINE_PARAMETERS = ("scaling", "embed_mismatch")
 
 
@@ -264,11 +265,8 @@ def _combine_stored(
     inputs, with_base = task.all_inputs, task.base is not None
     kinds = [one.source.dtype.name for one in inputs]
     sources = []
-    for number, one in enumerate(inputs):
-        with worker.timed("read"):
-            sources.append(read_raw(one.source, start, stop, worker.scratch, ("read", number)))
-        if observer:
-            observer.read(number, start, sources[number])
+    for number in range(len(inputs)):
+        sources.append(_read_watched(task, number, start, stop, worker, observer))
 
     seen: list[list[int]] = []
 
@@ -310,6 +308,28 @@ def _combine_stored(
     if not seen:
         _tell(observer, [found])
     return Computed(out, non_finite)
+
+
+def _read_watched(
+    task: Task, number: int, start: int, stop: int, worker: Worker, observer: Observer | None
+) -> NDArray[np.uint8]:
+    """Read a block of an input, and show it to the observer in pieces that are still in the cache."""
+    source, slot = task.all_inputs[number].source, ("read", number)
+    if observer is None or not isinstance(source, StoredTensor):
+        with worker.timed("read"):
+            raw = read_raw(source, start, stop, worker.scratch, slot)
+        if observer:
+            observer.read(number, start, raw)
+        return raw
+    width, leaf = source.dtype.itemsize, task.layout.leaf
+    raw = worker.scratch.take_raw(slot, (stop - start) * width)
+    step = max(1, _PIECE_BYTES // (leaf * width)) * leaf
+    for begin in range(start, stop, step):
+        piece = raw[(begin - start) * width : (begin - start + step) * width]
+        with worker.timed("read"):
+            source.read_into(begin, piece)
+        observer.read(number, begin, piece)
+    return raw
 
 
 def _tell(observer: Observer | None, seen: list[list[int]]) -> None:

@@ -39,7 +39,7 @@ def model_stock(deltas: Tensor, *, filter_wise: bool = False) -> Tensor:
     """
     over = "row" if filter_wise else "all"
     gram = measured(Gram(), deltas, over=over)  # type: ignore[arg-type]
-    t = _interpolation(gram, mergekit=current(deltas[0]).compat == "mergekit")
+    t = _interpolation(gram, mergekit=current().compat == "mergekit")
     return linear_combination(deltas, np.stack([t / len(deltas)] * len(deltas)), "row" if t.ndim else "all")
 
 
