@@ -114,7 +114,7 @@ def test_a_merge_from_recipe_to_verification(recipe, tmp_path):
     assert merged.stderr == ""
     found = json.loads(merged.stdout)
     seconds = found["seconds"]
-    assert seconds["import"] < seconds["total"] <= elapsed
+    assert seconds["import"] < seconds["total"] <= elapsed + 0.02  # a process knows its age to a hundredth
     assert seconds["total"] > 0.5 * elapsed  # counted from the start of the process
     verified = cuvee("verify", out)
     assert verified.returncode == 0
