@@ -132,8 +132,13 @@ def _findings(law: Law, contract: Contract) -> list[str]:
 # --- comparing ---
 
 
-def _different(got: Tensors, want: Tensors, tolerance: float | None = None, what: str = "") -> Iterator[str]:
-    """Yield the tensors that differ: in any bit, or by more than `tolerance` × max(1, largest magnitude)."""
+def _different(
+    got: Tensors, want: Tensors, tolerance: float | None = None, what: str = "", flips: float = 0.0
+) -> Iterator[str]:
+    """Yield the tensors that differ: in any bit, or by more than `tolerance` × max(1, largest magnitude).
+
+    `flips`: the share of elements that may, because a score was rounded to the other side of a threshold.
+    """
     if got.keys() != want.keys():
         yield f"{what}tensors {sorted(got.keys() ^ want.keys())} are in one result only"
         return
@@ -148,10 +153,10 @@ def _different(got: Tensors, want: Tensors, tolerance: float | None = None, what
             if unequal:
                 yield f"{what}{name} differs in {unequal} bytes"
         elif a.numel():
-            error = float((a.double() - b.double()).abs().max())
+            error = (a.double() - b.double()).abs()
             allowed = tolerance * max(1.0, float(b.double().abs().max()))
-            if not error <= allowed:
-                yield f"{what}{name} is off by {error:.3g}, allowed are {allowed:.3g}"
+            if int((~(error <= allowed)).sum()) > flips * a.numel():
+                yield f"{what}{name} is off by {float(error.max()):.3g}, allowed are {allowed:.3g}"
 
 
 def _unlike_values(got: Tensors, want: Tensors, what: str = "") -> Iterator[str]:
@@ -357,11 +362,14 @@ def another_process_gives_the_same_bytes(contract: Contract) -> Iterator[str]:
 
 @_law
 def devices_agree(contract: Contract) -> Iterator[str]:
-    """A GPU, where there is one, gives what the CPU gives, to rounding, with the same random draws."""
+    """A GPU, where there is one, gives what the CPU gives, to rounding, with the same random draws.
+
+    One element of ten thousand may fall to the other side of a threshold: scores are rounded as the device rounds.
+    """
     if not torch.cuda.is_available():
         return
     for shapes in (SMALL, LARGE):
         given = specimens(contract.count, shapes)
         for base in contract.with_base:
             on_gpu = contract.merge(given.to("cuda"), base)
-            yield from _different(on_gpu, contract.merge(given, base), 1e-5, f"cuda, {_said(base)}")
+            yield from _different(on_gpu, contract.merge(given, base), 1e-5, f"cuda, {_said(base)}", 1e-4)

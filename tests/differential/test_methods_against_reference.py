@@ -158,8 +158,8 @@ def test_a_streamed_method_is_its_naive_form_beyond_a_leaf(label, ties):
 @pytest.mark.skipif(len(DEVICES) == 1, reason="no CUDA device")
 def test_a_method_on_a_gpu_is_its_naive_form(label):
     count = CASES[label][2][-1]
-    # A softmax of a GPU's own rounds an importance to the other side of the threshold now and then.
-    flips = 1e-4 if label == "arcee_fusion" else 0.0
+    # A GPU rounds a score (softmax, variance) to the other side of the threshold now and then.
+    flips = 1e-4 if label in ("arcee_fusion", "sce-top") else 0.0
     shapes = {**SMALL, "tall": (300, 500), "long": (70_001,)}
     for ties in (False, True):
         check(label, count, shapes, ties=ties, device="cuda", tolerance=1e-5, flips=flips)
