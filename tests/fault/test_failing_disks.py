@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,22 @@ def test_any_write_that_fails_is_said_and_the_next_run_goes_on(name, code, place
 def test_a_write_back_that_fails_ends_the_run_though_the_last_sync_would_succeed(place, monkeypatch):
     """The system tells a failed write-back once, and may have dropped the bytes: the next sync says that all is well."""
     monkeypatch.setattr(run_module, "_WRITE_BACK_BYTES", 1)
+    tried = threading.Event()
+    sync, leave = fs.fdatasync, run_module._write_back_beside.__exit__
+
+    def fail_once(fd: int) -> None:
+        if tried.is_set():
+            return sync(fd)
+        tried.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def leave_after_a_try(self, *said) -> None:
+        assert tried.wait(60)  # a small merge may be over before the thread beside it has begun
+        leave(self, *said)
+
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, "fdatasync", 1, OSError(errno.EIO, os.strerror(errno.EIO)))
+        patch.setattr(fs, "fdatasync", fail_once)
+        patch.setattr(run_module._write_back_beside, "__exit__", leave_after_a_try)
         with pytest.raises(ResourceError, match="Input/output error") as caught:
             merge()
     assert caught.value.where.endswith(".safetensors") and not Path(caught.value.where).exists()
