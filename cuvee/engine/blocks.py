@@ -21,6 +21,7 @@ from cuvee.methods.measuring import Call, Place, activated, each
 from cuvee.methods.registry import DELTAS, OPTIONAL, Edit, Method
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType, torch_dtype
+from cuvee.tensors.either import as_tensor
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
 
@@ -102,6 +103,16 @@ class Task:
     def all_inputs(self) -> tuple[Input, ...]:
         """The base first, then the models."""
         return (self.base, *self.inputs) if self.base else self.inputs
+
+    @property
+    def scaling(self) -> float:
+        """The coefficient of what is added to the base."""
+        return float((self.arguments or {}).get("scaling", 1.0))
+
+    @property
+    def method_arguments(self) -> dict[str, Any]:
+        """The arguments that are the method's own, not the engine's."""
+        return {name: value for name, value in (self.arguments or {}).items() if name not in ENGINE_PARAMETERS}
 
     def place(self, start: int, stop: int) -> Place:
         """Return the place of a block."""
@@ -199,33 +210,33 @@ def compute_block(
     values = _load(task, start, stop, formula, worker, observer)
     with activated(call):
         base, merged = _apply(task, formula, values.reshape(len(values), *shape))
-    scaling = (task.arguments or {}).get("scaling", 1.0)
-    return _encode(merged.reshape(-1), None if base is None else base.reshape(-1), scaling, task.dtype, worker)
+    return _encode(merged.reshape(-1), None if base is None else base.reshape(-1), task.scaling, task.dtype, worker)
 
 
 def _read_copy(task: Task, start: int, stop: int, worker: Worker, observer: Observer | None) -> Computed:
     """Return a block of the inputs laid end to end."""
     joined: NDArray[np.uint8] | None = None
-    offset, width = 0, task.dtype.itemsize
+    offset, non_finite, width = 0, 0, task.dtype.itemsize
     for number, one in enumerate(task.inputs):
         numel = math.prod(one.source.shape)
         first, last = max(start - offset, 0), min(stop - offset, numel)
         if first < last:
-            raw = _read_part(number, one, first, last, task.dtype, worker, observer)
+            part = _read_part(number, one, first, last, task.dtype, worker, observer)
             if last - first == stop - start:
-                return Computed(raw, _count_non_finite(raw, task.dtype))
+                return part
             if joined is None:
                 joined = worker.scratch.take_raw("joined", (stop - start) * width)
             at = (offset + first - start) * width
-            joined[at : at + raw.size] = raw
+            joined[at : at + part.raw.size] = part.raw
+            non_finite += part.non_finite
         offset += numel
     assert joined is not None, "a block holds elements"
-    return Computed(joined, _count_non_finite(joined, task.dtype))
+    return Computed(joined, non_finite)
 
 
 def _read_part(
     number: int, one: Input, first: int, last: int, dtype: DType, worker: Worker, observer: Observer | None
-) -> NDArray[np.uint8]:
+) -> Computed:
     """Return the elements `[first, last)` of one input of a copy, as `dtype`."""
     stored, layout = one.source.dtype, Layout(one.source.shape)
     # A leaf of the input may lie across the block's ends: it is digested with the block that it begins in.
@@ -235,14 +246,16 @@ def _read_part(
     if observer and whole < end:
         observer.read(number, whole, raw[(whole - first) * stored.itemsize :])
     raw = raw[: (last - first) * stored.itemsize]
+    non_finite = _count_non_finite(raw, stored)
     if observer:
-        observer.decoded(number, _count_non_finite(raw, stored))
+        observer.decoded(number, non_finite)
     if one.change is None and stored == dtype:
-        return raw
+        return Computed(raw, non_finite)
     values = torch.from_numpy(raw).view(torch_dtype(stored))
     if one.change is not None:
         values = one.change(values if values.dtype == torch.float64 else values.float(), first)
-    return values.to(torch_dtype(dtype)).cpu().contiguous().view(torch.uint8).numpy()
+    changed = values.to(torch_dtype(dtype)).cpu().contiguous().view(torch.uint8).numpy()
+    return Computed(changed, _count_non_finite(changed, dtype))
 
 
 _EXPONENTS = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "BF16": 0x7F80, "F16": 0x7C00}
@@ -282,18 +295,16 @@ def _combine_stored(
         return found
 
     stored = Stored((len(inputs) - with_base, *shape), decoded, products)
-    arguments = {k: v for k, v in (task.arguments or {}).items() if k not in ENGINE_PARAMETERS}
     try:
         with activated(call):
-            merged = formula.method.function(stored, **arguments)
+            merged = formula.method.function(stored, **task.method_arguments)
     finally:
         _tell(observer, seen)
-    scaling = (task.arguments or {}).get("scaling", 1.0)
     if not isinstance(merged, Combination):
         _ = stored.values  # the base's row is decoded with them
         base = worker.array(len(inputs), stop - start, np.float32)[0] if with_base else None
         flat = np.ascontiguousarray(_array(merged), np.float32).reshape(-1)
-        return _encode(flat, base, scaling, task.dtype, worker)
+        return _encode(flat, base, task.scaling, task.dtype, worker)
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)
     non_finite, found = kernels.combine(
         sources,
@@ -301,7 +312,7 @@ def _combine_stored(
         with_base=with_base,
         weights=merged.weights,
         divisor=merged.divisor,
-        scaling=scaling,
+        scaling=task.scaling,
         out=out,
         kind=task.dtype.name,
     )
@@ -375,20 +386,19 @@ def decode(raw: NDArray[np.uint8], dtype: DType, base: Array | None, out: Array)
         return kernels.decode(raw, dtype.name, base, out)  # type: ignore[arg-type]
     if raw.size == 0:
         return 0
-    target = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
+    target = as_tensor(out)
     target.copy_(torch.from_numpy(raw).view(torch_dtype(dtype)))
     non_finite = 0 if bool(torch.isfinite(target.sum())) else int(target.numel() - torch.isfinite(target).sum())
     if base is not None:
-        target.sub_(torch.from_numpy(base) if isinstance(base, np.ndarray) else base)
+        target.sub_(as_tensor(base))
     return non_finite
 
 
 def _apply(task: Task, formula: Formula, blocks: Array) -> tuple[Array | None, Array]:
     """Run the method on the (inputs, …) blocks; returns (base, merged), what is added to a base, or (None, merged)."""
     method = formula.method
-    if isinstance(blocks, np.ndarray):
-        blocks = torch.from_numpy(blocks)
-    arguments = {k: v for k, v in (task.arguments or {}).items() if k not in ENGINE_PARAMETERS}
+    blocks = as_tensor(blocks)
+    arguments = task.method_arguments
     if task.base is None:
         return None, method.function(blocks, **arguments)
     base: Any = blocks[0]
@@ -421,8 +431,7 @@ def _encode(merged: Array, base: Array | None, scaling: float, dtype: DType, wor
         out = worker.scratch.take_raw("out", len(merged) * dtype.itemsize)
         return Computed(out, kernels.encode(_array(merged), _array(base), scaling, dtype.name, out))
     if base is not None:
-        base = torch.from_numpy(base) if isinstance(base, np.ndarray) else base
-        merged = base + (merged if scaling == 1.0 else merged * scaling)
+        merged = as_tensor(base) + (merged if scaling == 1.0 else merged * scaling)
     rounded = merged.to(torch_dtype(dtype))
     non_finite = 0 if dtype.name not in _EXPONENTS else int(rounded.numel() - torch.isfinite(rounded).sum())
     return Computed(rounded.cpu().contiguous().view(torch.uint8).numpy(), non_finite)

@@ -12,17 +12,12 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["as_tensor", "empty_like", "is_on_cpu", "number_of", "same_memory"]
+__all__ = ["as_tensor", "empty_like", "number_of", "same_memory"]
 
 
 def number_of(values: Any) -> int:
     """Return the number of elements."""
     return math.prod(values.shape)
-
-
-def is_on_cpu(values: Any) -> bool:
-    """True for an array, and for a tensor on the CPU."""
-    return isinstance(values, np.ndarray) or values.device.type == "cpu"
 
 
 def as_tensor(values: Any) -> Tensor:
