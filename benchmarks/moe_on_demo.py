@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import torch
 import transformers
 
 import cuvee
+from cuvee.evaluation.domains import Corpus
 from cuvee.evaluation.scoring import recovered
-from cuvee.evaluation.suite import BASE, Suite, build, cuvee_home, read_corpora
+from cuvee.evaluation.suites import BASE, Built, suite
+from cuvee.evaluation.suites.lm import form, read_corpora
 from cuvee.moe import ExpertEntry, MoeConfig, plan_moe
 from cuvee.moe.forward import Pass
 from cuvee.moe.routing import measure_routing
@@ -33,24 +36,29 @@ def main() -> None:
     """Build and score a mixture for each gate mode, with two experts a token and with one."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    suite = build(cuvee_home(), read_corpora(), lambda *_: None)
-    print(f"{'':22}", *(f"{name[:8]:>8}" for name in suite.corpora))
-    own = {name: scores(suite, suite.folder / name) for name in suite.models}
+    built = suite("lm").build(quick=True)
+    texts = {
+        name: corpus for name, corpus in read_corpora(form(quick=True)).items() if built.tasks[name].kind != "unseen"
+    }
+    print(f"{'':22}", *(f"{name[:8]:>8}" for name in texts))
+    own = {name: scores(texts, built.folder / name) for name in (BASE, *built.experts)}
     for name, found in own.items():
         print(f"{name:22}", *(f"{score:8.3f}" for score in found.values()))
     for mode in sys.argv[1:] or MODES:
         for per_token in (2, 1):
             with tempfile.TemporaryDirectory() as folder:
-                try_mode(suite, Path(folder) / "mixture", own, mode, per_token)
+                try_mode(built, texts, Path(folder) / "mixture", own, mode, per_token)
 
 
-def try_mode(suite: Suite, out: Path, own: dict[str, dict[str, float]], mode: str, per_token: int) -> None:
+def try_mode(
+    built: Built, texts: Mapping[str, Corpus], out: Path, own: dict[str, dict[str, float]], mode: str, per_token: int
+) -> None:
     """Build one mixture and print its scores."""
-    entries = [ExpertEntry(str(suite.folder / name), passages(suite.corpora[name].train)) for name in suite.experts]
-    mixture = plan_moe(MoeConfig(str(suite.folder / BASE), entries, gate_mode=mode, experts_per_token=per_token))
+    entries = [ExpertEntry(reference, passages(texts[name].train)) for name, reference in built.experts.items()]
+    mixture = plan_moe(MoeConfig(built.base, entries, gate_mode=mode, experts_per_token=per_token))
     cuvee.run(mixture.plan, out)
-    found = scores(suite, out)
-    kept = [recovered(own[BASE][name], own[name][name], found[name]) for name in suite.experts]
+    found = scores(texts, out)
+    kept = [recovered(own[BASE][name], own[name][name], found[name]) for name in built.experts]
     print(f"{f'{mode}, {per_token} a token':22}", *(f"{score:8.3f}" for score in found.values()))
     said = f"    normalised {100 * sum(kept) / len(kept):.0f} %"
     if mixture.prompts:
@@ -65,10 +73,10 @@ def passages(text: bytes) -> list[str]:
     return [text[start : start + PROMPT_BYTES].decode("utf-8", "ignore") for start in starts][:PROMPTS]
 
 
-def scores(suite: Suite, folder: Path) -> dict[str, float]:
-    """Return bits per byte on the beginning of each domain's held-out text."""
+def scores(texts: Mapping[str, Corpus], folder: Path) -> dict[str, float]:
+    """Return bits per byte on the beginning of each domain's test text."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return {name: bits_per_byte(model, corpus.held_out[:SCORED_BYTES]) for name, corpus in suite.corpora.items()}
+    return {name: bits_per_byte(model, corpus.test[:SCORED_BYTES]) for name, corpus in texts.items()}
 
 
 def bits_per_byte(model: Any, text: bytes) -> float:

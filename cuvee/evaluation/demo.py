@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING
 import cuvee
 from cuvee.errors import CuveeError, ResourceError
 from cuvee.evaluation.chart import draw
-from cuvee.evaluation.domains import Corpus
-from cuvee.evaluation.model_folders import load_model
 from cuvee.evaluation.parallel import each_on_a_core
-from cuvee.evaluation.scoring import DEFINITION, Kind, Row, ScoreBoard, bits_per_byte
-from cuvee.evaluation.suite import BASE, Suite, build, cuvee_home, read_corpora
+from cuvee.evaluation.scoring import DEFINITION, Kind, Row, ScoreBoard
+from cuvee.evaluation.suites import BASE, Built, suite
 from cuvee.evaluation.tables import as_json, as_markdown, as_table
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
 
 __all__ = ["main"]
 
@@ -53,14 +50,12 @@ def _demo(console: Console) -> None:
     recipes = _recipes()
     results = RESULTS.absolute()
     clock = _Clock()
-    with clock.stage("read"):
-        corpora = read_corpora()
     with clock.stage("train"):
-        suite = _build(console, cuvee_home(), corpora)
+        built = _build(console)
     with clock.stage("merge"):
-        merged = _merge_all(console, suite, recipes, results / "merged")
+        merged = _merge_all(console, built, recipes, results / "merged")
     with clock.stage("score"):
-        board = _score_all(console, suite, merged)
+        board = _score_all(console, built, merged)
     with clock.stage("draw"):
         draw(board, results)
     (results / "table.md").write_text(as_markdown(board))
@@ -92,33 +87,22 @@ def _recipes() -> list[Path]:
     return recipes
 
 
-def _build(console: Console, home: Path, corpora: Mapping[str, Corpus]) -> Suite:
+def _build(console: Console) -> Built:
     """Train the models that are not there yet, with a bar for each."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from cuvee.evaluation.bars import training_bars
 
-    for corpus in corpora.values():
-        domain = corpus.domain
-        console.print(f"[bold]{domain.title}[/]: {domain.source}; {len(corpus.held_out_names)} held-out documents")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(model: str, done: int, steps: int, bits: float) -> None:
-            if model not in tasks:
-                tasks[model] = bars.add_task(f"train {model}", total=steps, note="")
-            if steps:
-                bars.update(tasks[model], completed=done, note=f"{bits:.2f} bits per byte")
-            else:
-                bars.update(tasks[model], completed=1, total=1, note="trained before")
-
-        return build(home, corpora, show)
+    lm = suite("lm")
+    for one in lm.data:
+        console.print(one, style="dim")
+    with training_bars(console) as progress:
+        return lm.build(quick=True, progress=progress)
 
 
-def _merge_all(console: Console, suite: Suite, recipes: Sequence[Path], out: Path) -> dict[str, Path]:
+def _merge_all(console: Console, built: Built, recipes: Sequence[Path], out: Path) -> dict[str, Path]:
     """Merge by each recipe and return the folders by the recipes' names."""
     from rich.progress import track
 
-    _link(EXAMPLES / "models", suite.folder)
+    _link(EXAMPLES / "models", built.folder)
     folders: dict[str, Path] = {}
     # Recipes name models as one types them in the clone: examples/models/base.
     with contextlib.chdir(EXAMPLES.parent):
@@ -138,24 +122,25 @@ def _link(link: Path, folder: Path) -> None:
     link.symlink_to(folder.absolute(), target_is_directory=True)
 
 
-def _score_all(console: Console, suite: Suite, merged: Mapping[str, Path]) -> ScoreBoard:
-    """Score every model on every domain's held-out text."""
-    models: list[tuple[str, Kind, Path]] = [(BASE, "base", suite.folder / BASE)]
-    models += [(name, "expert", suite.folder / name) for name in suite.experts]
-    models += [(name, "merge", folder) for name, folder in merged.items()]
+def _score_all(console: Console, built: Built, merged: Mapping[str, Path]) -> ScoreBoard:
+    """Score every model on the test text of what the base and the experts have read."""
+    tasks = [*built.tasks_of("base"), *built.tasks_of("expert")]
+    models: list[tuple[str, Kind, str]] = [(BASE, "base", built.base)]
+    models += [(name, "expert", reference) for name, reference in built.experts.items()]
+    models += [(name, "merge", str(folder)) for name, folder in merged.items()]
 
-    def score(one: tuple[str, Kind, Path], check: Callable[[], None]) -> Row:
-        name, kind, folder = one
-        model = load_model(folder)
+    def score(one: tuple[str, Kind, str], check: Callable[[], None]) -> Row:
+        name, kind, reference = one
+        tensors = built.tensors(reference)
         bits: dict[str, float] = {}
-        for domain, corpus in suite.corpora.items():
+        for task in tasks:
             check()
-            bits[domain] = bits_per_byte(model, corpus.held_out)
+            bits[task.name] = built.score(tensors, task.name).value
         return Row(name, kind, bits)
 
     with console.status(f"score {len(models)} models"):
         rows = each_on_a_core(score, models)
-    return ScoreBoard({name: corpus.domain.title for name, corpus in suite.corpora.items()}, rows)
+    return ScoreBoard({task.name: task.title for task in tasks}, rows)
 
 
 def _show(console: Console, board: ScoreBoard, clock: _Clock, results: Path) -> None:

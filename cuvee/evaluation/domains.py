@@ -1,4 +1,4 @@
-"""Real text that every installation holds, in domains, and split by document into training and held-out text.
+"""Real text that every installation holds, in domains, and split by document into training, validation and test text.
 
 Nothing is downloaded: the documents are files of the Python standard library, PyTorch, NumPy and matplotlib. Which side
 a document is on follows from its name alone, so a text that a model was trained on is never one that it is scored on.
@@ -13,20 +13,23 @@ import re
 import sysconfig
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from cuvee.errors import ResourceError
 
-__all__ = ["ENGLISH", "EXPERTISE", "Corpus", "Document", "Domain", "is_held_out", "read_corpus"]
+__all__ = ["ENGLISH", "EXPERTISE", "UNSEEN", "Corpus", "Document", "Domain", "Side", "read_corpus", "side_of"]
+
+Side = Literal["train", "validation", "test"]
 
 TRAIN_BYTES = 1_000_000
 HELD_OUT_BYTES = 12_288
 # A held-out document gives one passage from its middle, so that many documents have a say, and not only their headers.
 PASSAGE_BYTES = 512
 _SHORTEST_BYTES = 200
-_HELD_OUT_ONE_IN = 8
+_TEST_ONE_IN = _VALIDATION_ONE_IN = 8
 _BETWEEN = b"\n\n"
 
 
@@ -67,52 +70,59 @@ class Corpus:
     Attributes:
         domain: which one.
         train: documents one after the other.
-        held_out: a passage of each held-out document, one after the other.
-        train_names: the documents in `train`.
-        held_out_names: the documents in `held_out`.
+        validation, test: a passage of each of their documents, one after the other.
+        names: the documents of each side.
     """
 
     domain: Domain
     train: bytes = field(repr=False)
-    held_out: bytes = field(repr=False)
-    train_names: tuple[str, ...] = field(repr=False)
-    held_out_names: tuple[str, ...] = field(repr=False)
+    validation: bytes = field(repr=False)
+    test: bytes = field(repr=False)
+    names: Mapping[Side, tuple[str, ...]] = field(repr=False)
 
 
-def is_held_out(name: str) -> bool:
-    """Return whether the document of this name is for scoring only."""
-    return _digest(name)[0] % _HELD_OUT_ONE_IN == 0
+def side_of(name: str) -> Side:
+    """Return what the document of this name is for: training, choosing coefficients, or scoring."""
+    digest = _digest(name)
+    if digest[0] % _TEST_ONE_IN == 0:
+        return "test"
+    return "validation" if digest[0] % _VALIDATION_ONE_IN == 1 else "train"
 
 
 def read_corpus(domain: Domain, *, train_bytes: int = TRAIN_BYTES, held_out_bytes: int = HELD_OUT_BYTES) -> Corpus:
-    """Read documents, in the order of a hash of their names, until both sides are full or all are read.
+    """Read documents, in the order of a hash of their names, until all sides are full or all are read.
 
     A document with the same bytes as an earlier one, or hardly any, is left out.
 
     Raises:
         ResourceError: the domain has no text in this installation.
     """
-    train, held_out = _Side(train_bytes), _Side(held_out_bytes)
+    sides: dict[Side, _Filling] = {
+        "train": _Filling(train_bytes),
+        "validation": _Filling(held_out_bytes),
+        "test": _Filling(held_out_bytes),
+    }
     seen: set[bytes] = set()
     for document in sorted(domain.documents(), key=lambda one: _digest(one.name)[1:]):
-        side = held_out if is_held_out(document.name) else train
-        if side.is_full:
+        side = side_of(document.name)
+        if sides[side].is_full:
             continue
         text = document.read()
         content = hashlib.sha256(text).digest()
         if content not in seen and len(text) >= _SHORTEST_BYTES:
             seen.add(content)
-            side.add(document.name, _passage(text) if side is held_out else text)
-    if not train.names or not held_out.names:
+            sides[side].add(document.name, text if side == "train" else _passage(text))
+    if not all(side.names for side in sides.values()):
         raise ResourceError(
             f"this installation has no text for the domain {domain.name!r}: {domain.source}",
             where=str(sysconfig.get_path("purelib")),
             right="install PyTorch, NumPy and matplotlib from their wheels",
         )
-    return Corpus(domain, train.text, held_out.text, tuple(train.names), tuple(held_out.names))
+    names: dict[Side, tuple[str, ...]] = {side: tuple(filling.names) for side, filling in sides.items()}
+    return Corpus(domain, sides["train"].text, sides["validation"].text, sides["test"].text, names)
 
 
-class _Side:
+class _Filling:
     """One side of the split, up to a size."""
 
     def __init__(self, size: int) -> None:
@@ -190,6 +200,11 @@ def _yaml() -> Iterator[Document]:
         yield _in_memory(f"operators/{name}", "\n".join(entries))
 
 
+def _cmake() -> Iterator[Document]:
+    """The CMake scripts of PyTorch."""
+    yield from _files(_package("torch") / "share" / "cmake", ".cmake", but_not=())
+
+
 ENGLISH = Domain("english", "English", "docstrings of NumPy and matplotlib, the topics of Python's help", _english)
 EXPERTISE = (
     Domain("python", "Python", "the standard library", _python),
@@ -197,6 +212,8 @@ EXPERTISE = (
     Domain("unicode", "Unicode", "the names of characters", _unicode),
     Domain("yaml", "YAML", "the list of PyTorch's operators", _yaml),
 )
+UNSEEN = Domain("cmake", "CMake", "the build scripts of PyTorch", _cmake)
+"""Text that no model has read, and that is none of its domains."""
 
 
 def _in_memory(name: str, text: str) -> Document:

@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.publishing import MODEL_NAME, leftovers, locked, publish, staging_folder
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
 
-__all__ = ["is_model", "load_model", "save_model"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["as_json", "is_model", "load_model", "save_folder", "save_model"]
 
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _TRAINED = "0" * 12  # no plan
 
 
-def save_model(model: TinyLlama, folder: Path) -> None:
-    """Write config, tokenizer and weights beside the folder, and give them its name in one step.
+def save_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]) -> None:
+    """Write weights and other files beside the folder, and give them its name in one step.
 
     Whatever an interrupted writer has left there is removed.
     """
     from safetensors.torch import save
 
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    files = {
-        _WEIGHTS: save(tensors, metadata={"format": "pt"}),
-        _CONFIG: _json(model.shape.config()),
-        "tokenizer.json": _json(_tokenizer()),
-        "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast"}),
-    }
+    weights = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     with locked(folder):
         for old in leftovers(folder):
             fs.remove_tree(old)
         staging = staging_folder(folder, _TRAINED)
         fs.mkdir(staging / MODEL_NAME)
-        for name, data in files.items():
+        for name, data in {_WEIGHTS: weights, **files}.items():
             fs.write_file(staging / MODEL_NAME / name, data)
         publish(staging, folder)
+
+
+def save_model(model: TinyLlama, folder: Path) -> None:
+    """Save a language model of bytes with its config and tokenizer."""
+    files = {
+        _CONFIG: as_json(model.shape.config()),
+        "tokenizer.json": as_json(_tokenizer()),
+        "tokenizer_config.json": as_json({"tokenizer_class": "PreTrainedTokenizerFast"}),
+    }
+    save_folder(folder, model.state_dict(), files)
 
 
 def is_model(folder: Path) -> bool:
@@ -55,7 +63,8 @@ def load_model(folder: Path) -> TinyLlama:
     return model.eval()
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """Return a file of JSON."""
     return (json.dumps(value, indent=1) + "\n").encode()
 
 

@@ -25,13 +25,16 @@ class Muon:
     Args:
         matrices: 2-D parameters.
         momentum: of the running sum of gradients, with Nesterov's look ahead.
+
+    Attributes:
+        averages: of the gradients, by shape of the matrices: (K, rows, columns).
     """
 
     def __init__(self, matrices: Iterable[Tensor], *, momentum: float = 0.95) -> None:
         self._groups: dict[tuple[int, ...], list[Tensor]] = {}
         for matrix in matrices:
             self._groups.setdefault(tuple(matrix.shape), []).append(matrix)
-        self._averages = {shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()}
+        self.averages = {shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()}
         self._momentum = momentum
 
     @torch.no_grad()
@@ -39,7 +42,7 @@ class Muon:
         """Take one step; a parameter's `grad` must be there."""
         for shape, group in self._groups.items():
             gradients = torch.stack([matrix.grad for matrix in group if matrix.grad is not None])
-            average = self._averages[shape].lerp_(gradients, 1 - self._momentum)
+            average = self.averages[shape].lerp_(gradients, 1 - self._momentum)
             directions = orthogonalized(gradients.lerp_(average, self._momentum))
             rows, columns = shape
             rate = learning_rate * max(1.0, rows / columns) ** 0.5

@@ -1,4 +1,7 @@
-"""Work on small models, one model a core: a matrix of 128 columns leaves a second thread nothing to do."""
+"""Work on small models, one model a core: a matrix of 128 columns leaves a second thread nothing to do.
+
+Where there are fewer models than cores, each has several: the number of threads, like the seed, decides the last bits.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,22 @@ class Stopped(Exception):  # noqa: N818 - a request, not an error
 
 
 def each_on_a_core(
-    work: Callable[[Item, Callable[[], None]], Result], items: Sequence[Item], *, at_most: int | None = None
+    work: Callable[[Item, Callable[[], None]], Result],
+    items: Sequence[Item],
+    *,
+    at_most: int | None = None,
+    threads: int = 1,
 ) -> list[Result]:
     """Return what `work(item, check)` gives for each item, in the order of the items.
 
     Work that takes long calls `check()` now and then: it raises `Stopped` once another item has failed or the user has
     pressed Ctrl-C, so that nobody waits for models that nobody wants.
+
+    Args:
+        work: what is done.
+        items: to what.
+        at_most: how many at once; None: as many as there are cores.
+        threads: of torch, for each.
     """
     stop = threading.Event()
 
@@ -35,7 +48,7 @@ def each_on_a_core(
         if stop.is_set():
             raise Stopped
 
-    with _one_torch_thread(), ThreadPoolExecutor(min(at_most or _cores(), len(items)) or 1) as pool:
+    with _torch_threads(threads), ThreadPoolExecutor(min(at_most or _cores(), len(items)) or 1) as pool:
         futures = [pool.submit(work, item, check) for item in items]
         try:
             return [future.result() for future in futures]
@@ -50,9 +63,9 @@ def _cores() -> int:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def _torch_threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cuvee.errors import ResourceError
 
-if TYPE_CHECKING:
-    from cuvee.evaluation.tiny_llama import TinyLlama
-
-__all__ = ["DEFINITION", "Kind", "Row", "ScoreBoard", "bits_per_byte", "recovered"]
+__all__ = ["DEFINITION", "Kind", "Row", "ScoreBoard", "recovered"]
 
 Kind = Literal["base", "expert", "merge"]
 
@@ -21,21 +18,6 @@ DEFINITION = (
     "the base, on its own domain, that a model has, averaged over the experts' domains; the base has 0 %, an expert "
     "on its own domain 100 %, below 0 % is worse than the base."
 )
-_PASSAGES_AT_ONCE = 64
-
-
-def bits_per_byte(model: TinyLlama, text: bytes) -> float:
-    """Return the mean of −log2 p(byte | the bytes before it in its window), windows of the model's context."""
-    import torch
-
-    length = model.shape.context
-    windows = (len(text) - 1) // length
-    tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)[: windows * length + 1].long()
-    passages = tokens.unfold(0, length + 1, length)  # each begins with the last byte of the one before
-    with torch.inference_mode():
-        parts = (passages[start : start + _PASSAGES_AT_ONCE] for start in range(0, windows, _PASSAGES_AT_ONCE))
-        nats = math.fsum(model.loss(part).item() * len(part) for part in parts) / windows
-    return nats / math.log(2)
 
 
 def recovered(base: float, expert: float, model: float) -> float:

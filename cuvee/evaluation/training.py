@@ -1,33 +1,29 @@
-"""Training: a few hundred steps on passages drawn from texts, the same weights for the same seed on one machine."""
+"""Training: steps of AdamW, or of Muon for matrices; the same weights for the same seed on one machine.
+
+What a step learns from depends on its number alone, so a training that was interrupted goes on from its last snapshot
+and ends with the bytes of one that was not.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+import io
+import os
+import time
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cuvee.checkpoints import fs
 from cuvee.evaluation.muon import Muon
-from cuvee.evaluation.tiny_llama import TinyLlama
 
-__all__ = ["Portion", "Training", "train"]
+__all__ = ["Training", "generator_of_step", "train"]
 
 _GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class Portion:
-    """What a batch takes from one text.
-
-    Attributes:
-        text: all of it.
-        passages: drawn for each batch.
-    """
-
-    text: bytes
-    passages: int
+_SNAPSHOT_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +35,15 @@ class Training:
         learning_rate: of AdamW.
         muon_rate: of Muon, which then moves the matrices inside the layers; None: AdamW moves all.
         warmup: steps.
-        seed: of the passages drawn.
+        weight_decay: of AdamW, on matrices.
+        seed: of what each step learns from.
     """
 
     steps: int
     learning_rate: float
     muon_rate: float | None = None
     warmup: int = 20
+    weight_decay: float = 0.0
     seed: int = 0
 
     def pace(self, step: int) -> float:
@@ -53,49 +51,86 @@ class Training:
         return min(1.0, (step + 1) / self.warmup) * (1 - step / self.steps)
 
 
+def generator_of_step(seed: int, step: int) -> torch.Generator:
+    """Return the random draws of one step."""
+    # The generator takes no more than 32 bits of a seed.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {step}".encode()))
+
+
 def train(
-    model: TinyLlama, portions: Sequence[Portion], training: Training, *, on_step: Callable[[float], None]
+    model: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    training: Training,
+    *,
+    on_step: Callable[[int, float], None],
+    snapshot: Path | None = None,
 ) -> None:
-    """Train a model in place.
+    """Train a model in place: those of its parameters that ask for gradients.
 
     Args:
-        portions: what each batch is made of.
-        on_step: called after each step with its loss in bits a byte; may raise to stop.
+        loss_of: returns the loss of the step of this number.
+        on_step: called after each step with the number of steps done and the loss; may raise to stop.
+        snapshot: a file that keeps the state now and then, and is read first if it is there. The caller removes it
+            once the trained model is saved.
     """
-    inner, rest = _shared_out(model, training)
-    adam = torch.optim.AdamW(rest, lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    muon = Muon(inner)
-    for step, batch in enumerate(_batches(portions, model.shape.context, training)):
-        loss = model.loss(batch)
+    state = _Optimizers(model, training)
+    first = state.load(snapshot) if snapshot is not None and fs.is_file(snapshot) else 0
+    saved_at = time.monotonic()
+    for step in range(first, training.steps):
+        loss = loss_of(step)
         model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
-        adam.param_groups[0]["lr"] = training.learning_rate * training.pace(step)
-        adam.step()
-        if training.muon_rate is not None:
-            muon.step(training.muon_rate * training.pace(step))
-        on_step(loss.item() / math.log(2))
+        state.step(training.pace(step))
+        if snapshot is not None and time.monotonic() - saved_at > _SNAPSHOT_EVERY_S:
+            state.save(snapshot, step + 1)
+            saved_at = time.monotonic()
+        on_step(step + 1, loss.item())
 
 
-def _shared_out(model: TinyLlama, training: Training) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the parameters that Muon moves and those that AdamW moves."""
-    inner: list[Tensor] = []
-    rest: list[Tensor] = []
-    for name, weight in model.named_parameters():
-        is_inner = training.muon_rate is not None and ".layers." in name and weight.dim() == 2
-        (inner if is_inner else rest).append(weight)
-    return inner, rest
+class _Optimizers:
+    """AdamW for some parameters, Muon for the others, and what they remember."""
 
+    def __init__(self, model: nn.Module, training: Training) -> None:
+        inner: list[Tensor] = []
+        matrices: list[Tensor] = []
+        vectors: list[Tensor] = []
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                is_inner = training.muon_rate is not None and ".layers." in name and weight.dim() == 2
+                (inner if is_inner else matrices if weight.dim() > 1 else vectors).append(weight)
+        groups = [
+            {"params": matrices, "weight_decay": training.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self._model = model
+        self._training = training
+        self._adam = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.95))
+        self._muon = Muon(inner)
 
-def _batches(portions: Sequence[Portion], context: int, training: Training) -> Iterator[Tensor]:
-    """Yield (passages, context + 1) bytes as int64."""
-    generator = torch.Generator().manual_seed(training.seed)
-    texts = [(torch.frombuffer(bytearray(one.text), dtype=torch.uint8), one.passages) for one in portions]
-    for _ in range(training.steps):
-        drawn = [_passages(text, count, context + 1, generator) for text, count in texts]
-        yield torch.cat(drawn).long()
+    def step(self, pace: float) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = self._training.learning_rate * pace
+        self._adam.step()
+        if self._training.muon_rate is not None:
+            self._muon.step(self._training.muon_rate * pace)
 
+    def save(self, path: Path, done: int) -> None:
+        """Write a snapshot beside its place and move it there, so that a torn one is never read."""
+        data = io.BytesIO()
+        parts = {"model": self._model.state_dict(), "adam": self._adam.state_dict(), "muon": self._muon.averages}
+        torch.save({"done": done, **parts}, data)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        fs.mkdir(path.parent)
+        if fs.exists(beside):
+            fs.unlink(beside)
+        fs.write_file(beside, data.getvalue())
+        fs.rename(beside, path)
 
-def _passages(text: Tensor, count: int, length: int, generator: torch.Generator) -> Tensor:
-    starts = torch.randint(0, len(text) - length + 1, (count, 1), generator=generator)
-    return text[starts + torch.arange(length)]
+    def load(self, path: Path) -> int:
+        """Take a snapshot up; returns the number of steps that are done."""
+        kept = torch.load(path, weights_only=True)
+        self._model.load_state_dict(kept["model"])
+        self._adam.load_state_dict(kept["adam"])
+        self._muon.averages = kept["muon"]
+        return int(kept["done"])

@@ -13,16 +13,19 @@ from rich.console import Console
 import cuvee
 from cuvee.checkpoints import fs
 from cuvee.errors import ResourceError
-from cuvee.evaluation import demo
+from cuvee.evaluation import demo, training
+from cuvee.evaluation.byte_text import Portion, bits_of_windows, passage_loss, windows
 from cuvee.evaluation.chart import draw
-from cuvee.evaluation.domains import ENGLISH, EXPERTISE, Document, Domain, is_held_out, read_corpus
+from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, Document, Domain, read_corpus, side_of
 from cuvee.evaluation.model_folders import is_model, load_model, save_model
 from cuvee.evaluation.muon import orthogonalized
-from cuvee.evaluation.scoring import Row, ScoreBoard, bits_per_byte, recovered
-from cuvee.evaluation.suite import BASE, build
+from cuvee.evaluation.scoring import Row, ScoreBoard, recovered
+from cuvee.evaluation.suites import BASE
+from cuvee.evaluation.suites.lm import SUITE, Form, build_lm
+from cuvee.evaluation.suites.suite import silently
 from cuvee.evaluation.tables import as_json, as_markdown, as_table
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
-from cuvee.evaluation.training import Portion, Training, train
+from cuvee.evaluation.training import Training, train
 from cuvee.recipes import load_recipe
 
 SMALL = Shape(hidden=32, intermediate=48, layers=2, heads=4, key_value_heads=2, context=16)
@@ -39,40 +42,36 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def corpora():
-    return {d.name: read_corpus(d, train_bytes=20_000, held_out_bytes=2_000) for d in (ENGLISH, *EXPERTISE)}
+    return {d.name: read_corpus(d, train_bytes=20_000, held_out_bytes=2_000) for d in (ENGLISH, *EXPERTISE, UNSEEN)}
 
 
 def domain(*texts):
     return Domain("d", "D", "a test", lambda: [Document(name, lambda text=text: text) for name, text in texts])
 
 
-def quietly(*_):
-    """A progress that nobody watches."""
-
-
-def build_small(home, corpora, progress=quietly, steps=3):
+def build_small(home, corpora, progress=silently, steps=3):
     base = Training(steps=steps, learning_rate=4e-3, muon_rate=0.02, warmup=1)
     expert = Training(steps=steps, learning_rate=4e-3, warmup=1)
-    return build(home, corpora, progress, base_training=base, expert_training=expert, shape=SMALL)
+    return build_lm(SUITE, home, 0, Form(shape=SMALL, base=base, expert=expert), corpora, progress)
 
 
 # --- Text -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [d.name for d in (ENGLISH, *EXPERTISE)])
-def test_no_document_is_trained_on_and_held_out(corpora, name):
+@pytest.mark.parametrize("name", [d.name for d in (ENGLISH, *EXPERTISE, UNSEEN)])
+def test_no_document_is_on_two_sides(corpora, name):
     corpus = corpora[name]
-    assert set(corpus.train_names).isdisjoint(corpus.held_out_names)
-    assert all(map(is_held_out, corpus.held_out_names))
-    assert not any(map(is_held_out, corpus.train_names))
-    passages = corpus.held_out.split(b"\n\n")
-    assert not any(passage in corpus.train for passage in passages if len(passage) > 200)
+    for side, names in corpus.names.items():
+        assert names
+        assert {side_of(one) for one in names} == {side}
+    for held_out in (corpus.validation, corpus.test):
+        assert not any(passage in corpus.train for passage in held_out.split(b"\n\n") if len(passage) > 200)
 
 
 def test_a_copied_document_is_read_once():
     texts = [(f"file{i}", f"{i} ".encode() * 100) for i in range(60)]
     corpus = read_corpus(domain(*texts, *((name + "-copy", text) for name, text in texts)))
-    assert len(corpus.train_names) + len(corpus.held_out_names) == 60
+    assert sum(map(len, corpus.names.values())) == 60
 
 
 def test_a_domain_without_text_says_so():
@@ -103,23 +102,37 @@ def test_a_saved_folder_gives_the_same_logits_in_transformers(tmp_path):
         assert torch.equal(load_model(tmp_path / "m")(tokens), model(tokens))
 
 
-def test_same_seed_same_weights_and_another_seed_others():
-    def trained(seed):
-        model = TinyLlama(SMALL)
-        training = Training(steps=4, learning_rate=1e-3, muon_rate=0.01, seed=seed)
-        train(model, [Portion(bytes(range(256)) * 4, 4)], training, on_step=lambda _: None)
-        return model.model.layers[0].mlp.up_proj.weight
+def trained(steps, seed=0, text=bytes(range(256)) * 4, passages=4, on_step=lambda done, loss: None, snapshot=None):
+    model = TinyLlama(SMALL)
+    training = Training(steps=steps, learning_rate=1e-2, muon_rate=0.02, seed=seed)
+    train(model, passage_loss(model, [Portion(text, passages)], seed), training, on_step=on_step, snapshot=snapshot)
+    return model.model.layers[0].mlp.up_proj.weight
 
-    assert torch.equal(trained(1), trained(1))
-    assert not torch.equal(trained(1), trained(2))
+
+def test_same_seed_same_weights_and_another_seed_others():
+    assert torch.equal(trained(4, seed=1), trained(4, seed=1))
+    assert not torch.equal(trained(4, seed=1), trained(4, seed=2))
 
 
 def test_training_lowers_the_loss():
     losses = []
-    training = Training(steps=60, learning_rate=1e-2, muon_rate=0.02)
-    train(TinyLlama(SMALL), [Portion(b"the quick brown fox " * 20, 8)], training, on_step=losses.append)
-    assert losses[0] == pytest.approx(8, abs=0.2)
-    assert losses[-1] < 2
+    trained(60, text=b"the quick brown fox " * 20, passages=8, on_step=lambda done, loss: losses.append(loss))
+    assert losses[0] == pytest.approx(8 * math.log(2), abs=0.2)
+    assert losses[-1] < 2 * math.log(2)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    def stop_at_six(done, loss):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    done_again = []
+    monkeypatch.setattr(training, "_SNAPSHOT_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(9, on_step=stop_at_six, snapshot=tmp_path / "state")
+    resumed = trained(9, on_step=lambda done, loss: done_again.append(done), snapshot=tmp_path / "state")
+    assert done_again == [7, 8, 9]
+    assert torch.equal(resumed, trained(9))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 24), (2, 24, 8), (1, 16, 16)])
@@ -133,19 +146,19 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
 
 
 def test_an_interrupted_training_leaves_no_model_and_the_next_one_trains_only_what_is_missing(tmp_path, corpora):
-    def interrupt(model, done, steps, bits):
+    def interrupt(model, done, steps, note):
         if model != BASE and done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build_small(tmp_path, corpora, interrupt)
-    (folder,) = (tmp_path / "demo").iterdir()
-    assert [path.name for path in folder.iterdir()] == [BASE]
+    (folder,) = (tmp_path / "suites" / "lm").iterdir()
+    assert [path.name for path in folder.iterdir() if "-after-" not in path.name] == [BASE]
     told = []
-    suite = build_small(tmp_path, corpora, lambda model, done, steps, bits: told.append((model, steps)))
+    built = build_small(tmp_path, corpora, lambda model, done, steps, note: told.append((model, steps)))
     assert (BASE, 0) in told
     assert (BASE, 3) not in told
-    assert all(is_model(suite.folder / name) for name in suite.models)
+    assert all(is_model(built.folder / name) for name in (BASE, *built.experts))
 
 
 def test_an_interrupted_save_is_not_taken_for_a_model(tmp_path, monkeypatch):
@@ -164,7 +177,7 @@ def test_an_interrupted_save_is_not_taken_for_a_model(tmp_path, monkeypatch):
 
 def test_other_text_makes_other_models(tmp_path, corpora):
     one = build_small(tmp_path, corpora, steps=1)
-    changed = {**corpora, "yaml": replace(corpora["yaml"], held_out=b"something else")}
+    changed = {**corpora, "yaml": replace(corpora["yaml"], test=b"something else")}
     assert build_small(tmp_path, changed, steps=1).folder != one.folder
 
 
@@ -209,16 +222,16 @@ def test_an_expert_that_learned_nothing_is_an_error():
 def test_a_model_that_knows_nothing_needs_eight_bits_a_byte():
     model = TinyLlama(SMALL)
     torch.nn.init.zeros_(model.lm_head.weight)
-    assert bits_per_byte(model, bytes(range(256))) == pytest.approx(8)
+    assert bits_of_windows(model, windows(bytes(range(256)), 16)) == pytest.approx([8] * 15)
 
 
-def test_bits_per_byte_is_the_mean_over_whole_windows():
+def test_bits_per_byte_are_those_of_whole_windows():
     model = TinyLlama(SMALL, seed=5)
     text = bytes(range(100, 149))  # three windows of 16 bytes, each byte but the first predicted once
-    windows = [torch.tensor([list(text[start : start + 17])]) for start in (0, 16, 32)]
+    parts = [torch.tensor([list(text[start : start + 17])]) for start in (0, 16, 32)]
     with torch.inference_mode():
-        expected = sum(model.loss(window).item() for window in windows) / 3 / math.log(2)
-    assert bits_per_byte(model, text) == pytest.approx(expected)
+        expected = [model.loss(part).item() / math.log(2) for part in parts]
+    assert bits_of_windows(model, windows(text, 16)) == pytest.approx(expected)
 
 
 def test_tables_say_the_same_numbers(tmp_path):
@@ -249,11 +262,11 @@ def test_every_example_merges_and_is_scored(tmp_path, corpora, monkeypatch):
     examples = tmp_path / "clone" / "examples"
     shutil.copytree(demo.EXAMPLES, examples, ignore=shutil.ignore_patterns("models"))
     monkeypatch.setattr(demo, "EXAMPLES", examples)
-    suite = build_small(tmp_path / "home", corpora, steps=12)
+    built = build_small(tmp_path / "home", corpora, steps=12)
     console = Console(quiet=True)
-    merged = demo._merge_all(console, suite, demo._recipes(), tmp_path / "merged")
+    merged = demo._merge_all(console, built, demo._recipes(), tmp_path / "merged")
     assert len(merged) == len(RECIPES) >= 5
-    scores = demo._score_all(console, suite, merged)
+    scores = demo._score_all(console, built, merged)
     assert len(scores.rows) == 1 + len(EXPERTISE) + len(merged)
     assert scores.normalised(scores.base) == 0
     with contextlib.chdir(examples.parent):

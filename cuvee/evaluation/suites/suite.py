@@ -1,0 +1,228 @@
+"""What a suite is: a base, experts fine-tuned from it, and tasks that score any model of their shape, in memory.
+
+A suite is built once (`Suite.build`) and then scores candidates: `Built.score(tensors, task)`. All candidates see the
+same items in the same order, and fewer items (`limit`) are the first of them, so that scores can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from cuvee.errors import ResourceError, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from cuvee.evaluation.packages import Package
+
+__all__ = ["BASE", "Built", "Corruption", "Kind", "Progress", "Score", "Split", "Suite", "Task", "silently"]
+
+BASE = "base"
+
+Split = Literal["validation", "test"]
+Kind = Literal["expert", "base", "unseen"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something that a model can be scored on.
+
+    Attributes:
+        name: a word; that of its expert, where it has one.
+        title: as tables print it.
+        kind: "expert": an expert was trained on it; "base": the base was, and experts and merges may forget it;
+            "unseen": nobody was.
+        metric: in words: "accuracy", "bits per byte", …
+        higher_is_better: whether more is better.
+        expert: the expert that was trained on it; None where kind is not "expert".
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    metric: str
+    higher_is_better: bool = True
+    expert: str | None = None
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A shift of the data of a task away from what models were trained on.
+
+    Attributes:
+        name: one of the suite's `corruptions`.
+        severity: 1 (slight) to 5.
+    """
+
+    name: str
+    severity: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's score on a task.
+
+    Attributes:
+        items: (n,) float32, one entry an item, in the order that all candidates share; `value` is their mean.
+        higher_is_better: whether more is better.
+    """
+
+    items: NDArray[np.float32] = field(repr=False)
+    higher_is_better: bool = True
+
+    @property
+    def value(self) -> float:
+        """Mean over the items."""
+        return math.fsum(self.items.tolist()) / len(self.items)
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return len(self.items)
+
+
+class Progress(Protocol):
+    """Is told how far the making of a model is."""
+
+    def __call__(self, model: str, done: int, steps: int, note: str) -> None:
+        """`done` of `steps` are done; `note` says how it fares. `done == steps == 0`: the model was there already."""
+
+
+def silently(model: str, done: int, steps: int, note: str) -> None:
+    """A progress that nobody watches."""
+
+
+class Scorer(Protocol):
+    """Scores tensors; what a suite's file gives to `Built`."""
+
+    def __call__(
+        self, tensors: Mapping[str, Tensor], task: Task, split: Split, limit: int | None, corruption: Corruption | None
+    ) -> NDArray[np.float32]:
+        """Return one entry an item."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A suite whose models are there.
+
+    Attributes:
+        suite: which one.
+        seed: of the training.
+        key: a digest of all that made the models: data, sizes, steps, seed.
+        folder: where they are.
+        base: a model reference, as recipes name models.
+        experts: model references by name.
+        weaker: the experts after a share of their training; the share -> references by name. Empty where not kept.
+        tasks: by name.
+        corruptions: names that `Corruption` may have.
+        scorer: scores tensors.
+    """
+
+    suite: Suite
+    seed: int
+    key: str
+    folder: Path
+    base: str
+    experts: Mapping[str, str]
+    tasks: Mapping[str, Task]
+    scorer: Scorer = field(repr=False)
+    weaker: Mapping[float, Mapping[str, str]] = field(default_factory=dict)
+    corruptions: Sequence[str] = ()
+
+    def tensors(self, reference: str) -> dict[str, Tensor]:
+        """Return the tensors of a model: of `base`, of an expert, or of any reference of the same shape."""
+        from cuvee.checkpoints.opening import open_model
+        from cuvee.checkpoints.sources import read_all
+
+        model = open_model(reference)
+        try:
+            return {name: read_all(source).reshape(source.shape) for name, source in model.tensors.items()}
+        finally:
+            model.close()
+
+    def tasks_of(self, kind: Kind) -> list[Task]:
+        """Return the tasks of a kind, in order."""
+        return [task for task in self.tasks.values() if task.kind == kind]
+
+    def score(
+        self,
+        tensors: Mapping[str, Tensor],
+        task: str,
+        *,
+        split: Split = "test",
+        limit: int | None = None,
+        corruption: Corruption | None = None,
+    ) -> Score:
+        """Score a candidate in memory.
+
+        Args:
+            tensors: by the names of the base's.
+            task: its name.
+            split: "validation" is for choosing coefficients, "test" for reporting.
+            limit: score only the first so many items; they are the same for all candidates.
+            corruption: shift the data first.
+
+        Raises:
+            ResourceError: the suite has no such task or corruption.
+            IncompatibleModels: the tensors are not those of the suite's base.
+        """
+        if task not in self.tasks:
+            raise ResourceError(f"the suite {self.suite.name} has no task {task!r}", right=nearest(task, self.tasks))
+        if corruption is not None and corruption.name not in self.corruptions:
+            right = nearest(corruption.name, self.corruptions)
+            raise ResourceError(f"the suite {self.suite.name} has no corruption {corruption.name!r}", right=right)
+        items = self.scorer(tensors, self.tasks[task], split, limit, corruption)
+        return Score(items, self.tasks[task].higher_is_better)
+
+
+class Builder(Protocol):
+    """Makes the models of a suite."""
+
+    def __call__(self, suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress) -> Built:
+        """Train or unpack what is not there yet, under `home`; goes on where an earlier call was interrupted."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A base with experts, and the tasks they are scored on.
+
+    Attributes:
+        name: as typed after `cuvee bench build`.
+        title: in a few words.
+        packages: what it downloads, with their licences. The quick form may need fewer.
+        quick_packages: what the quick form downloads.
+        data: what else it is made of, with licences, one line each.
+        builder: makes its models.
+    """
+
+    name: str
+    title: str
+    builder: Builder = field(repr=False)
+    packages: Sequence[Package] = ()
+    quick_packages: Sequence[Package] = ()
+    data: Sequence[str] = ()
+
+    def build(
+        self, home: Path | None = None, *, seed: int = 0, quick: bool = False, progress: Progress = silently
+    ) -> Built:
+        """Return the suite with its models, making what is not there yet.
+
+        Args:
+            home: where Cuvée keeps what it can make again; None: `CUVEE_HOME`.
+            seed: of the training; another seed is another base, where the base is trained, and other experts.
+            quick: small models, trained for a minute or two.
+            progress: is told how far each model is.
+
+        Raises:
+            ResourceError: a package or a library is missing.
+        """
+        from cuvee.evaluation.home import cuvee_home
+
+        return self.builder(self, home or cuvee_home(), seed, quick=quick, progress=progress)

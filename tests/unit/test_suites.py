@@ -1,0 +1,107 @@
+"""What every suite promises: the same items for all, nothing on the disk, the base's shape, and models that learn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import cuvee
+from cuvee.errors import IncompatibleModels, ResourceError
+from cuvee.evaluation.byte_text import exact_answers
+from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, read_corpus
+from cuvee.evaluation.suites import Corruption
+from cuvee.evaluation.suites.lm import SUITE, Form, build_lm
+from cuvee.evaluation.suites.suite import silently
+from cuvee.evaluation.tiny_llama import Shape, TinyLlama
+from cuvee.evaluation.training import Training
+
+FORM = Form(
+    shape=Shape(hidden=32, intermediate=48, layers=2, heads=4, key_value_heads=2, context=16),
+    base=Training(steps=30, learning_rate=4e-3, muon_rate=0.02, warmup=1),
+    expert=Training(steps=20, learning_rate=4e-3, warmup=1),
+)
+
+
+@pytest.fixture(scope="module")
+def corpora():
+    return {d.name: read_corpus(d, train_bytes=20_000, held_out_bytes=2_000) for d in (ENGLISH, *EXPERTISE, UNSEEN)}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, corpora):
+    return build_lm(SUITE, tmp_path_factory.mktemp("home"), 0, FORM, corpora, silently)
+
+
+def test_fewer_items_are_the_first_of_all(built):
+    tensors = built.tensors(built.base)
+    whole = built.score(tensors, "python")
+    assert whole.n > 10
+    assert np.array_equal(built.score(tensors, "python", limit=10).items, whole.items[:10])
+    assert not np.array_equal(built.score(tensors, "python", split="validation").items, whole.items)
+
+
+def test_a_score_is_the_same_twice_and_leaves_the_tensors_alone(built):
+    tensors = built.tensors(built.experts["yaml"])
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    assert built.score(tensors, "yaml").value == built.score(tensors, "yaml").value
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_merge_is_scored_in_memory(built):
+    before = sorted(built.folder.rglob("*"))
+    experts = [built.tensors(reference) for reference in built.experts.values()]
+    merged = cuvee.merge_tensors("linear", experts, weight=1.0)
+    assert built.score(merged, "cpp").value > 0
+    assert sorted(built.folder.rglob("*")) == before
+
+
+def test_an_expert_is_better_than_the_base_and_than_it_was_before(built):
+    for name in built.experts:
+        base = built.score(built.tensors(built.base), name).value
+        weak = built.score(built.tensors(built.weaker[0.25][name]), name).value
+        assert built.score(built.tensors(built.experts[name]), name).value < weak < base
+
+
+def test_corrupted_text_is_harder_the_more_it_is_corrupted(built):
+    tensors = built.tensors(built.experts["python"])
+    scores = [built.score(tensors, "python", corruption=Corruption("noise", s)).value for s in (1, 5)]
+    assert built.score(tensors, "python").value < scores[0] < scores[1]
+
+
+def test_tensors_of_another_shape_are_refused(built):
+    tensors = built.tensors(built.base)
+    name = "model.norm.weight"
+    with pytest.raises(IncompatibleModels, match=r"model.norm.weight.*\(3,\)"):
+        built.score({**tensors, name: torch.zeros(3)}, "python")
+    with pytest.raises(IncompatibleModels, match="lacks tensor 'model.norm.weight'"):
+        built.score({key: tensor for key, tensor in tensors.items() if key != name}, "python")
+
+
+def test_unknown_tasks_and_corruptions_suggest_the_nearest(built):
+    with pytest.raises(ResourceError) as caught:
+        built.score({}, "pyton")
+    assert "python" in caught.value.right
+    with pytest.raises(ResourceError, match="no corruption 'fog'"):
+        built.score({}, "python", corruption=Corruption("fog", 1))
+
+
+def test_another_seed_is_another_suite(tmp_path, corpora, built):
+    short = replace(FORM, base=replace(FORM.base, steps=1), expert=replace(FORM.expert, steps=1))
+    one, other = (build_lm(SUITE, tmp_path, seed, short, corpora, silently) for seed in (0, 1))
+    assert one.key != other.key
+    first = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(one.tensors(one.base)[first], other.tensors(other.base)[first])
+
+
+def test_an_answer_counts_only_when_every_byte_of_it_is_the_likeliest():
+    model = TinyLlama(FORM.shape, seed=3)
+    prompt = torch.tensor([list(b"12+30=")])
+    written = prompt
+    with torch.inference_mode():
+        for _ in range(3):
+            written = torch.cat([written, model(written)[:, -1:].argmax(-1)], 1)
+    wrong = written.clone()
+    wrong[0, -1] = (wrong[0, -1] + 1) % 256
+    is_answer = torch.arange(9).expand(2, 9) >= 6
+    assert exact_answers(model, torch.cat([written, wrong]), is_answer).tolist() == [1, 0]
