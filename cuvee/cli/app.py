@@ -35,6 +35,8 @@ COMMANDS = {
     "gc": "List what killed runs have left, and remove it when told to.",
 }
 _USAGE = {
+    "merge": "Usage: cuvee merge [OPTIONS] RECIPE OUT\n       cuvee merge [OPTIONS] --preset NAME ROLE=MODEL... OUT",
+    "plan": "Usage: cuvee plan [OPTIONS] RECIPE\n       cuvee plan [OPTIONS] --preset NAME ROLE=MODEL...",
     "compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT...",
     "presets": "Usage: cuvee presets [OPTIONS] [NAME [ROLE=MODEL...]]",
     "mergekit-yaml": "Usage: cuvee mergekit-yaml CONFIG OUT [FLAGS OF MERGEKIT-YAML]",

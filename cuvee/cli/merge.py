@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from cuvee.cli import app
 from cuvee.cli.amounts import in_bytes, in_seconds, plural
-from cuvee.cli.options import AllowNan, AsJson, Overwrite, Quiet, Stages
-from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_recipe
+from cuvee.cli.options import AllowNan, AsJson, Overwrite, PresetName, Quiet, Stages
+from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_words
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, print_json, prose, rows, safe, screen, show, styled
 from cuvee.cli.token_report import print_tokens
+from cuvee.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +44,8 @@ def merge(
     recipe: str,
     out: str,
     /,
-    *,
+    *more: Annotated[str, Parameter(show=False)],
+    preset: PresetName = None,
     overwrite: Overwrite = False,
     allow_nan: AllowNan = False,
     stages: Stages = None,
@@ -59,9 +63,13 @@ def merge(
         out: folder to publish.
     """
     from cuvee.checkpoints.publishing import check_target
+    from cuvee.recipes.presets import find_preset
 
+    *words, out = (recipe, *more, out) if preset is None else (recipe, out, *more)
+    if preset is not None and out.partition("=")[0] in find_preset(preset).roles:
+        raise UsageError("OUT is missing", where="cuvee merge", right="cuvee merge --preset NAME ROLE=MODEL… OUT")
     check_target(Path(os.path.abspath(out)), overwrite=overwrite)
-    asked = read_recipe(recipe, options)
+    asked = read_words("cuvee merge", words, preset, options)
     merge_asked(
         asked, out, overwrite=overwrite, allow_nan=allow_nan, stages=stages, quiet=quiet, json=json, options=options
     )

@@ -26,6 +26,7 @@ __all__ = [
     "Overwrite",
     "Png",
     "PrefixMatch",
+    "PresetName",
     "Quiet",
     "Remove",
     "Sample",
@@ -53,6 +54,15 @@ _TOKENS = Group("The new tokens", sort_key=1)
 _HUB = Group("The Hugging Face hub", sort_key=4)
 _TERMINAL = Group("The terminal", sort_key=5)
 
+PresetName = Annotated[
+    str | None,
+    Parameter(
+        name="--preset",
+        group=_RECIPE,
+        metavar="NAME",
+        help="The recipe of a study, with ROLE=MODEL for each of its places instead of RECIPE; cuvee presets lists them.",
+    ),
+]
 Seed = Annotated[
     int | None, Parameter(group=_RECIPE, metavar="N", help="Seed of random draws, instead of the recipe's.")
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter as Argument
 
 from cuvee.cli import app
 from cuvee.cli.amounts import in_bytes, in_seconds, plural
 from cuvee.cli.docstrings import read_docstring
 from cuvee.cli.merge import print_left_out, print_warnings
-from cuvee.cli.options import AsJson
-from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_recipe
+from cuvee.cli.options import AsJson, PresetName
+from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_words
 from cuvee.cli.screen import heading, indented, print_json, prose, rows, safe, screen, show, styled, table
 from cuvee.cli.token_report import print_tokens
 from cuvee.cli.yaml_values import in_yaml
@@ -28,7 +30,14 @@ __all__ = ["plan"]
 _MOST_GROUPS = 6
 
 
-def plan(recipe: str, /, *, json: AsJson = False, options: PlanOptions = PlanOptions()) -> None:
+def plan(
+    recipe: str,
+    /,
+    *more: Annotated[str, Argument(show=False)],
+    preset: PresetName = None,
+    json: AsJson = False,
+    options: PlanOptions = PlanOptions(),
+) -> None:
     """Say what a merge will read, write, need and compute, before it does.
 
     Opens the models, reads their headers and a sample of a few MB, and names all that is wrong and can be known so far.
@@ -37,7 +46,7 @@ def plan(recipe: str, /, *, json: AsJson = False, options: PlanOptions = PlanOpt
         recipe: YAML file.
     """
     clock = app.clock
-    asked = read_recipe(recipe, options)
+    asked = read_words("cuvee plan", (recipe, *more), preset, options)
     load_engine(options.device, clock, asked)
     planned = make_plan(asked, options, clock)
     with clock.phase("plan"):

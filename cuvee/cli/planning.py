@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,12 +14,13 @@ from cuvee.checkpoints.writing import parse_size
 from cuvee.cli.clock import Clock
 from cuvee.cli.options import Compat, Device, Memory, Offline, Seed, ShardSize, Threads, Token
 from cuvee.cli.screen import screen
+from cuvee.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from cuvee.engine.plan import MergePlan
     from cuvee.recipes import Recipe
 
-__all__ = ["PlanOptions", "load_engine", "make_plan", "noted", "read_recipe", "said_meanwhile"]
+__all__ = ["PlanOptions", "load_engine", "make_plan", "noted", "read_recipe", "read_words", "said_meanwhile"]
 
 
 @Parameter(name="*")
@@ -60,9 +61,38 @@ def read_recipe(path: str, options: PlanOptions) -> Recipe:
     Raises:
         CuveeError: all that is wrong with it, said together.
     """
-    from cuvee.recipes import everywhere, load_recipe, prepare
+    from cuvee.recipes import load_recipe
 
-    recipe = load_recipe(path)
+    return _changed(load_recipe(path), options)
+
+
+def read_words(command: str, words: Sequence[str], preset: str | None, options: PlanOptions) -> Recipe:
+    """Read a recipe as `read_recipe` does, from the words of a command line.
+
+    Args:
+        command: for errors.
+        words: the path of the recipe's file; with a preset `ROLE=MODEL` of each of its places.
+        preset: its name.
+
+    Raises:
+        CuveeError: all that is wrong with it, said together.
+    """
+    if preset is None:
+        if len(words) > 1:
+            raise UsageError(f"one argument too many: {words[-1]!r}", where=command, right=f"see {command} --help")
+        return read_recipe(words[0], options)
+    from cuvee.recipes import parse_recipe
+    from cuvee.recipes.preset_form import given_models, recipe_text
+    from cuvee.recipes.presets import find_preset
+
+    found = find_preset(preset)
+    text = recipe_text(found, given_models(words))
+    return _changed(parse_recipe(text, name=f"--preset {preset}"), options)
+
+
+def _changed(recipe: Recipe, options: PlanOptions) -> Recipe:
+    from cuvee.recipes import everywhere, prepare
+
     if options.seed is not None:
         recipe = everywhere(recipe, seed=options.seed, text=noted(recipe.text, f"--seed {options.seed}"))
     if options.compat is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cuvee.cli.options import AsJson
 from cuvee.cli.screen import heading, indented, print_json, prose, screen, show, styled, table
-from cuvee.errors import RecipeError
-from cuvee.recipes.presets import PRESETS, Preset, find_preset, recipe_text
+from cuvee.recipes.preset_form import Preset, given_models, recipe_text
+from cuvee.recipes.presets import PRESETS, find_preset
 
 __all__ = ["presets"]
 
@@ -14,6 +14,7 @@ def presets(name: str | None = None, /, *models: str, json: AsJson = False) -> N
     """List recipes that studies have found good, or print one with models in its places.
 
     cuvee presets safety-restore aligned=chat tuned=mine > recipe.yml
+    cuvee merge --preset safety-restore aligned=chat tuned=mine out/
 
     Args:
         name: a preset; without models its page is shown.
@@ -27,7 +28,7 @@ def presets(name: str | None = None, /, *models: str, json: AsJson = False) -> N
         return
     found = find_preset(name)
     if models:
-        text = recipe_text(found, _given(models))
+        text = recipe_text(found, given_models(models))
         print_json({"preset": name, "recipe": text}) if json else print(text, end="")
     elif json:
         print_json(_described(found))
@@ -35,19 +36,9 @@ def presets(name: str | None = None, /, *models: str, json: AsJson = False) -> N
         _print_page(found)
 
 
-def _given(models: tuple[str, ...]) -> dict[str, list[str]]:
-    given: dict[str, list[str]] = {}
-    for said in models:
-        role, equals, model = said.partition("=")
-        if not equals or not model:
-            raise RecipeError(f"{said!r} does not say whose place it takes", right=f"ROLE={said.rstrip('=')}")
-        given.setdefault(role, []).append(model)
-    return given
-
-
 def _command(preset: Preset) -> str:
     places = " ".join(f"{role}=MODEL{' …' if repeats else ''}" for role, repeats in preset.roles.items())
-    return f"cuvee presets {preset.name} {places} > recipe.yml"
+    return f"cuvee merge --preset {preset.name} {places} OUT\ncuvee presets {preset.name} {places} > recipe.yml"
 
 
 def _example(preset: Preset) -> str:
@@ -72,7 +63,13 @@ def _print_list() -> None:
     for one in PRESETS.values():
         made.add_row(styled(one.name, "bold cyan"), styled(one.summary))
     show(screen(), heading(f"{len(PRESETS)} presets"), "", indented(made), "")
-    show(screen(), styled("cuvee presets NAME: its study, its places, and the recipe", "dim"))
+    show(
+        screen(),
+        styled(
+            "cuvee presets NAME: its study, its places, and the recipe; cuvee merge --preset NAME … carries it out",
+            "dim",
+        ),
+    )
 
 
 def _print_page(preset: Preset) -> None:

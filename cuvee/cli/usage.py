@@ -71,9 +71,12 @@ def _arguments(error: Any) -> list[str]:
     """Return the positional arguments of the command that was meant."""
     import inspect
 
+    if error.app is None:
+        return []
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    parameters = inspect.signature(error.target).parameters.values() if error.target else ()
-    return [p.name.upper() + ("…" if p.kind is positional[1] else "") for p in parameters if p.kind in positional]
+    collection = error.app.assemble_argument_collection()
+    shown = [(a.names[0], a.field_info.kind) for a in collection if a.show]
+    return [name + ("…" if kind is positional[1] else "") for name, kind in shown if kind in positional]
 
 
 def _wrong_form(error: Any) -> tuple[str, str]:

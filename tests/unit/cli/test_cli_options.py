@@ -6,7 +6,7 @@ from cuvee.cli.app import COMMANDS, build
 
 PLANNING = ["--seed", "--compat", "--shard-size", "--device", "--threads", "--memory", "--offline", "--token"]
 FROZEN = {
-    "merge": ["RECIPE", "OUT", "--overwrite", "--allow-nan", "--stages", "--quiet", "--json", *PLANNING],
+    "merge": ["RECIPE", "OUT", "--preset", "--overwrite", "--allow-nan", "--stages", "--quiet", "--json", *PLANNING],
     "moe": [
         "CONFIG", "OUT", "--gate-dtype", "--batch", "--skip-routing", "--overwrite", "--allow-nan", "--quiet", "--json",
         *PLANNING,
@@ -22,7 +22,7 @@ FROZEN = {
         "BASE", "PART", "OUT", "--overwrite", "--allow-nan", "--shard-size", "--threads", "--memory", "--offline",
         "--token", "--quiet", "--json",
     ],
-    "plan": ["RECIPE", "--json", *PLANNING],
+    "plan": ["RECIPE", "--preset", "--json", *PLANNING],
     "methods": ["NAME", "--json"],
     "presets": ["NAME", "MODELS", "--json"],
     "inspect": ["MODEL", "--tensors", "--offline", "--token", "--json"],

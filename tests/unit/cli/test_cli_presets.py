@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import cuvee
 from cuvee.errors import RecipeError
 from cuvee.recipes import parse_recipe, prepare
 from cuvee.recipes.presets import PRESETS
+from cuvee.recipes.staging import stages_of
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -29,7 +32,7 @@ def test_a_preset_with_models_is_a_recipe_with_its_citation(run, name):
     recipe = parse_recipe(outcome.out)
     prepared = prepare(recipe)
     assert prepared.method.name == preset.method and not prepared.warnings
-    named = {str(one.model) for one in recipe.models} | {str(recipe.base_model)}
+    named = {str(one.model) for each in (recipe, *stages_of(recipe)) for one in each.models} | {str(recipe.base_model)}
     assert {one.partition("=")[2] for one in given} <= named
     assert str(preset.paper) in outcome.out
     page = run("presets", name)
@@ -54,3 +57,41 @@ def test_a_preset_is_a_recipe_in_python():
     assert [one.model for one in recipe.models] == ["a", "b", "c"] and recipe.merge_method == "linear"
     with pytest.raises(RecipeError, match="needs base, quick, thinking"):
         cuvee.preset("long-to-short")
+
+
+def test_a_preset_merges_at_once_what_its_recipe_would(run, models, tmp_path):
+    given = [f"instruct={models.base}", f"expert={models.math}", f"expert={models.code}"]
+    recipe = tmp_path / "clinical.yml"
+    recipe.write_text(run("presets", "clinical", *given).out)
+    once = run("merge", "--preset", "clinical", *given, tmp_path / "once", "--seed", 3, "--json")
+    twice = run("merge", recipe, tmp_path / "twice", "--seed", 3, "--json")
+    assert once.code == twice.code == 0, once.err + twice.err
+    assert once.json["digest"] == twice.json["digest"]
+    manifest = json.loads((tmp_path / "once" / "cuvee.json").read_text())
+    assert "2505.10717" in manifest["recipe_text"]
+    assert manifest["recipe_text"].endswith("# on the command line: --seed 3\n")
+    planned = run("plan", "--preset", "clinical", *given, "--seed", 3, "--json")
+    written = run("plan", recipe, "--seed", 3, "--json")
+    assert planned.code == 0 and planned.json["plan"] == written.json["plan"]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--preset", "soup", "model=a", "model=b"], "OUT is missing"),
+        (["--preset", "soup", "model=a", "out", "more"], "'out' does not say whose place it takes"),
+        (["--preset", "soop", "model=a", "out"], "unknown preset 'soop'"),
+        (["--preset", "soup", "modell=a", "out"], "the preset soup has no 'modell'"),
+        (["--preset", "chat-vector", "base=a", "out"], "the preset chat-vector needs instruct, domain"),
+    ],
+)
+def test_what_is_wrong_with_a_preset_on_the_command_line_is_said(run, words, found):
+    outcome = run("merge", *words)
+    assert outcome.code == 2 and outcome.err.startswith(f"{found}"), outcome.err
+
+
+def test_a_stage_of_a_preset_never_takes_the_name_of_a_model():
+    recipe = cuvee.preset("clinical", instruct="base", expert=["expert2-blended", "other"])
+    first, second = (one.model for one in recipe.models)
+    assert [one.model for one in first.models] == ["expert2-blended"]
+    assert [one.model for one in second.models] == ["other"] and second.name == "expert2-blended-again"
