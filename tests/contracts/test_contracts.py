@@ -89,6 +89,8 @@ CONTRACTS = [
     Contract("cabs", {"sparsifier": "magnitude"}, equal_models=None, symmetric=None),
     Contract("ties_sv", {"density": 0.5, "slack": [1.0, 0.0, 0.0]}, equal_models=None, symmetric={"slack": 0.5}),
     Contract("ties_sv", equal_models={"slack": 1.0}),
+    Contract("hi_merging", equal_models=None),
+    Contract("hi_merging", {"density": 0.5, "alone": [1.0, 0.0]}, equal_models=None, symmetric=None),
     Contract("layer_swapping", {"top": 0}, symmetric=None),
     Contract("pma"),
     Contract("pma", {"scheme": "wma"}, symmetric=None),

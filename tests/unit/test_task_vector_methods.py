@@ -142,3 +142,21 @@ def test_widen_takes_the_rows_of_an_embedding_for_its_columns():
     for block in (None, 1 << 16):
         found = cuvee.merge_tensors("widen", tall[1:], tall[0], block_elements=block)["model.embed_tokens.weight"]
         assert torch.equal(found, right)
+
+
+def test_hi_merging_settles_conflicts_by_the_scores_of_layers():
+    one, two = [1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 30.0, 40.0, 50.0]
+    settings = {"density": 1.0, "scale": 1.0}
+    assert by_layer("hi_merging", one, two, **settings) == [11, 22, 33, 44, 55]
+    # Layer 0: none in conflict; 1: model 0; 2: both, and model 0 contributes more; 3: both, model 1. The embedding stays.
+    alone = [[0.0, 3.0, 3.0, 1.0], [0.0, 0.0, 1.0, 3.0]]
+    merged = [[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    found = by_layer("hi_merging", one, two, **settings, alone=alone, merged=merged)
+    # Pruned again by half: two of four elements, the first ones; and scaled by half.
+    assert found == [11, 21, 3, 40, 55]
+    base = {"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)}
+    model = {"a.weight": torch.tensor([1.0, 4.0]), "b.weight": torch.tensor([-3.0, 2.0])}
+    other = {"a.weight": torch.tensor([0.0, 1.0]), "b.weight": torch.tensor([2.0, 0.0])}
+    found = cuvee.merge_tensors("hi_merging", [model, other], base, density=[0.25, 1.0], scale=[0.5, 1.0])
+    # Of model 0 what reaches the official threshold: int(0.25 · 4) + 1 entries, 4 and −3; the signs: plus, and plus of 2 − 1.5.
+    assert found["a.weight"].tolist() == [0, 3] and found["b.weight"].tolist() == [2, 0]
