@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEVICE ?= cpu
 SCALE ?= 1
 
-.PHONY: demo test quick lint types check bench-merge bench-faults bench-mergekit clean
+.PHONY: demo test quick lint types docs check bench-merge bench-faults bench-mergekit clean
 
 demo: $(VENV)/ready  ## train a base and experts on real data, merge them by every recipe in examples/, score all
 	$(BIN)/python -m cuvee.evaluation.demo
@@ -22,6 +22,9 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/mypy
+
+docs: $(VENV)/ready  ## renew the pages of methods, edits and presets in docs/
+	$(BIN)/python docs/write_methods.py
 
 check: lint types test
 

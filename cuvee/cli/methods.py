@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cuvee.methods.registry import Edit, Method, Parameter
 
-__all__ = ["example_recipe", "methods"]
+__all__ = ["edit_object", "example_recipe", "method_object", "methods"]
 
 _WIDE = 110
 _ENGINE_PARAMETERS = {
@@ -48,13 +48,18 @@ def methods(name: str | None = None, /, *, json: AsJson = False) -> None:
     known, steps = registered(), edits()
     if name is None:
         if json:
-            print_json({"methods": [_method(m) for m in known.values()], "edits": [_edit(e) for e in steps.values()]})
+            print_json(
+                {
+                    "methods": [method_object(m) for m in known.values()],
+                    "edits": [edit_object(e) for e in steps.values()],
+                }
+            )
         else:
             _print_list(known, steps)
     elif name in known:
-        print_json(_method(known[name])) if json else _print_method(known[name])
+        print_json(method_object(known[name])) if json else _print_method(known[name])
     elif name in steps:
-        print_json(_edit(steps[name])) if json else _print_edit(steps[name])
+        print_json(edit_object(steps[name])) if json else _print_edit(steps[name])
     else:
         right = nearest(name, [*known, *steps])
         raise MethodError(f"unknown merge method {name!r}", where=f"cuvee methods {name}", right=right)
@@ -223,11 +228,13 @@ def _example_of_edit(step: Edit) -> str:
     )
 
 
-def _method(method: Method) -> dict[str, Any]:
+def method_object(method: Method) -> dict[str, Any]:
+    """Return all that is known of a method, for --json and the pages in docs/."""
     page = read_docstring(method.function)
     return {
         "name": method.name,
         "summary": page.summary,
+        "about": page.body,
         "paper": vars(method.paper),
         "status": method.status,
         "works_on": method.on.value,
@@ -243,11 +250,13 @@ def _method(method: Method) -> dict[str, Any]:
     }
 
 
-def _edit(step: Edit) -> dict[str, Any]:
+def edit_object(step: Edit) -> dict[str, Any]:
+    """Return all that is known of an edit."""
     page = read_docstring(step.function)
     return {
         "name": step.name,
         "summary": page.summary,
+        "about": page.body,
         "paper": vars(step.paper),
         "status": step.status,
         "goes": step.role.value,
