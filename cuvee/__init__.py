@@ -16,6 +16,7 @@ from cuvee._version import __version__
 if TYPE_CHECKING:
     from cuvee.checkpoints.opening import open_model
     from cuvee.engine.in_memory import merge_tensors
+    from cuvee.engine.keeping import KeptDecompositions
     from cuvee.engine.plan import Plan, plan
     from cuvee.engine.run import Report, merge, run
     from cuvee.engine.transplanting import transplant
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "CuveeError": "cuvee.errors",
     "ExpertEntry": "cuvee.moe",
+    "KeptDecompositions": "cuvee.engine.keeping",
     "MoeConfig": "cuvee.moe",
     "Plan": "cuvee.engine.plan",
     "Recipe": "cuvee.recipes",
@@ -48,6 +50,7 @@ _HOMES = {
 __all__ = [
     "CuveeError",
     "ExpertEntry",
+    "KeptDecompositions",
     "MoeConfig",
     "Plan",
     "Recipe",

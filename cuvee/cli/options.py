@@ -122,6 +122,15 @@ OlderThan = Annotated[
 ]
 Offline = Annotated[bool, Parameter(group=_HUB, help="Never ask the hub; use what was fetched before.")]
 Token = Annotated[str | None, Parameter(group=_HUB, metavar="TOKEN", help="For private models; HF_TOKEN if not given.")]
+DecompositionsFolder = Annotated[
+    str | None,
+    Parameter(
+        name="--decompositions",
+        group=_MACHINE,
+        metavar="FOLDER",
+        help="Keep the decompositions of matrices here: a merge with other coefficients then costs only products.",
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     Parameter(group=_TENSORS, metavar="PATTERN", help="Leave out the tensors whose names match, such as 'lm_head*'."),

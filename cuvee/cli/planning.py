@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from cuvee.checkpoints.writing import parse_size
 from cuvee.cli.clock import Clock
-from cuvee.cli.options import Compat, Device, Memory, Offline, Seed, ShardSize, Threads, Token
+from cuvee.cli.options import Compat, DecompositionsFolder, Device, Memory, Offline, Seed, ShardSize, Threads, Token
 from cuvee.cli.screen import screen
 from cuvee.cli.usage import UsageError
 
@@ -40,6 +40,7 @@ class PlanOptions:
     memory: Memory = None
     offline: Offline = False
     token: Token = None
+    decompositions: DecompositionsFolder = None
 
     def __post_init__(self) -> None:
         _ = self.shard_bytes, self.memory_bytes
@@ -155,6 +156,7 @@ def make_plan(recipe: Recipe, options: PlanOptions, clock: Clock, *, quiet: bool
             device=options.device,
             offline=options.offline,
             token=options.token,
+            decompositions=options.decompositions,
         )
 
 

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 
 import numpy as np
 
 from cuvee.checkpoints.sources import Scratch, StoredTensor, TensorSource, read_raw
-from cuvee.methods.combination import Combination, Stored
-from cuvee.methods.measuring import Call, Place, activated, each
-from cuvee.methods.registry import DELTAS, OPTIONAL, Edit, Method
+from cuvee.methods.combination import Combination, Matrices, Stored, plain
+from cuvee.methods.measuring import Call, Decompositions, Kept, Place, activated, each, each_loaded
+from cuvee.methods.pieces.combine import OTHERS
+from cuvee.methods.registry import DELTAS, MATRIX, OPTIONAL, Edit, Method
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType, torch_dtype
 from cuvee.tensors.either import as_tensor
@@ -29,12 +31,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Computed", "Formula", "Input", "Observer", "Task", "Worker", "compute_block", "decode", "needs_base"]
+__all__ = [
+    "Computed",
+    "Formula",
+    "Input",
+    "Observer",
+    "Task",
+    "Worker",
+    "apply_formula",
+    "compute_block",
+    "decode",
+    "encode",
+    "needs_base",
+]
 
 Array = Union["NDArray[Any]", "Tensor"]
 
+_NO_LINEAR_MAPS = ("embedding", "head")
+
 _PIECE_BYTES = 1 << 19
-ENGINE_PARAMETERS = ("scaling", "embed_mismatch")
+ENGINE_PARAMETERS = ("scaling", "embed_mismatch", "others", "not_matrix", "conv")
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,18 @@ class Task:
         """The arguments that are the method's own, not the engine's."""
         return {name: value for name, value in (self.arguments or {}).items() if name not in ENGINE_PARAMETERS}
 
+    def as_matrix(self, piece: Method | Edit, parameters: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Return its rows and columns where it is a matrix to a method or an edit that works on matrices, else None."""
+        shape, named = self.layout.shape, parameters.get("not_matrix")
+        if piece.unit is not MATRIX or self.is_copy or len(shape) < 2:
+            return None
+        if len(shape) > 2 and parameters["conv"] != "flatten":
+            return None
+        if (self.role in _NO_LINEAR_MAPS) if named is None else (self.name in named):
+            return None
+        rows, columns = shape[0], math.prod(shape[1:])
+        return (rows, columns) if min(rows, columns) > 1 else None
+
     def place(self, start: int, stop: int) -> Place:
         """Return the place of a block."""
         return Place(self.name, self.layout, start, stop, self.layer, self.layers, self.role)
@@ -121,7 +149,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Formula:
-    """What is done to every tensor: the method, the edits around it, and how it computes."""
+    """What is done to every tensor: the method, the edits around it, how it computes, and what it need not compute again."""
 
     method: Method
     before: tuple[tuple[Edit, Mapping[str, Any]], ...] = ()
@@ -131,6 +159,8 @@ class Formula:
     compute_dtype: str = "float32"
     device: str = "cpu"
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    kept: Kept | None = None
+    decompositions: Decompositions | None = None
 
     @property
     def on_arrays(self) -> bool:
@@ -139,9 +169,20 @@ class Formula:
         plain = plain and not (self.before or self.after or self.statistics)
         return self.method.arrays and plain and kernels.available()
 
+    def on_matrix(self, task: Task) -> tuple[int, int] | None:
+        """Return rows and columns of a tensor that the method is given as `Matrices`, else None."""
+        return task.as_matrix(self.method, task.arguments or {})
+
+    def needs_whole(self, task: Task) -> bool:
+        """True where the method or an edit must see all of a tensor at once."""
+        edits = (*self.before, *self.after)
+        return self.on_matrix(task) is not None or any(task.as_matrix(*step) is not None for step in edits)
+
     def call(self, place: Place, answers: Mapping[Any, Any], states: Mapping[Any, Any]) -> Call:
         """Return a call on one block that knows these measurements."""
-        return Call(place, answers, states, self.statistics, self.seed, self.compat)
+        call = Call(place, answers, states, self.statistics, self.seed, self.compat)
+        call.kept, call.decompositions = self.kept, self.decompositions
+        return call
 
 
 @dataclass
@@ -207,10 +248,11 @@ def compute_block(
     shape = task.layout.block_shape(start, stop) if task.layout.shape else ()
     if formula.on_arrays and all(one.source.dtype.name in kernels.KINDS for one in task.all_inputs):
         return _combine_stored(task, formula, call, worker, observer, shape or (1,))
-    values = _load(task, start, stop, formula, worker, observer)
+    values = as_tensor(_load(task, start, stop, formula, worker, observer)).reshape(-1, *shape)
+    base, models = (None, values) if task.base is None else (values[0], values[1:])
     with activated(call):
-        base, merged = _apply(task, formula, values.reshape(len(values), *shape))
-    return _encode(merged.reshape(-1), None if base is None else base.reshape(-1), task.scaling, task.dtype, worker)
+        merged = apply_formula(task, formula, models, base)
+    return encode(merged, base, task.scaling, task.dtype, worker)
 
 
 def _read_copy(task: Task, start: int, stop: int, worker: Worker, observer: Observer | None) -> Computed:
@@ -304,7 +346,7 @@ def _combine_stored(
         _ = stored.values  # the base's row is decoded with them
         base = worker.array(len(inputs), stop - start, np.float32)[0] if with_base else None
         flat = np.ascontiguousarray(_array(merged), np.float32).reshape(-1)
-        return _encode(flat, base, task.scaling, task.dtype, worker)
+        return encode(flat, base, task.scaling, task.dtype, worker)
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)
     non_finite, found = kernels.combine(
         sources,
@@ -394,30 +436,47 @@ def decode(raw: NDArray[np.uint8], dtype: DType, base: Array | None, out: Array)
     return non_finite
 
 
-def _apply(task: Task, formula: Formula, blocks: Array) -> tuple[Array | None, Array]:
-    """Run the method on the (inputs, …) blocks; returns (base, merged), what is added to a base, or (None, merged)."""
+def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | None) -> Tensor:
+    """Run the edits and the method on blocks or `Matrices`; returns what is added to the base, or without one the merged."""
     method = formula.method
-    blocks = as_tensor(blocks)
-    arguments = task.method_arguments
-    if task.base is None:
-        return None, method.function(blocks, **arguments)
-    base: Any = blocks[0]
-    deltas: Any = blocks[1:]
-    if method.wants_base:
+    function, arguments = method.function, task.method_arguments
+    if method.unit is MATRIX and not isinstance(values, Matrices) and "others" in method.parameters:
+        function = OTHERS[(task.arguments or {})["others"]]
+        arguments = {name: value for name, value in arguments.items() if name == "weight"}
+    if base is None:
+        return function(values, **arguments)
+    if method.wants_base and function is method.function:
         arguments["base"] = base
-    for step, parameters in formula.before:
-        deltas = step.function(deltas, **parameters) if step.joint else each(_bound(step.function, parameters), deltas)
-    merged = method.function(deltas, **arguments)
+    for number, (step, parameters) in enumerate(formula.before):
+        if (function_of_step := _step(task, step, parameters)) is None:
+            continue
+        if step.joint:
+            values = function_of_step(plain(values))
+        elif isinstance(values, Matrices):
+            values = each_loaded(function_of_step, values, number)
+        else:
+            values = each(function_of_step, values)
+    merged = function(values, **arguments)
     for step, parameters in formula.after:
-        merged = step.function(merged, deltas, **parameters)
-    return base, merged
+        if (function_of_step := _step(task, step, parameters)) is not None:
+            merged = function_of_step(merged, values)
+    return merged
 
 
-def _bound(function: Callable[..., Tensor], parameters: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
-    def filter(delta: Tensor) -> Tensor:
-        return function(delta, **parameters)
+def _step(task: Task, step: Edit, parameters: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """Return an edit with its parameters; None for one on matrices where the tensor is none."""
+    own = {name: value for name, value in parameters.items() if name not in ENGINE_PARAMETERS}
+    if step.unit is not MATRIX:
+        return partial(step.function, **own)
+    shape = task.as_matrix(step, parameters)
+    if shape is None:
+        return None
 
-    return filter
+    def on_matrices(values: Any, *deltas: Any) -> Any:
+        flat = [one if isinstance(one, Matrices) else one.reshape(-1, *shape) for one in deltas]
+        return step.function(values.reshape(shape), *flat, **own).reshape(values.shape)
+
+    return on_matrices
 
 
 def needs_base(method: Method, has_base: bool) -> bool:
@@ -425,8 +484,9 @@ def needs_base(method: Method, has_base: bool) -> bool:
     return method.on is DELTAS or (method.base is OPTIONAL and has_base)
 
 
-def _encode(merged: Array, base: Array | None, scaling: float, dtype: DType, worker: Worker) -> Computed:
-    """Return base + merged · scaling (without a base: merged), rounded once."""
+def encode(merged: Array, base: Array | None, scaling: float, dtype: DType, worker: Worker) -> Computed:
+    """Return base + merged · scaling (without a base: merged), rounded once; both of any shape."""
+    merged, base = merged.reshape(-1), None if base is None else base.reshape(-1)
     if isinstance(merged, np.ndarray) or (kernels.serve(merged) and dtype.name in kernels.KINDS):
         out = worker.scratch.take_raw("out", len(merged) * dtype.itemsize)
         return Computed(out, kernels.encode(_array(merged), _array(base), scaling, dtype.name, out))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from cuvee.engine.blocks import Task
+from cuvee.engine.blocks import Formula, Task
 from cuvee.errors import ResourceError
-from cuvee.methods.registry import ROW, Method
+from cuvee.methods.registry import ROW, Edit, Method
 from cuvee.tensors.layout import LEAF_ELEMENTS
 
 __all__ = ["Budget", "choose_budget", "default_threads"]
@@ -50,7 +52,7 @@ def default_threads() -> int:
 
 def choose_budget(
     tasks: Sequence[Task],
-    method: Method,
+    formula: Formula,
     *,
     memory: int | None,
     threads: int | None,
@@ -73,17 +75,22 @@ def choose_budget(
     wholes = [WHOLE_TENSOR, WHOLE_TENSOR // 2, WHOLE_TENSOR // 3] if speedy else []
     choices = [(full, whole) for whole in wholes] + [(block, 0) for block in blocks]
     budget = Budget(1, full, 0)
+    enough = memory or DEFAULT_BYTES
+    if memory is None and any(formula.needs_whole(task) for task in tasks):
+        enough = max(enough, available_bytes() * 7 // 10)  # a matrix has no smaller block: fewer threads instead
     for count in range(threads or default_threads(), 0, -1):
         for block, whole in choices:
-            worker = _worker_bytes(tasks, method, block, whole)
+            worker = _worker_bytes(tasks, formula, block, whole)
             needed = PROCESS_BYTES + count * worker
             if memory is not None:
                 # A promise also holds against a hard limit, which counts stacks, and what is freed but kept.
                 needed = PROMISED_PROCESS_BYTES + count * (2 * worker + _STACK_BYTES)
             budget = Budget(count, block, needed, whole)
-            if budget.bytes <= (memory or DEFAULT_BYTES) or (memory is None and not whole):
+            if budget.bytes <= enough or (memory is None and not whole and enough == DEFAULT_BYTES):
                 return budget
-    largest = max(tasks, key=lambda task: _block_bytes(task, method, LEAF_ELEMENTS, 0))
+    if memory is None:
+        return budget
+    largest = max(tasks, key=lambda task: _block_bytes(task, formula, LEAF_ELEMENTS, 0))
     raise ResourceError(
         f"--memory {(memory or 0) / 1e6:.0f} MB is too little: this merge needs {budget.bytes / 1e6:.0f} MB",
         where=f"tensor {largest.name!r} {largest.layout.shape}, from {len(largest.all_inputs)} models",
@@ -91,18 +98,42 @@ def choose_budget(
     )
 
 
-def _worker_bytes(tasks: Sequence[Task], method: Method, block: int, whole: int) -> int:
-    return max((_block_bytes(task, method, block, whole) for task in tasks), default=0)
+def _worker_bytes(tasks: Sequence[Task], formula: Formula, block: int, whole: int) -> int:
+    return max((_block_bytes(task, formula, block, whole) for task in tasks), default=0)
 
 
-def _block_bytes(task: Task, method: Method, block: int, whole: int) -> int:
+def _block_bytes(task: Task, formula: Formula, block: int, whole: int) -> int:
     """Bytes that one block needs: as read, in the compute dtype, a result for each model, and temporaries."""
-    layout = task.layout
+    layout, method = task.layout, formula.method
     elements = min(layout.numel, max(1, block // layout.leaf) * layout.leaf)
     if task.is_copy:
         return elements * (8 if task.is_plain_copy else 28)
+    if formula.needs_whole(task):
+        return _matrix_bytes(task, formula)
     if layout.numel <= whole or (method.unit is ROW and len(layout.shape) < 2):
         elements = layout.numel
     models = len(task.all_inputs)
     staged = 4 * sum(getattr(one.source, "rows", 0) for one in task.all_inputs)  # computed as they are read
     return elements * (4 * (2 * models - 1) + 28 + staged) + models * _SELECTION_BYTES
+
+
+def _matrix_bytes(task: Task, formula: Formula) -> int:
+    """Bytes that a whole matrix needs: what method and edits say that they hold, and the output as it is stored."""
+    models, size = len(task.inputs), task.layout.numel
+    wide = 2 if formula.compute_dtype == "float64" else 1
+    steps: list[tuple[Method | Edit, Mapping[str, Any]]]
+    steps = [(formula.method, task.arguments or {}), *formula.before, *formula.after]
+    found = [(step, task.as_matrix(step, parameters)) for step, parameters in steps]
+    held = sum(step.workspace(*shape, models) for step, shape in found if shape and step.workspace)
+    on_stack = formula.on_matrix(task) is None or formula.after or any(step.joint for step, _ in formula.before)
+    stack = 4 * size * (2 * models + 4) if on_stack else 4 * size * (2 if formula.before else 0)
+    return wide * (held + stack) + size * task.dtype.itemsize
+
+
+def available_bytes() -> int:
+    """Return the memory that the machine can give without swapping."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -71,7 +71,7 @@ def plan_copies(
         shards=shards,
         config=config,
         sidecars=sidecars,
-        budget=choose_budget(tasks, passthrough, memory=memory, threads=threads, measures=False),
+        budget=choose_budget(tasks, Formula(passthrough), memory=memory, threads=threads, measures=False),
         bytes_read=sum(task.bytes_read for task in tasks),
         bytes_written=sum(task.bytes_written for task in tasks),
         tally=Tally(1, 1),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cuvee.checkpoints.sources import Model, as_tensor
-from cuvee.engine.blocks import Computed, Formula, Task
+from cuvee.engine.blocks import Computed, Task
+from cuvee.engine.keeping import KeptInMemory
 from cuvee.engine.matching import BASE
 from cuvee.engine.parts import match_recipe
 from cuvee.engine.plan import _formula, model_from_values
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.errors import raise_all
+from cuvee.methods.measuring import Decompositions
 from cuvee.recipes import Recipe, prepare
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def merge_tensors(
     context: Mapping[str, Any] | None = None,
     compute_dtype: str = "float32",
     block_elements: int | None = None,
+    decompositions: Decompositions | None = None,
     **parameters: Any,
 ) -> dict[str, Tensor]:
     """Merge models that are in memory.
@@ -70,6 +74,7 @@ def merge_tensors(
         context: what config.json would say (layers, heads, ties); inferred from names when None.
         compute_dtype: "float32" or "float64".
         block_elements: about how many elements are worked on at once; None: whole tensors.
+        decompositions: where those of matrices are kept from merge to merge, such as `cuvee.KeptDecompositions()`.
         parameters: the method's; a per-model one is a number or K entries.
 
     Returns:
@@ -98,7 +103,13 @@ def merge_tensors(
     matched = match_recipe(recipe, prepared, opened)
     raise_all(matched.errors)
     plain = _formula(recipe, prepared, matched, "cpu")
-    formula = Formula(**{**vars(plain), "statistics": statistics or {}, "device": _device(opened.values())})
+    formula = replace(
+        plain,
+        statistics=statistics or {},
+        device=_device(opened.values()),
+        kept=KeptInMemory(),
+        decompositions=decompositions,
+    )
     handler = _Collecting()
     largest = max((task.layout.numel for task in matched.tasks), default=1)
     run_rounds(matched.tasks, formula, handler, threads=1, block_elements=block_elements or max(1, largest))

@@ -21,6 +21,7 @@ from cuvee.checkpoints.sources import MemoryArray, MemoryTensor, Model, Scratch,
 from cuvee.checkpoints.writing import Shard, plan_shards
 from cuvee.engine.blocks import Formula, Input, Task, decode
 from cuvee.engine.budget import Budget, choose_budget
+from cuvee.engine.keeping import DecompositionsInFolder
 from cuvee.engine.matching import BASE, Matched
 from cuvee.engine.parts import match_recipe
 from cuvee.engine.retokenizing import Retokenized, check_memory, retokenize
@@ -150,6 +151,7 @@ def plan(
     device: str = "cpu",
     offline: bool = False,
     token: str | None = None,
+    decompositions: str | PathLike[str] | None = None,
     _stages: dict[int, Model] | None = None,
 ) -> MergePlan:
     """Plan a merge: open the models' headers, match their tensors, lay out the output.
@@ -162,6 +164,8 @@ def plan(
         device: "cpu" or "cuda".
         offline: never ask the hub.
         token: for the hub.
+        decompositions: a folder in which those of matrices are kept: the next merge of the same models, with other
+            coefficients, costs only products.
 
     Raises:
         Problems: all that is wrong with recipe and models, said together; or the one error that is.
@@ -182,6 +186,8 @@ def plan(
     if not matched.tasks:
         raise IncompatibleModels("the models have no tensors", right="models with weights")
     formula = _formula(recipe, prepared, matched, device)
+    if decompositions is not None:
+        formula = dataclasses.replace(formula, decompositions=DecompositionsInFolder(Path(decompositions)))
     tally = _trial(matched.tasks, formula)
     shards = plan_shards({task.name: (task.dtype, task.layout.shape) for task in matched.tasks}, shard_size)
     reference = models.get(BASE, models[0])
@@ -210,7 +216,7 @@ def plan(
         sidecars=sidecars,
         budget=choose_budget(
             matched.tasks,
-            prepared.method,
+            formula,
             memory=memory,
             threads=threads,
             device=device,
@@ -221,6 +227,7 @@ def plan(
         tally=tally,
         plan_id=_plan_id(recipe, prepared, matched, formula, shards, config, sidecars),
         tokens={} if retokenized is None else retokenized.report,
+        profile=_profile(matched.tasks, formula),
         left_out=matched.left_out,
         dropped=matched.dropped,
         warnings=tuple(dict.fromkeys(warnings)),
@@ -352,20 +359,27 @@ def _formula(recipe: Recipe, prepared: Prepared, matched: Matched, device: str) 
     )
 
 
+def _profile(tasks: Sequence[Task], formula: Formula) -> str:
+    """Return where the bytes are the same: products of matrices are summed as the machine's BLAS likes."""
+    return f"torch:{torch.__version__}" if any(formula.needs_whole(task) for task in tasks) else "portable-1"
+
+
 def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
     """Run the method on a few elements for each set of arguments: errors come early, visits and rounds are counted."""
     generator = np.random.default_rng(0)
-    formula = dataclasses.replace(formula, device="cpu")
+    formula = dataclasses.replace(formula, device="cpu", decompositions=None)
     tally = Tally()
     seen: set[str] = set()
     for task in tasks:
-        key = repr((task.arguments, len(task.all_inputs), task.base is None, len(task.layout.shape)))
+        kind = (len(task.layout.shape), formula.needs_whole(task))
+        key = repr((task.arguments, len(task.all_inputs), task.base is None, kind))
         if task.is_copy or key in seen or len(seen) >= _TRIALS:
             continue
         # Two leaves of one row make a method stream; a third set of arguments is only tried for its errors.
         streams = len(seen) < 2 and len(task.layout.shape) > 1
         seen.add(key)
-        fake = _fake_task(task, (2, 1 << 16) if streams else (4, 4), generator)
+        small = (2, 1 << 16) if streams and not formula.needs_whole(task) else (8, 8)
+        fake = _fake_task(task, small, generator)
         try:
             took = run_rounds([fake], formula, Handler(), threads=1, block_elements=1)
         except MethodError as error:

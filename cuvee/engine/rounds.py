@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cuvee.engine.blocks import Computed, Formula, Observer, Task, Worker, compute_block
+from cuvee.engine.matrices import merge_matrix
 from cuvee.errors import CuveeError, MethodError
 from cuvee.methods.measuring import Accumulator, Done, Key, Memory, Miss, Pending, Wide
 from cuvee.methods.registry import ROW
@@ -126,6 +127,8 @@ class _Rounds:
 
     def _blocks(self, task: Task) -> list[tuple[int, int]]:
         layout = task.layout
+        if layout.numel and self.formula.needs_whole(task):
+            return [(0, layout.numel)]
         whole_row = self.formula.method.unit is ROW and len(layout.shape) < 2
         if not task.is_copy and layout.numel and (whole_row or layout.numel <= self.whole_elements):
             return [(0, layout.numel)]
@@ -188,7 +191,8 @@ class _Rounds:
         try:
             observer = self.handler.observer(task) if progress.visit == 0 else None
             with worker.timed("compute"):  # what of it is reading is taken off at the end
-                block = compute_block(task, self.formula, call, worker, observer)
+                compute = merge_matrix if self.formula.on_matrix(task) else compute_block
+                block = compute(task, self.formula, call, worker, observer)
             with worker.timed("write"):
                 self.handler.deliver(task, start, block)
         except Pending:

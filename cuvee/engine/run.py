@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from cuvee.checkpoints.sidecars import config_json, copy_sidecars
 from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
 from cuvee.engine.allocator import keep_freed_memory
 from cuvee.engine.blocks import Computed, Observer, Task
+from cuvee.engine.keeping import KeptInFolder
 from cuvee.engine.known import Known
 from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, is_sealed, manifest_json, model_card, read_manifest
 from cuvee.engine.plan import Plan, plan
@@ -48,6 +49,7 @@ __all__ = ["Progress", "Report", "merge", "run"]
 
 _WRITE_BACK_BYTES = 64 << 20
 _SPARE_BYTES = 1 << 20
+_KEPT = "kept"
 
 
 @dataclass
@@ -357,6 +359,7 @@ def _merge(
 ) -> tuple[_Finished, int, Tally]:
     """Write the shards into the staging folder, those tensors that are not there yet."""
     finished = _Finished()
+    fs.remove_tree(staging / _KEPT)
     records = _resumable(plan, staging, allow_nan)
     if records is None:
         fs.remove_tree(staging)
@@ -385,7 +388,7 @@ def _merge(
         with _write_back_beside(writer, journal, handler.write_back):
             tally = run_rounds(
                 tasks,
-                plan.formula,
+                replace(plan.formula, kept=KeptInFolder(staging / _KEPT)),
                 handler,
                 threads=plan.budget.threads,
                 block_elements=plan.budget.block_elements,

@@ -47,7 +47,8 @@ class Stage:
     @property
     def is_streamed(self) -> bool:
         """True when every block can be computed alone."""
-        return self.plan.tally.visits == 1 and self.plan.tally.rounds == 1
+        is_whole = any(self.plan.formula.needs_whole(task) for task in self.plan.tasks)
+        return self.plan.tally.visits == 1 and self.plan.tally.rounds == 1 and not is_whole
 
     @property
     def is_ready(self) -> bool:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
-__all__ = ["Combination", "Stored", "plain"]
+__all__ = ["Combination", "Matrices", "Stored", "plain"]
 
 
 @dataclass
@@ -49,6 +50,39 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Matrices(Sequence["Tensor"]):
+    """The K matrices of one tensor, of which none is in memory: each is made anew when it is asked for.
+
+    Attributes:
+        shape: (K, m, n).
+        load: makes matrix k, (m, n), which is the caller's to change.
+    """
+
+    shape: tuple[int, int, int]
+    load: Callable[[int], Tensor]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self.load(i) for i in range(*k.indices(len(self)))]
+        if not -len(self) <= k < len(self):
+            raise IndexError(k)
+        return self.load(k % len(self))
+
+    @property
+    def values(self) -> Tensor:
+        """All of them in memory, (K, m, n)."""
+        first = self[0]
+        stack = first.new_empty(self.shape)
+        stack[0] = first
+        for k in range(1, len(self)):
+            stack[k] = self[k]
+        return stack
+
+
+@dataclass(frozen=True)
 class Combination:
     """Σ weights_k · values_k / divisor, not computed yet."""
 
@@ -57,5 +91,5 @@ class Combination:
 
 
 def plain(values: Any) -> Any:
-    """Return values as an array or a tensor: stored ones decoded."""
-    return values.values if isinstance(values, Stored) else values
+    """Return values as an array or a tensor: stored ones decoded, matrices loaded."""
+    return values.values if isinstance(values, Stored | Matrices) else values

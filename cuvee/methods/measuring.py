@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Stored, plain
+from cuvee.methods.combination import Matrices, Stored, plain
 from cuvee.tensors.either import empty_like, number_of, same_memory
 from cuvee.tensors.layout import Layout
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Again",
     "Call",
+    "Decompositions",
     "Done",
+    "Kept",
     "Key",
     "Memory",
     "Miss",
@@ -40,6 +42,8 @@ __all__ = [
     "activated",
     "current",
     "each",
+    "each_loaded",
+    "kept",
     "measured",
     "measured_each",
     "remembered",
@@ -164,6 +168,30 @@ class Memory:
             self._bytes -= sum(value.nbytes for value in self._held.pop(tensor, {}).values())
 
 
+class Kept(Protocol):
+    """Tensors kept from round to round, by name."""
+
+    def get(self, name: str) -> torch_types.Tensor | None:
+        """Return what was kept, or None."""
+        ...
+
+    def put(self, name: str, value: torch_types.Tensor) -> None:
+        """Keep a tensor."""
+        ...
+
+
+class Decompositions(Protocol):
+    """Decompositions by what was decomposed, and how."""
+
+    def get(self, key: str) -> tuple[torch_types.Tensor, ...] | None:
+        """Return the factors, or None."""
+        ...
+
+    def put(self, key: str, factors: tuple[torch_types.Tensor, ...]) -> None:
+        """Keep the factors, if there is room."""
+        ...
+
+
 @dataclass
 class Call:
     """One call of a method on one block: what it knows, and what it finds missing.
@@ -179,6 +207,8 @@ class Call:
         path: the models being worked on, outermost first; the last one keys the random draws.
         memory: where costly intermediates are kept from visit to visit.
         buffers: this thread's reused ones, for results that hold until the call's end.
+        kept: where whole tensors are kept from round to round.
+        decompositions: those that are known already.
         spare: see `room`.
     """
 
@@ -194,6 +224,8 @@ class Call:
     alone: bool = False
     memory: Memory | None = None
     buffers: dict[Key, torch_types.Tensor] | None = None
+    kept: Kept | None = None
+    decompositions: Decompositions | None = None
     spare: torch_types.Tensor | None = None
 
     @contextmanager
@@ -204,6 +236,15 @@ class Call:
             yield
         finally:
             self.path = self.path[:-1]
+
+    @contextmanager
+    def apart(self, path: tuple[int, ...]) -> Iterator[None]:
+        """Mark what runs inside as the work on one model, the same however often and in whatever order it runs."""
+        before, self.path, asked, self.asked = self.path, path, self.asked, {}
+        try:
+            yield
+        finally:
+            self.path, self.asked = before, asked
 
     @property
     def model_index(self) -> int:
@@ -511,6 +552,43 @@ def each(
     if pending:
         raise Pending
     return result
+
+
+def each_loaded(filter: Callable[[torch_types.Tensor], torch_types.Tensor], deltas: Matrices, step: int) -> Matrices:
+    """Return matrices of which each is filtered when it is loaded; what all of them miss is collected in one visit.
+
+    Args:
+        filter: called with the task vector of one model.
+        deltas: (K, m, n).
+        step: which filter of several this is: matrices may be loaded in any order and more than once, so their
+            measurements are named by it.
+    """
+    call = current()
+
+    def load(k: int) -> torch_types.Tensor:
+        try:
+            with call.apart((-1 - step, k)):
+                return filter(deltas[k])
+        except Pending:
+            for other in set(range(len(deltas))) - {k}:
+                with contextlib.suppress(Pending), call.apart((-1 - step, other)):
+                    filter(deltas[other])
+            raise
+
+    return Matrices(deltas.shape, load)
+
+
+def kept(what: str, compute: Callable[[], torch_types.Tensor]) -> torch_types.Tensor:
+    """Return `compute()` of a whole tensor, or what it gave in an earlier round: for what costs more than the disk."""
+    call = current()
+    if call.kept is None:
+        return compute()
+    name = f"{what}-{call.ordinal(what)}-{call.place.tensor}"
+    found = call.kept.get(name)
+    if found is None:
+        found = compute()
+        call.kept.put(name, found)
+    return found
 
 
 def measured_each(

@@ -9,6 +9,7 @@ A file in `methods/papers/` is found by being there. `@edit` registers a filter 
 from __future__ import annotations
 
 import enum
+import fnmatch
 import functools
 import importlib
 import inspect
@@ -25,6 +26,7 @@ __all__ = [
     "DELTAS",
     "ELEMENT",
     "ENDPOINT",
+    "MATRIX",
     "MEMBER",
     "NONE",
     "OPTIONAL",
@@ -39,9 +41,11 @@ __all__ = [
     "On",
     "Paper",
     "Parameter",
+    "Patterns",
     "PerModel",
     "Role",
     "Unit",
+    "Workspace",
     "edit",
     "edits",
     "find_edit",
@@ -103,14 +107,15 @@ class Role(enum.Enum):
 
 
 class Unit(enum.Enum):
-    """How much of a tensor one call must see: any block of whole rows, or also a long 1-D tensor whole."""
+    """How much of a tensor one call must see: any block of whole rows, also a long 1-D tensor whole, or matrices whole."""
 
     ELEMENT = "element"
     ROW = "row"
+    MATRIX = "matrix"
 
 
 WEIGHTS, DELTAS = On.WEIGHTS, On.DELTAS
-ELEMENT, ROW = Unit.ELEMENT, Unit.ROW
+ELEMENT, ROW, MATRIX = Unit.ELEMENT, Unit.ROW, Unit.MATRIX
 REQUIRED, OPTIONAL, MEMBER, ENDPOINT, NONE = (
     BaseUse.REQUIRED,
     BaseUse.OPTIONAL,
@@ -118,6 +123,20 @@ REQUIRED, OPTIONAL, MEMBER, ENDPOINT, NONE = (
     BaseUse.ENDPOINT,
     BaseUse.NONE,
 )
+
+
+Workspace = Callable[[int, int, int], int]
+"""(rows, columns, models) -> the most bytes that a method on matrices holds at once, the base and the result included."""
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Names of tensors, by glob patterns."""
+
+    patterns: tuple[str, ...] = ()
+
+    def __contains__(self, name: str) -> bool:
+        return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,7 @@ class Parameter:
     Attributes:
         name: as written in recipes.
         per_model: True when each model has its own value.
-        kinds: the accepted types, out of float, int, bool, str.
+        kinds: the accepted types, out of float, int, bool, Patterns.
         choices: the accepted words, for a `Literal`.
         bound: the accepted range, for numbers.
         default: `inspect.Parameter.empty` when it must be given.
@@ -164,6 +183,8 @@ class Parameter:
     def accepts(self) -> str:
         """What it accepts, in words."""
         words = [repr(choice) if isinstance(choice, str) else str(choice) for choice in self.choices]
+        if Patterns in self.kinds:
+            words.append('a list of patterns, such as ["*embed*"]')
         if bool in self.kinds:
             words.append("true or false")
         if float in self.kinds or int in self.kinds:
@@ -177,6 +198,8 @@ class Parameter:
         Raises:
             MethodError: it is of another type or out of range.
         """
+        if Patterns in self.kinds and isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+            return Patterns(tuple(value))
         if isinstance(value, bool):
             if bool in self.kinds or value in self.choices:
                 return value
@@ -204,7 +227,8 @@ class Edit:
 
     Attributes:
         joint: a filter that is given the task vectors of all models, not one after the other.
-        unit: how much of a tensor one call must see.
+        unit: how much of a tensor one call must see; one on matrices leaves all else as it is.
+        workspace: of one on matrices, see `Workspace`.
     """
 
     name: str
@@ -215,6 +239,7 @@ class Edit:
     joint: bool
     unit: Unit
     status: str
+    workspace: Workspace | None = None
 
 
 @dataclass(frozen=True)
@@ -228,7 +253,7 @@ class Method:
         base: what a base model is to it.
         models: the fewest and most models it takes, the base not counted (None: any number).
         parameters: by name, in the order of the signature, then those of the engine: `scaling` for every method on
-            task vectors, `embed_mismatch`.
+            task vectors, `embed_mismatch`; `not_matrix`, `conv` and mostly `others` for a method on matrices.
         wants_base: True when the function also takes the base's block as `base`.
         status: "published", "community", or "reconstruction".
         formula: one line, with the parameters' names.
@@ -236,6 +261,7 @@ class Method:
         cost: in words.
         unit: how much of a tensor one call must see.
         arrays: it runs on NumPy arrays as well as on tensors.
+        workspace: of a method on matrices, see `Workspace`.
     """
 
     name: str
@@ -252,6 +278,7 @@ class Method:
     cost: str
     unit: Unit
     arrays: bool = False
+    workspace: Workspace | None = None
 
     @property
     def summary(self) -> str:
@@ -270,6 +297,9 @@ def merge_method(
     base: BaseUse = REQUIRED,
     models: tuple[int, int | None] = (1, None),
     unit: Unit = ELEMENT,
+    others: Literal["mean", "base", "sum"] | None = "mean",
+    embeddings: bool = False,
+    workspace: Workspace | None = None,
     arrays: bool = False,
     cost: str = "one pass",
     formula: str = "",
@@ -283,7 +313,12 @@ def merge_method(
         on: `WEIGHTS` or `DELTAS`; on deltas the engine adds the base back and applies `scaling`.
         base: what a base model is to it.
         models: fewest and most models, the base not counted.
-        unit: `ROW` where vectors that are one row must be seen whole.
+        unit: `ROW` where vectors that are one row must be seen whole; `MATRIX`: the function is given `Matrices`, and what
+            is no matrix becomes the mean of the task vectors, or what `others` says.
+        others: the default of the parameter of that name; None: there is none, and the function is also given the (K, …)
+            blocks of what is no matrix.
+        embeddings: True when embeddings and heads are matrices to it, unless `not_matrix` names them.
+        workspace: of a method on matrices, see `Workspace`.
         arrays: True when it leaves all work on values to pieces that take arrays as well as tensors: its merges do
             not load torch.
         cost: in words: "one pass", "a few visits of each tensor", "two rounds over the model".
@@ -299,6 +334,8 @@ def merge_method(
         parameters["embed_mismatch"] = Parameter(
             "embed_mismatch", False, (), ("error", "common_submatrix"), Bound(), "error"
         )
+        if unit is MATRIX:
+            parameters |= _matrix_parameters(embeddings, others)
         name = function.__name__
         wants_base = "base" in inspect.signature(function).parameters
         _METHODS[name] = Method(
@@ -316,6 +353,7 @@ def merge_method(
             cost,
             unit,
             arrays,
+            workspace,
         )
         return function
 
@@ -323,7 +361,13 @@ def merge_method(
 
 
 def edit(
-    *, role: Role, paper: Paper, unit: Unit = ELEMENT, status: str = "published"
+    *,
+    role: Role,
+    paper: Paper,
+    unit: Unit = ELEMENT,
+    embeddings: bool = False,
+    workspace: Workspace | None = None,
+    status: str = "published",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a filter or a refiner under its function's name.
 
@@ -334,10 +378,27 @@ def edit(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
         joint = next(iter(inspect.signature(function).parameters)) == "deltas"
-        _EDITS[name] = Edit(name, role, function, paper, _parameters(function), joint, unit, status)
+        parameters = _parameters(function)
+        if unit is MATRIX:
+            parameters |= _matrix_parameters(embeddings, None)
+        _EDITS[name] = Edit(name, role, function, paper, parameters, joint, unit, status, workspace)
         return function
 
     return register
+
+
+def _matrix_parameters(embeddings: bool, others: str | None) -> dict[str, Parameter]:
+    """Return the parameters of all that works on matrices.
+
+    `not_matrix` of None stands for embeddings and heads, which are 2-D but no linear maps.
+    """
+    found = [
+        Parameter("not_matrix", False, (Patterns,), (), Bound(), Patterns() if embeddings else None),
+        Parameter("conv", False, (), ("others", "flatten"), Bound(), "others"),
+    ]
+    if others is not None:
+        found.append(Parameter("others", False, (), ("mean", "base", "sum"), Bound(), others))
+    return {one.name: one for one in found}
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
@@ -366,7 +427,7 @@ def _parameter(parameter: inspect.Parameter, names: dict[str, Any]) -> Parameter
         elif origin in (typing.Union, types.UnionType):
             for part in typing.get_args(hint):
                 walk(part)
-        elif hint in (float, int, bool):
+        elif hint in (float, int, bool, Patterns):
             kinds.append(hint)
         elif hint is type(None):
             pass

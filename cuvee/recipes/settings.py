@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from cuvee.errors import MethodError, nearest
-from cuvee.methods.registry import Parameter
+from cuvee.methods.registry import Parameter, Patterns
 from cuvee.recipes.findings import Findings, KeyPath
 
 __all__ = ["MISSING", "Missing", "Setting", "check_setting", "evaluate", "is_filtered", "is_listed", "settle"]
@@ -93,7 +93,7 @@ def _along(gradient: Sequence[Any], t: float) -> Any:
 
 def settle(parameter: Parameter, value: Any) -> Any:
     """Return an evaluated value as the parameter's type: between the numbers of a gradient others arise."""
-    if isinstance(value, str) or value is None or float in parameter.kinds:
+    if isinstance(value, str | Patterns) or value is None or float in parameter.kinds:
         return value
     if bool in parameter.kinds:
         return value != 0  # as mergekit takes it
@@ -136,7 +136,7 @@ class _Check:
         return entries
 
     def along(self, setting: Setting, path: KeyPath) -> Setting:
-        if not is_listed(setting):
+        if not is_listed(setting) or Patterns in self.parameter.kinds:
             return self._value(setting, path)
         if not setting:
             return self._error(f"{self.parameter.name} is an empty list", path, _FORMS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cuvee.errors import CuveeError, MethodError, RecipeError, nearest, raise_all
-from cuvee.methods.registry import DELTAS, ROW, WEIGHTS, Method, Role, find_method
+from cuvee.methods.registry import DELTAS, ELEMENT, ROW, WEIGHTS, Method, Role, find_method
 from cuvee.recipes.editing import CheckedEdit, read_edits
 from cuvee.recipes.findings import Findings
 from cuvee.recipes.lineup import line_up
@@ -125,7 +125,7 @@ def check(recipe: Recipe) -> Checked:
     after = read_edits(recipe, method, Role.REFINER, findings)
     if method is None:
         return Checked(tuple(findings.errors), tuple(recipe.notes), None)
-    if any(step.unit is ROW for step, _ in (*before, *after)):
+    if method.unit is ELEMENT and any(step.unit is ROW for step, _ in (*before, *after)):
         method = replace(method, unit=ROW)
     parts = tuple(_prepared(recipe, method, part, findings) for part in parts_of(recipe, findings))
     warnings = (*recipe.notes, *findings.warnings)

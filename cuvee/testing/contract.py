@@ -8,7 +8,7 @@ Two must be promised: equal models give that model, and the order of models does
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from cuvee.testing.specimens import LARGE, SMALL, Specimens, specimens
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LAWS", "BrokenContract", "Contract", "check_method"]
+__all__ = ["LAWS", "BrokenContract", "Contract", "check_method", "law"]
 
 Tensors = Mapping[str, "Tensor"]
 
@@ -49,6 +49,11 @@ class Contract:
         equal_models: parameters, beside those, with which K equal models give that model; None: they do not.
         symmetric: parameters with which the order of models does not matter; None: it does.
         tolerance: of these two laws, relative to max(1, the largest magnitude). All others hold to the bit.
+        turns: the sides, "left" and "right", on which rotated task vectors give the rotated result.
+        scales: scaled task vectors give the scaled result.
+        transposes: transposed task vectors give the transposed result.
+        stable: noise of 1e-6 in task vectors of low rank moves the result by less than 1e-2.
+        wide: how far float64 and float32 may be apart: decompositions of close singular values, and iterations, differ.
     """
 
     method: str
@@ -56,6 +61,11 @@ class Contract:
     equal_models: Mapping[str, Any] | None = field(default_factory=dict)
     symmetric: Mapping[str, Any] | None = field(default_factory=dict)
     tolerance: float = 2e-6
+    turns: Sequence[str] = ()
+    scales: bool = False
+    transposes: bool = False
+    stable: bool = True
+    wide: float = 1e-5
 
     @property
     def found(self) -> Method:
@@ -91,7 +101,8 @@ LAWS: dict[str, Law] = {}
 """Every law by name: given a contract, it yields what is wrong."""
 
 
-def _law(function: Law) -> Law:
+def law(function: Law) -> Law:
+    """Make a law one of all."""
     LAWS[function.__name__] = function
     return function
 
@@ -102,6 +113,9 @@ def check_method(
     equal_models: Mapping[str, Any] | None = {},  # noqa: B006  it is not changed
     symmetric: Mapping[str, Any] | None = {},  # noqa: B006
     tolerance: float = 2e-6,
+    turns: Sequence[str] = (),
+    scales: bool = False,
+    transposes: bool = False,
     **parameters: Any,
 ) -> None:
     """Check a registered method against every law.
@@ -111,20 +125,21 @@ def check_method(
         equal_models: parameters, beside the others, with which K equal models give that model; None: they do not.
         symmetric: parameters with which the order of models does not matter; None: it does.
         tolerance: of these two laws.
+        turns, scales, transposes: what a method on matrices promises, see `Contract`.
         parameters: with which the method runs.
 
     Raises:
         BrokenContract: naming each law that it breaks.
     """
-    contract = Contract(method, parameters, equal_models, symmetric, tolerance)
-    broken = [f"{name}: {wrong}" for name, law in LAWS.items() for wrong in _findings(law, contract)]
+    contract = Contract(method, parameters, equal_models, symmetric, tolerance, turns, scales, transposes)
+    broken = [f"{name}: {wrong}" for name, one in LAWS.items() for wrong in _findings(one, contract)]
     if broken:
         raise BrokenContract(f"{method} breaks {len(broken)} laws\n" + "\n".join(f"  {line}" for line in broken))
 
 
-def _findings(law: Law, contract: Contract) -> list[str]:
+def _findings(one: Law, contract: Contract) -> list[str]:
     try:
-        return list(law(contract))[:3]
+        return list(one(contract))[:3]
     except Exception as error:  # a method that crashes breaks the law that made it crash
         return [f"{type(error).__name__}: {error}"]
 
@@ -179,7 +194,7 @@ def _said(base: bool) -> str:
 # --- laws that must be promised ---
 
 
-@_law
+@law
 def equal_models_give_that_model(contract: Contract) -> Iterator[str]:
     """K equal models give that model, for every number of models."""
     if contract.equal_models is None:
@@ -196,7 +211,7 @@ def equal_models_give_that_model(contract: Contract) -> Iterator[str]:
             yield from _different(got, given.models[0], contract.tolerance, f"{count} models, {_said(base)}")
 
 
-@_law
+@law
 def the_order_of_models_does_not_matter(contract: Contract) -> Iterator[str]:
     """Models in another order give the same result, to rounding."""
     if contract.symmetric is None or contract.count == 1:
@@ -211,7 +226,7 @@ def the_order_of_models_does_not_matter(contract: Contract) -> Iterator[str]:
 # --- laws of every method ---
 
 
-@_law
+@law
 def unchanged_models_give_the_base(contract: Contract) -> Iterator[str]:
     """Where all task vectors are zero, the base comes out."""
     for base in contract.with_base:
@@ -221,7 +236,7 @@ def unchanged_models_give_the_base(contract: Contract) -> Iterator[str]:
             yield from _unlike_values(contract.merge(given, base), given.base)
 
 
-@_law
+@law
 def scaling_zero_gives_the_base(contract: Contract) -> Iterator[str]:
     """`scaling: 0` gives the base, for methods on task vectors."""
     given = specimens(contract.count, SMALL)
@@ -230,7 +245,7 @@ def scaling_zero_gives_the_base(contract: Contract) -> Iterator[str]:
             yield from _unlike_values(contract.merge(given, base, scaling=0.0), given.base)
 
 
-@_law
+@law
 def scaling_multiplies_the_merged_task_vector(contract: Contract) -> Iterator[str]:
     """Half the scaling goes half the way."""
     given = specimens(contract.count, SMALL)
@@ -241,7 +256,7 @@ def scaling_multiplies_the_merged_task_vector(contract: Contract) -> Iterator[st
             yield from _different(half, middle, contract.tolerance)
 
 
-@_law
+@law
 def degenerate_models_give_finite_values(contract: Contract) -> Iterator[str]:
     """No NaN, whatever is zero, equal, opposite, tiny, empty or alone."""
     given = specimens(contract.count, SMALL)
@@ -269,7 +284,7 @@ def degenerate_models_give_finite_values(contract: Contract) -> Iterator[str]:
                     yield f"{what}, {_said(base)}{name} is {tuple(tensor.shape)}"
 
 
-@_law
+@law
 def low_precision_is_merged_in_float32_and_rounded_once(contract: Contract) -> Iterator[str]:
     """bfloat16 and float16 models give, bit for bit, what the same values in float32 give, rounded."""
     for dtype in (torch.bfloat16, torch.float16):
@@ -279,7 +294,7 @@ def low_precision_is_merged_in_float32_and_rounded_once(contract: Contract) -> I
             yield from _different(got, {name: t.to(dtype) for name, t in wide.items()}, what=f"{dtype}, {_said(base)}")
 
 
-@_law
+@law
 def float64_is_merged_in_float64(contract: Contract) -> Iterator[str]:
     """float64 models give what float32 ones give, but finer: equal ones that model to 1e-12."""
     given = specimens(contract.count, SMALL)
@@ -291,12 +306,12 @@ def float64_is_merged_in_float64(contract: Contract) -> Iterator[str]:
             yield from _different(got, equal.models[0], 1e-12, f"equal models in float64, {_said(base)}")
         got, narrow = contract.merge(given.to(torch.float64), base), contract.merge(given, base)
         rounded = {name: tensor.float() for name, tensor in got.items()}
-        yield from _different(rounded, narrow, 1e-5, f"float64, {_said(base)}")
+        yield from _different(rounded, narrow, contract.wide, f"float64, {_said(base)}")
         if got and next(iter(got.values())).dtype is not torch.float64:
             yield "float64 models do not give float64"
 
 
-@_law
+@law
 def inputs_are_left_alone(contract: Contract) -> Iterator[str]:
     """The tensors of the caller are not changed."""
     given, copy = specimens(contract.count, SMALL), specimens(contract.count, SMALL)
@@ -306,7 +321,7 @@ def inputs_are_left_alone(contract: Contract) -> Iterator[str]:
             yield from _different(one, other, what="an input: ")
 
 
-@_law
+@law
 def the_order_of_tensors_does_not_matter(contract: Contract) -> Iterator[str]:
     """Models whose tensors come in another order give the same bytes."""
     given = specimens(contract.count, SMALL)
@@ -315,7 +330,7 @@ def the_order_of_tensors_does_not_matter(contract: Contract) -> Iterator[str]:
         yield from _different(contract.merge(turned, base), contract.merge(given, base), what=_said(base))
 
 
-@_law
+@law
 def blocks_and_threads_leave_no_trace(contract: Contract) -> Iterator[str]:
     """Streamed from and to files by the engine, in any block size and number of threads: the bytes of whole tensors."""
     given = specimens(contract.count, LARGE)
@@ -349,7 +364,7 @@ def _streamed(contract: Contract, given: Specimens, base: bool, budget: Budget |
             model.close()
 
 
-@_law
+@law
 def another_process_gives_the_same_bytes(contract: Contract) -> Iterator[str]:
     """A process with another PYTHONHASHSEED gives the same bytes."""
     for base in contract.with_base:
@@ -360,7 +375,7 @@ def another_process_gives_the_same_bytes(contract: Contract) -> Iterator[str]:
         yield from (f"{_said(base)}{name} differs" for name in here if here[name] != there.get(name))
 
 
-@_law
+@law
 def devices_agree(contract: Contract) -> Iterator[str]:
     """A GPU, where there is one, gives what the CPU gives, to rounding, with the same random draws.
 

@@ -1,0 +1,73 @@
+"""One matrix of the output: those of the models are loaded one at a time, when the method asks for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cuvee.checkpoints.sources import read_raw
+from cuvee.engine.blocks import Computed, Formula, Observer, Task, Worker, apply_formula, decode, encode
+from cuvee.methods.combination import Matrices
+from cuvee.methods.measuring import Call, activated
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["merge_matrix"]
+
+_PIECE_ELEMENTS = 1 << 18
+
+
+def merge_matrix(
+    task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None = None
+) -> Computed:
+    """Return the output of a tensor that the method is given as `Matrices`.
+
+    Raises:
+        Pending: the method has asked for measurements that are not finished; they are in `call.misses`.
+    """
+    shape = formula.on_matrix(task)
+    assert shape is not None, "the tensor is a matrix to the method"
+    inputs, with_base = task.all_inputs, task.base is not None
+    unseen = set(range(len(inputs))) if observer else set()
+
+    def load(number: int, base: Tensor | None) -> Tensor:
+        watching = observer if number in unseen else None
+        unseen.discard(number)
+        return _load(task, number, base, shape, formula, worker, watching)
+
+    base = load(0, None) if with_base else None
+    deltas = Matrices((len(task.inputs), *shape), lambda k: load(k + with_base, base).to(formula.device))
+    base_there = None if base is None else base.to(formula.device)
+    with activated(call):
+        try:
+            merged = apply_formula(task, formula, deltas, base_there)
+        finally:  # what the method had no use for is still digested, and looked through for NaN
+            for number in sorted(unseen):
+                load(number, None)
+    return encode(merged, base_there, task.scaling, task.dtype, worker)
+
+
+def _load(
+    task: Task,
+    number: int,
+    base: Tensor | None,
+    shape: tuple[int, int],
+    formula: Formula,
+    worker: Worker,
+    observer: Observer | None,
+) -> Tensor:
+    """Return input `number` less the base, (m, n) on the CPU, in the compute dtype; read in pieces that stay in cache."""
+    source, layout = task.all_inputs[number].source, task.layout
+    values = torch.empty(shape, dtype=torch.float64 if formula.compute_dtype == "float64" else torch.float32)
+    flat = values.view(-1).numpy()
+    below = None if base is None else base.view(-1).numpy()
+    for start, stop in layout.blocks(_PIECE_ELEMENTS):
+        with worker.timed("read"):
+            raw = read_raw(source, start, stop, worker.scratch, "matrix")
+        if observer:
+            observer.read(number, start, raw)
+        non_finite = decode(raw, source.dtype, None if below is None else below[start:stop], flat[start:stop])
+        if observer:
+            observer.decoded(number, non_finite)
+    return values

@@ -1,0 +1,53 @@
+"""Task Singular Vectors: keep each model's leading directions, and make those of all models orthogonal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cuvee.methods.combination import Matrices
+from cuvee.methods.pieces.combine import mean_of_weighted
+from cuvee.methods.pieces.subspaces import leading_directions, orthogonal_frames, share_of_rank
+from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
+from cuvee.methods.spectral import decomposition_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def tsv_bytes(rows: int, columns: int, models: int) -> int:
+    """Return the bytes that it holds: base, a task vector, the result, the factors of all models and their frames."""
+    side = min(rows, columns)
+    return 4 * (3 * rows * columns + 3 * side * (rows + columns)) + decomposition_bytes(side)
+
+
+@merge_method(
+    paper=Paper("Task Singular Vectors: Reducing Task Interference in Model Merging", arxiv="2412.00081", year=2024),
+    unit=MATRIX,
+    workspace=tsv_bytes,
+    cost="for each m × n matrix K decompositions and two polar factors of q = min(m, n) directions",
+    formula="τ_i ≈ U_i S_i V_iᵀ, rank r;  U = polar [U_1 … U_K], V = polar [V_1 … V_K];  out = θ_0 + scaling · U S Vᵀ",
+    differs="The official code gives every model min(m, n)/K directions even where its task vector has fewer (a merged LoRA), "
+    "and equal standing to noise and signal (rank: null keeps that); equal directions of several models are not unique there. "
+    "It treats embeddings and heads as matrices too (not_matrix: []).",
+)
+def tsv_m(
+    deltas: Matrices,
+    *,
+    weight: PerModel[float] = 1.0,
+    rank: PerModel[Annotated[int, Bound(1)] | Literal["auto"] | None] = "auto",
+    polar_rtol: Annotated[float, Bound(0, 1)] = 1e-4,
+) -> Tensor:
+    """Merge the leading singular directions of each task vector after making them orthogonal to one another.
+
+    Args:
+        deltas: (K, m, n).
+        weight: of each model, a factor of its singular values.
+        rank: directions of each model; auto: min(m, n) // K, and never more than a task vector of low rank has.
+        polar_rtol: directions of the joint frame that are this much weaker than the strongest are repetitions.
+
+    Returns:
+        (m, n). One model gives its own task vector; where min(m, n) < K, the mean.
+    """
+    if len(deltas) == 1 or not share_of_rank(deltas):
+        return mean_of_weighted(deltas, weight)
+    return orthogonal_frames(leading_directions(deltas, rank, weight), polar_rtol).matrix

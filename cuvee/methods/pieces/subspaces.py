@@ -1,0 +1,49 @@
+"""What each model changes, as its leading singular directions, and one orthogonal frame for those of all models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from cuvee.methods.combination import Matrices
+from cuvee.methods.measuring import spread
+from cuvee.methods.spectral import Spectrum, numerical_rank, orthogonalized, svd
+from cuvee.tensors.lazy_torch import torch
+
+__all__ = ["Rank", "leading_directions", "orthogonal_frames", "share_of_rank"]
+
+Rank: TypeAlias = int | Literal["auto"] | None
+
+
+def share_of_rank(deltas: Matrices) -> int:
+    """Return the directions that each of K models gets of an m × n matrix: min(m, n) // K."""
+    return min(deltas.shape[1:]) // len(deltas)
+
+
+def leading_directions(deltas: Matrices, rank: Any, weight: Any = 1.0) -> list[Spectrum]:
+    """Return the leading singular triplets of each task vector, loaded one at a time.
+
+    Args:
+        deltas: (K, m, n).
+        rank: how many, one number or K; "auto": a K-th part of min(m, n), and never more than the task vector really has;
+            None: a K-th part, full or not.
+        weight: of each model, a factor of its singular values; its sign goes into the left vectors.
+    """
+    found = []
+    for k, (w, r) in enumerate(zip(spread(weight, len(deltas)), spread(rank, len(deltas)), strict=True)):
+        most = share_of_rank(deltas) if r in (None, "auto") else int(r)
+        spectrum = svd(deltas[k], most)
+        if r == "auto" and len(deltas) > 1:
+            spectrum = spectrum.cut(numerical_rank(spectrum.s, min(deltas.shape[1:])))
+        found.append(Spectrum(spectrum.u if w >= 0 else -spectrum.u, spectrum.s * abs(w), spectrum.vh))
+    return found
+
+
+def orthogonal_frames(spectra: list[Spectrum], rtol: float = 1e-4) -> Spectrum:
+    """Return the singular vectors of all models, (m, q), (q,) and (q, n), each side made orthogonal symmetrically.
+
+    The polar factor is the orthogonal frame nearest to the vectors, so the order of models leaves no trace; equal
+    directions of several models become one.
+    """
+    u = orthogonalized([one.u for one in spectra], rtol)
+    v = orthogonalized([one.vh.mT for one in spectra], rtol)
+    return Spectrum(u, torch.cat([one.s for one in spectra]), v.mT)

@@ -1,0 +1,218 @@
+"""The matrix toolbox: every decomposition that a method makes is made here, and nowhere else.
+
+Singular vectors and polar factors come from an eigendecomposition of the Gram matrix of the shorter side in float64: as
+exact as a float32 SVD down to singular values of 1e-6 of the largest, and two to three times as fast. Directions that
+weak are noise of the storage dtype, and a polar factor would give them the standing of all others: they are cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from blake3 import blake3
+
+from cuvee.methods.measuring import current
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    import torch as torch_types
+    from torch import Tensor
+
+__all__ = [
+    "Spectrum",
+    "cayley",
+    "decomposition_bytes",
+    "eigh",
+    "gram",
+    "gram_solve",
+    "inverse_cayley",
+    "low_rank",
+    "numerical_rank",
+    "orthogonalized",
+    "polar",
+    "singular_values",
+    "svd",
+]
+
+_CHUNK = 1 << 22
+_WEAKEST = 1e-6
+_LOW_RANK = 1e-2
+
+
+class Spectrum(NamedTuple):
+    """A thin singular value decomposition U diag(s) Vh: u (m, r), s (r,), falling, vh (r, n)."""
+
+    u: Tensor
+    s: Tensor
+    vh: Tensor
+
+    def cut(self, rank: int) -> Spectrum:
+        """Return the part of the `rank` largest singular values."""
+        return Spectrum(self.u[:, :rank], self.s[:rank], self.vh[:rank])
+
+    @property
+    def matrix(self) -> Tensor:
+        """The matrix, (m, n)."""
+        return (self.u * self.s) @ self.vh
+
+
+def svd(matrix: Tensor, rank: int | None = None) -> Spectrum:
+    """Return the singular triplets of a matrix (m, n), at most `rank`, without those below 1e-6 of the largest.
+
+    A zero matrix has none: u is (m, 0). Vectors and values have the matrix's dtype.
+    """
+
+    def compute() -> tuple[Tensor, ...]:
+        tall = matrix.shape[0] >= matrix.shape[1]
+        values, vectors = _short_side(matrix)
+        kept = _above(values, _WEAKEST)[:rank]
+        s, v = values[kept].sqrt(), vectors[:, kept]
+        u = _product(matrix if tall else matrix.mT, v / s)
+        s, v = s.to(matrix.dtype), v.to(matrix.dtype)
+        return (u, s, v.mT) if tall else (v, s, u.mT)
+
+    return Spectrum(*_known(f"svd {rank}", matrix, compute))
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Return all min(m, n) singular values of a matrix (m, n), falling, float64."""
+    return _short_side(matrix)[0].clamp(min=0).sqrt()
+
+
+def polar(matrix: Tensor, rtol: float = 1e-4, rank: int | None = None) -> Tensor:
+    """Return U Vh of the SVD of a matrix (m, n): the nearest partial isometry, of at most that rank.
+
+    Directions with singular values ≤ rtol · the largest are left out.
+    """
+
+    def compute() -> tuple[Tensor, ...]:
+        values, vectors = _short_side(matrix)
+        kept = _above(values, rtol)[:rank]
+        root = (vectors[:, kept] * values[kept].rsqrt()) @ vectors[:, kept].mT
+        tall = matrix.shape[0] >= matrix.shape[1]
+        return ((_product(matrix, root) if tall else _product(matrix.mT, root).mT).contiguous(),)
+
+    return _known(f"polar {rtol} {rank}", matrix, compute)[0]
+
+
+def orthogonalized(parts: Sequence[Tensor], rtol: float = 1e-4) -> Tensor:
+    """Return the polar factor of matrices (m, r_i) laid side by side, (m, Σ r_i): symmetric orthogonalisation."""
+    return polar(torch.cat(list(parts), 1), rtol)
+
+
+def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (values, vectors) of a symmetric matrix (n, n), the largest first, float64; vectors are columns."""
+
+    def compute() -> tuple[Tensor, ...]:
+        values, vectors = torch.linalg.eigh(symmetric.double())
+        return values.flip(0), vectors.flip(1)
+
+    values, vectors = _known("eigh", symmetric, compute)
+    return values, vectors
+
+
+def gram(matrix: Tensor, side: Literal["columns", "rows"] = "columns") -> Tensor:
+    """Return AᵀA, (n, n), or AAᵀ, (m, m), in float64, made of chunks of rows so that A is never held in float64."""
+    tall = matrix if side == "columns" else matrix.mT
+    rows = max(1, _CHUNK // max(1, tall.shape[1]))
+    total = tall.new_zeros((tall.shape[1], tall.shape[1]), dtype=torch.float64)
+    for start in range(0, tall.shape[0], rows):
+        chunk = tall[start : start + rows].double()
+        total.addmm_(chunk.mT, chunk)
+    return total
+
+
+def gram_solve(
+    c: Tensor, t: Tensor, anchor: Tensor, response: Callable[[Tensor], Tensor], floor: float = 1e-8
+) -> Tensor:
+    """Solve Θ C = T with a spectral filter: Θ = A − A Q diag(f) Qᵀ + T Q diag(f/λ) Qᵀ, where C = Q diag(λ) Qᵀ.
+
+    Args:
+        c: (n, n), positive semidefinite.
+        t: (m, n).
+        anchor: (m, n), what stays where the filter is 0.
+        response: from eigenvalues, falling, to the filter f, each in [0, 1].
+        floor: smaller eigenvalues count as this; directions without any weight keep the anchor.
+
+    Returns:
+        (m, n) in the anchor's dtype. f = 1 solves exactly, λ/(λ + a) is a ridge around the anchor, 1 − exp(−λt) gradient flow
+        from it, 1 − (1 − ηλ)^s are s steps of gradient descent.
+    """
+    values, q = eigh(c)
+    values = values.clamp(min=floor)
+    f = response(values)
+    # Θ = A + (T Q diag(1/λ) − A Q) diag(f) Qᵀ
+    along = _product(t, q, torch.float64).div_(values).sub_(_product(anchor, q, torch.float64))
+    return anchor + _product(along, (q * f).mT, anchor.dtype)
+
+
+def numerical_rank(s: Tensor, side: int) -> int:
+    """Return the rank that a matrix was made with, min(m, n) where it is full.
+
+    It is low where at most half of the directions have singular values over 1 % of the largest: a task vector of rank 16
+    that was stored in bfloat16 has a seventeenth of 0.002, and noise from there on.
+
+    Args:
+        s: the leading singular values, falling.
+        side: min(m, n).
+    """
+    strong = int((s > _LOW_RANK * s[0]).sum()) if len(s) else 0
+    return strong if strong <= side // 2 else side
+
+
+def low_rank(matrix: Tensor, rank: int) -> Tensor:
+    """Return the best approximation of a matrix (m, n) of that rank."""
+    return svd(matrix, rank).matrix
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """Return the rotation (I − A)⁻¹(I + A) of a skew-symmetric matrix A, (n, n)."""
+    one = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
+    return torch.linalg.solve(one - skew, one + skew)
+
+
+def inverse_cayley(rotation: Tensor) -> Tensor:
+    """Return the skew-symmetric (R + I)⁻¹(R − I) of a rotation R, (n, n), without an eigenvalue of −1."""
+    one = torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
+    skew = torch.linalg.solve(rotation + one, rotation - one)
+    return (skew - skew.mT) / 2
+
+
+def decomposition_bytes(side: int) -> int:
+    """Return the bytes that a decomposition over a short side (or an input Gram) of that length holds at its peak."""
+    return 8 * 6 * side * side + 3 * 8 * _CHUNK
+
+
+def _short_side(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return squared singular values, falling, and singular vectors of the shorter side as columns, float64."""
+    values, vectors = torch.linalg.eigh(gram(matrix, "columns" if matrix.shape[0] >= matrix.shape[1] else "rows"))
+    return values.flip(0), vectors.flip(1)
+
+
+def _above(squares: Tensor, rtol: float) -> Tensor:
+    """Return the indices of squared singular values above (rtol · largest)²."""
+    return torch.nonzero((squares > squares[:1] * rtol**2) & (squares > 0)).reshape(-1)
+
+
+def _product(matrix: Tensor, factor: Tensor, dtype: torch_types.dtype | None = None) -> Tensor:
+    """Return matrix @ factor, (m, r), multiplied in float64 by chunks of rows; in the matrix's dtype, or another."""
+    rows = max(1, _CHUNK // max(1, matrix.shape[1]))
+    out = matrix.new_empty((matrix.shape[0], factor.shape[1]), dtype=dtype or matrix.dtype)
+    for start in range(0, matrix.shape[0], rows):
+        out[start : start + rows] = matrix[start : start + rows].double() @ factor
+    return out
+
+
+def _known(how: str, matrix: Tensor, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return `compute()`, or what an equal matrix gave before."""
+    known = current().decompositions
+    if known is None:
+        return compute()
+    content = blake3(matrix.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    key = blake3(f"{how} {tuple(matrix.shape)} {matrix.dtype} {content.hexdigest()}".encode()).hexdigest()
+    found = known.get(key)
+    if found is None:
+        found = tuple(one.contiguous() for one in compute())
+        known.put(key, found)
+    return tuple(one.to(matrix.device) for one in found)
