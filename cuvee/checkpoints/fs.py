@@ -263,6 +263,14 @@ def read_file(path: Path, *, limit: int | None = None) -> bytes:
         close(fd)
 
 
+def read_text_of_system(name: str) -> str:
+    """Return what Linux says under /proc, "" elsewhere; such files have no size."""
+    try:
+        return Path("/proc", name).read_text()
+    except OSError:
+        return ""
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a new small file and make it durable."""
     fd = create(path)

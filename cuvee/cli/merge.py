@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from cuvee.cli import app
 from cuvee.cli.amounts import in_bytes, in_seconds, plural
-from cuvee.cli.options import AllowNan, AsJson, Overwrite, PresetName, Quiet, Stages
+from cuvee.cli.options import AllowNan, AsJson, DecompositionsFolder, Overwrite, PresetName, Quiet, Stages
 from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_words
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, print_json, prose, rows, safe, screen, show, styled
@@ -49,6 +49,7 @@ def merge(
     overwrite: Overwrite = False,
     allow_nan: AllowNan = False,
     stages: Stages = None,
+    decompositions: DecompositionsFolder = None,
     quiet: Quiet = False,
     json: AsJson = False,
     options: PlanOptions = PlanOptions(),
@@ -71,7 +72,15 @@ def merge(
     check_target(Path(os.path.abspath(out)), overwrite=overwrite)
     asked = read_words("cuvee merge", words, preset, options)
     merge_asked(
-        asked, out, overwrite=overwrite, allow_nan=allow_nan, stages=stages, quiet=quiet, json=json, options=options
+        asked,
+        out,
+        overwrite=overwrite,
+        allow_nan=allow_nan,
+        stages=stages,
+        decompositions=decompositions,
+        quiet=quiet,
+        json=json,
+        options=options,
     )
 
 
@@ -82,6 +91,7 @@ def merge_asked(
     overwrite: bool = False,
     allow_nan: bool = False,
     stages: str | None = None,
+    decompositions: str | None = None,
     quiet: bool = False,
     json: bool = False,
     options: PlanOptions,
@@ -93,7 +103,7 @@ def merge_asked(
     target = Path(os.path.abspath(out))
     check_target(target, overwrite=overwrite)
     load_engine(options.device, clock, asked, quiet=quiet)
-    planned = make_plan(asked, options, clock, quiet=quiet)
+    planned = make_plan(asked, options, clock, decompositions=decompositions, quiet=quiet)
     report = carry_out(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, with_bar=not quiet)
     clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}
     if json:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from cuvee.checkpoints.writing import parse_size
 from cuvee.cli.clock import Clock
-from cuvee.cli.options import Compat, DecompositionsFolder, Device, Memory, Offline, Seed, ShardSize, Threads, Token
+from cuvee.cli.options import Compat, Device, Memory, Offline, Seed, ShardSize, Threads, Token
 from cuvee.cli.screen import screen
 from cuvee.cli.usage import UsageError
 
@@ -40,7 +40,6 @@ class PlanOptions:
     memory: Memory = None
     offline: Offline = False
     token: Token = None
-    decompositions: DecompositionsFolder = None
 
     def __post_init__(self) -> None:
         _ = self.shard_bytes, self.memory_bytes
@@ -139,7 +138,9 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def make_plan(recipe: Recipe, options: PlanOptions, clock: Clock, *, quiet: bool = False) -> MergePlan:
+def make_plan(
+    recipe: Recipe, options: PlanOptions, clock: Clock, *, decompositions: str | None = None, quiet: bool = False
+) -> MergePlan:
     """Plan a merge.
 
     Raises:
@@ -156,7 +157,7 @@ def make_plan(recipe: Recipe, options: PlanOptions, clock: Clock, *, quiet: bool
             device=options.device,
             offline=options.offline,
             token=options.token,
-            decompositions=options.decompositions,
+            decompositions=decompositions,
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from cuvee.checkpoints import fs
 from cuvee.engine.blocks import Formula, Task
 from cuvee.errors import ResourceError
 from cuvee.methods.registry import ROW, Edit, Method
@@ -132,8 +132,6 @@ def _matrix_bytes(task: Task, formula: Formula) -> int:
 
 def available_bytes() -> int:
     """Return the memory that the machine can give without swapping."""
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    known = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    said = dict(line.split(":") for line in fs.read_text_of_system("meminfo").splitlines())
+    return int(said["MemAvailable"].split()[0]) << 10 if "MemAvailable" in said else known

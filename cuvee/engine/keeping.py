@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -104,16 +105,14 @@ class DecompositionsInFolder:
         content = fs.read_file(path)
         if blake3(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
             return None
-        from safetensors.torch import load
-
-        held = load(content[_DIGEST_BYTES:])
-        return tuple(held[str(number)] for number in range(len(held)))
+        held = np.load(io.BytesIO(content[_DIGEST_BYTES:]))
+        return tuple(torch.from_numpy(held[f"arr_{number}"]) for number in range(len(held)))
 
     def put(self, key: str, factors: tuple[Tensor, ...]) -> None:
         """Keep the factors."""
-        from safetensors.torch import save
-
-        content = save({str(number): one.cpu().contiguous() for number, one in enumerate(factors)})
+        packed = io.BytesIO()
+        np.savez(packed, *[one.cpu().numpy() for one in factors])
+        content = packed.getvalue()
         fs.mkdir(self._folder)
         beside = self._folder / f".{key}.{threading.get_ident()}"
         fs.write_file(beside, blake3(content).digest() + content)

@@ -26,7 +26,7 @@ def iso_c_bytes(rows: int, columns: int, models: int) -> int:
     ),
     unit=MATRIX,
     workspace=iso_c_bytes,
-    cost="one decomposition of each matrix, whatever K",
+    cost="1 decomposition",
     formula="A = Σ weight_i · τ_i = U S Vᵀ;  out = θ_0 + scaling · mean(S) · U Vᵀ",
     differs="The official code counts directions in which a sum of low rank has nothing but noise (rank: full); 96 % of its "
     "output then lies in them. It treats embeddings and heads as matrices too (not_matrix: []).",

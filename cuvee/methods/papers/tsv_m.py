@@ -24,7 +24,7 @@ def tsv_bytes(rows: int, columns: int, models: int) -> int:
     paper=Paper("Task Singular Vectors: Reducing Task Interference in Model Merging", arxiv="2412.00081", year=2024),
     unit=MATRIX,
     workspace=tsv_bytes,
-    cost="for each m × n matrix K decompositions and two polar factors of q = min(m, n) directions",
+    cost="K + 2 decompositions",
     formula="τ_i ≈ U_i S_i V_iᵀ, rank r;  U = polar [U_1 … U_K], V = polar [V_1 … V_K];  out = θ_0 + scaling · U S Vᵀ",
     differs="The official code gives every model min(m, n)/K directions even where its task vector has fewer (a merged LoRA), "
     "and equal standing to noise and signal (rank: null keeps that); equal directions of several models are not unique there. "

@@ -6,7 +6,9 @@ from cuvee.cli.app import COMMANDS, build
 
 PLANNING = ["--seed", "--compat", "--shard-size", "--device", "--threads", "--memory", "--offline", "--token"]
 FROZEN = {
-    "merge": ["RECIPE", "OUT", "--preset", "--overwrite", "--allow-nan", "--stages", "--quiet", "--json", *PLANNING],
+    "merge": ["RECIPE", "OUT", "--preset", "--overwrite", "--allow-nan", "--stages", "--decompositions", "--quiet",
+        "--json", *PLANNING,
+    ],
     "moe": [
         "CONFIG", "OUT", "--gate-dtype", "--batch", "--skip-routing", "--overwrite", "--allow-nan", "--quiet", "--json",
         *PLANNING,
