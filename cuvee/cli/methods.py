@@ -23,6 +23,9 @@ __all__ = ["edit_object", "example_recipe", "method_object", "methods"]
 
 _WIDE = 110
 _ENGINE_PARAMETERS = {
+    "not_matrix": "matrices that are treated as vectors are; embeddings: embeddings and heads, whatever they are called.",
+    "conv": "kernels of convolutions: as all others, or flattened to (out, in · height · width).",
+    "others": "what becomes of the task vectors of vectors, norms and all that is no matrix.",
     "scaling": "coefficient of the merged task vector, applied last (`lambda` in mergekit's YAML).",
     "embed_mismatch": "embeddings and heads of different sizes: an error, or cropped to the rows that all have.",
 }

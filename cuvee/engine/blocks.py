@@ -20,7 +20,7 @@ from cuvee.checkpoints.sources import Scratch, StoredTensor, TensorSource, read_
 from cuvee.methods.combination import Combination, Matrices, Stored, plain
 from cuvee.methods.measuring import Call, Decompositions, Kept, Place, activated, each, each_loaded
 from cuvee.methods.pieces.combine import OTHERS
-from cuvee.methods.registry import DELTAS, MATRIX, OPTIONAL, Edit, Method
+from cuvee.methods.registry import DELTAS, EMBEDDINGS, MATRIX, OPTIONAL, Edit, Method
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType, torch_dtype
 from cuvee.tensors.either import as_tensor
@@ -132,12 +132,12 @@ class Task:
 
     def as_matrix(self, piece: Method | Edit, parameters: Mapping[str, Any]) -> tuple[int, int] | None:
         """Return its rows and columns where it is a matrix to a method or an edit that works on matrices, else None."""
-        shape, named = self.layout.shape, parameters.get("not_matrix")
+        shape, named = self.layout.shape, parameters.get("not_matrix", EMBEDDINGS)
         if piece.unit is not MATRIX or self.is_copy or len(shape) < 2:
             return None
         if len(shape) > 2 and parameters["conv"] != "flatten":
             return None
-        if (self.role in _NO_LINEAR_MAPS) if named is None else (self.name in named):
+        if (self.role in _NO_LINEAR_MAPS) if named == EMBEDDINGS else (self.name in named):
             return None
         rows, columns = shape[0], math.prod(shape[1:])
         return (rows, columns) if min(rows, columns) > 1 else None

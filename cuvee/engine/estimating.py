@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from cuvee.tensors.layout import Layout
 __all__ = ["Estimate", "estimate"]
 
 _SAMPLE_ELEMENTS = 1 << 18
+_SAMPLE_SIDE = 256
 _SAMPLE_BYTES = 8 << 20
 _MEMORY_BYTES_PER_S = 4e9  # of a read that the page cache answers, one thread
 _WRITE_BYTES_PER_S = 1e9  # cannot be sampled without writing
@@ -48,10 +50,13 @@ class Estimate:
 def estimate(plan: Plan) -> Estimate:
     """Estimate a plan's wall time from a sample of a few MB."""
     again = plan.bytes_read * max(0, plan.tally.visits - plan.tally.rounds)
-    merged = sum(task.layout.numel for task in plan.tasks if not task.is_copy)
+    whole = [task for task in plan.tasks if plan.formula.needs_whole(task)]
+    merged = [task for task in plan.tasks if not task.is_copy and not plan.formula.needs_whole(task)]
+    compute = sum(t.layout.numel for t in merged) * _sampled_seconds(plan, merged, _sample)
+    compute += sum(_products(t) for t in whole) * _sampled_seconds(plan, whole, _sample_matrix, runs=1)
     return Estimate(
         plan.bytes_read * plan.tally.rounds / _sampled_read_rate(plan),
-        merged * _sampled_seconds_per_element(plan) + again / (_MEMORY_BYTES_PER_S * plan.budget.threads),
+        compute + again / (_MEMORY_BYTES_PER_S * plan.budget.threads),
         plan.bytes_written / _WRITE_BYTES_PER_S,
     )
 
@@ -70,20 +75,27 @@ def _sampled_read_rate(plan: Plan) -> float:
     return max(1e6, stop * source.dtype.itemsize / seconds)
 
 
-def _sampled_seconds_per_element(plan: Plan) -> float:
-    """Return the seconds that all threads together take for one output element, all visits and digests included."""
-    merged = [task for task in plan.tasks if not task.is_copy]
-    if not merged:
+def _products(task: Task) -> int:
+    """Return m · n · min(m, n), to which the cost of decompositions and products of a matrix is proportional."""
+    rows, columns = task.layout.shape[0], math.prod(task.layout.shape[1:])
+    return rows * columns * min(rows, columns)
+
+
+def _sampled_seconds(
+    plan: Plan, tasks: Sequence[Task], sample: Callable[[Task], tuple[Task, int]], *, runs: int = 2
+) -> float:
+    """Return the seconds that all threads together take for one unit of work, all visits and digests included."""
+    if not tasks:
         return 0.0
-    one = _sample(max(merged, key=lambda task: task.layout.numel))
-    tasks = [replace(one, name=f"{one.name} {number}") for number in range(plan.budget.threads)]
+    one, work = sample(max(tasks, key=lambda task: task.layout.numel))
+    copies = [replace(one, name=f"{one.name} {number}") for number in range(plan.budget.threads)]
     best = math.inf
-    for _ in range(2):  # the first run meets cold code and fresh memory
+    for _ in range(runs):  # the first run meets cold code and fresh memory
         begin = time.perf_counter()
         try:
             run_rounds(
-                tasks,
-                plan.formula,
+                copies,
+                replace(plan.formula, decompositions=None),
                 _Recording(),
                 threads=plan.budget.threads,
                 block_elements=plan.budget.block_elements,
@@ -92,14 +104,24 @@ def _sampled_seconds_per_element(plan: Plan) -> float:
         except MethodError:
             return 0.0
         best = min(best, time.perf_counter() - begin)
-    return best / (len(tasks) * max(1, one.layout.numel))
+    return best / (len(copies) * max(1, work))
 
 
-def _sample(task: Task) -> Task:
-    """Return a task like this one on a few random elements in memory."""
+def _sample_matrix(task: Task) -> tuple[Task, int]:
+    """Return a task like this one on a small random matrix, and its products."""
+    found = _on(task, (_SAMPLE_SIDE, _SAMPLE_SIDE))
+    return found, _products(found)
+
+
+def _sample(task: Task) -> tuple[Task, int]:
+    """Return a task like this one on a few random elements in memory, and their number."""
     columns = math.prod(task.layout.shape[1:]) if len(task.layout.shape) > 1 else 0
     columns = min(columns, _SAMPLE_ELEMENTS)
-    shape = (max(1, _SAMPLE_ELEMENTS // columns), columns) if columns else (_SAMPLE_ELEMENTS,)
+    found = _on(task, (max(1, _SAMPLE_ELEMENTS // columns), columns) if columns else (_SAMPLE_ELEMENTS,))
+    return found, found.layout.numel
+
+
+def _on(task: Task, shape: tuple[int, ...]) -> Task:
     generator = np.random.default_rng(0)
 
     def fake(one: Input) -> Input:

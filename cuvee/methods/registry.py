@@ -25,6 +25,7 @@ from cuvee.errors import MethodError, nearest
 __all__ = [
     "DELTAS",
     "ELEMENT",
+    "EMBEDDINGS",
     "ENDPOINT",
     "MATRIX",
     "MEMBER",
@@ -114,6 +115,8 @@ class Unit(enum.Enum):
     MATRIX = "matrix"
 
 
+EMBEDDINGS = "embeddings"
+"""The value of `not_matrix` that means embeddings and heads, whatever they are called."""
 WEIGHTS, DELTAS = On.WEIGHTS, On.DELTAS
 ELEMENT, ROW, MATRIX = Unit.ELEMENT, Unit.ROW, Unit.MATRIX
 REQUIRED, OPTIONAL, MEMBER, ENDPOINT, NONE = (
@@ -134,6 +137,9 @@ class Patterns:
     """Names of tensors, by glob patterns."""
 
     patterns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(self.patterns) or "none"
 
     def __contains__(self, name: str) -> bool:
         return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
@@ -388,12 +394,9 @@ def edit(
 
 
 def _matrix_parameters(embeddings: bool, others: str | None) -> dict[str, Parameter]:
-    """Return the parameters of all that works on matrices.
-
-    `not_matrix` of None stands for embeddings and heads, which are 2-D but no linear maps.
-    """
+    """Return the parameters of all that works on matrices. Embeddings and heads are 2-D, but no linear maps."""
     found = [
-        Parameter("not_matrix", False, (Patterns,), (), Bound(), Patterns() if embeddings else None),
+        Parameter("not_matrix", False, (Patterns,), (EMBEDDINGS,), Bound(), Patterns() if embeddings else EMBEDDINGS),
         Parameter("conv", False, (), ("others", "flatten"), Bound(), "others"),
     ]
     if others is not None:

@@ -27,14 +27,14 @@ def tsv_bytes(rows: int, columns: int, models: int) -> int:
     cost="K + 2 decompositions",
     formula="τ_i ≈ U_i S_i V_iᵀ, rank r;  U = polar [U_1 … U_K], V = polar [V_1 … V_K];  out = θ_0 + scaling · U S Vᵀ",
     differs="The official code gives every model min(m, n)/K directions even where its task vector has fewer (a merged LoRA), "
-    "and equal standing to noise and signal (rank: null keeps that); equal directions of several models are not unique there. "
+    "and equal standing to noise and signal (rank: share keeps that); equal directions of several models are not unique there. "
     "It treats embeddings and heads as matrices too (not_matrix: []).",
 )
 def tsv_m(
     deltas: Matrices,
     *,
     weight: PerModel[float] = 1.0,
-    rank: PerModel[Annotated[int, Bound(1)] | Literal["auto"] | None] = "auto",
+    rank: PerModel[Annotated[int, Bound(1)] | Literal["auto", "share"]] = "auto",
     polar_rtol: Annotated[float, Bound(0, 1)] = 1e-4,
 ) -> Tensor:
     """Merge the leading singular directions of each task vector after making them orthogonal to one another.
@@ -42,7 +42,7 @@ def tsv_m(
     Args:
         deltas: (K, m, n).
         weight: of each model, a factor of its singular values.
-        rank: directions of each model; auto: min(m, n) // K, and never more than a task vector of low rank has.
+        rank: directions of each model; share: min(m, n) // K; auto: the same, and never more than a task vector of low rank has.
         polar_rtol: directions of the joint frame that are this much weaker than the strongest are repetitions.
 
     Returns:

@@ -11,7 +11,7 @@ from cuvee.tensors.lazy_torch import torch
 
 __all__ = ["Rank", "leading_directions", "orthogonal_frames", "share_of_rank"]
 
-Rank: TypeAlias = int | Literal["auto"] | None
+Rank: TypeAlias = int | Literal["auto", "share"]
 
 
 def share_of_rank(deltas: Matrices) -> int:
@@ -24,13 +24,13 @@ def leading_directions(deltas: Matrices, rank: Any, weight: Any = 1.0) -> list[S
 
     Args:
         deltas: (K, m, n).
-        rank: how many, one number or K; "auto": a K-th part of min(m, n), and never more than the task vector really has;
-            None: a K-th part, full or not.
+        rank: how many, one number or K; "share": a K-th part of min(m, n); "auto": the same, and never more than a task
+            vector of low rank has.
         weight: of each model, a factor of its singular values; its sign goes into the left vectors.
     """
     found = []
     for k, (w, r) in enumerate(zip(spread(weight, len(deltas)), spread(rank, len(deltas)), strict=True)):
-        most = share_of_rank(deltas) if r in (None, "auto") else int(r)
+        most = share_of_rank(deltas) if r in ("auto", "share") else int(r)
         spectrum = svd(deltas[k], most)
         if r == "auto" and len(deltas) > 1:
             spectrum = spectrum.cut(numerical_rank(spectrum.s, min(deltas.shape[1:])))
