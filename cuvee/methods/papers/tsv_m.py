@@ -42,7 +42,7 @@ def tsv_m(
     Args:
         deltas: (K, m, n).
         weight: of each model, a factor of its singular values.
-        rank: directions of each model; share: min(m, n) // K; auto: the same, and never more than a task vector of low rank has.
+        rank: of each model; share: min(m, n) // K; auto: the same, and never more than a task vector of low rank has.
         polar_rtol: directions of the joint frame that are this much weaker than the strongest are repetitions.
 
     Returns:
