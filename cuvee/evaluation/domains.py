@@ -20,7 +20,7 @@ from typing import Literal
 
 from cuvee.errors import ResourceError
 
-__all__ = ["ENGLISH", "EXPERTISE", "UNSEEN", "Corpus", "Document", "Domain", "Side", "read_corpus", "side_of"]
+__all__ = ["ENGLISH", "EXPERTISE", "UNSEEN", "Corpus", "Document", "Domain", "Side", "docstrings", "python_files", "read_corpus", "side_of"]
 
 Side = Literal["train", "validation", "test"]
 
@@ -160,8 +160,13 @@ def _english() -> Iterator[Document]:
     for name, text in topics.items():
         yield _in_memory(f"topics/{name}", text)
     for package in ("numpy", "matplotlib"):
-        for file in _files(_package(package), ".py", but_not=("tests",)):
-            yield Document(file.name, lambda file=file: _docstrings(file.read()))  # type: ignore[misc]
+        for file in python_files(package):
+            yield Document(file.name, lambda file=file: _joined(docstrings(file.read())))  # type: ignore[misc]
+
+
+def python_files(package: str) -> Iterator[Document]:
+    """Return the Python files of an installed package, or those of the standard library for "python"."""
+    return _python() if package == "python" else _files(_package(package), ".py", but_not=("tests",))
 
 
 def _python() -> Iterator[Document]:
@@ -216,6 +221,10 @@ UNSEEN = Domain("cmake", "CMake", "the build scripts of PyTorch", _cmake)
 """Text that no model has read, and that is none of its domains."""
 
 
+def _joined(texts: Iterable[str]) -> bytes:
+    return _BETWEEN.join(text.encode() for text in texts)
+
+
 def _in_memory(name: str, text: str) -> Document:
     data = text.encode()
     return Document(name, lambda: data)
@@ -239,11 +248,11 @@ def _unless_generated(source: bytes) -> bytes:
     return b"" if b"generated" in source[:500].lower() or b'"schema":' in source else source
 
 
-def _docstrings(source: bytes) -> bytes:
+def docstrings(source: bytes) -> list[str]:
     """Return the docstrings of a module, its classes and its functions."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # other people's escapes
         tree = ast.parse(source)
     found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-    return _BETWEEN.join(text.encode() for text in found if text)
+    return [text for text in found if text]

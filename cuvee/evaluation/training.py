@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable
@@ -24,6 +25,7 @@ __all__ = ["Training", "generator_of_step", "train"]
 
 _GRADIENT_NORM = 1.0
 _SNAPSHOT_EVERY_S = 30.0
+_IN_A_LAYER = re.compile(r"\.layers?\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class _Optimizers:
         vectors: list[Tensor] = []
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                is_inner = training.muon_rate is not None and ".layers." in name and weight.dim() == 2
+                is_inner = training.muon_rate is not None and _IN_A_LAYER.search(name) and weight.dim() == 2
                 (inner if is_inner else matrices if weight.dim() > 1 else vectors).append(weight)
         groups = [
             {"params": matrices, "weight_decay": training.weight_decay},

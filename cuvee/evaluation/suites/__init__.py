@@ -14,9 +14,12 @@ from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Progress, Sco
 __all__ = ["BASE", "SUITES", "Built", "Corruption", "Progress", "Score", "Split", "Suite", "Task", "suite"]
 
 SUITES = {
-    "lm": "cuvee.evaluation.suites.lm",
+    "lm": "cuvee.evaluation.suites.lm:SUITE",
+    "text-encoder": "cuvee.evaluation.suites.text_encoder:SUITE",
+    "vision": "cuvee.evaluation.suites.vision:SUITE",
+    "vision-resnet": "cuvee.evaluation.suites.vision:SUITE_RESNET",
 }
-"""Modules by the name of the suite, each of which has it as `SUITE`; imported when asked for."""
+"""Where each suite is; imported when it is asked for."""
 
 
 def suite(name: str) -> Suite:
@@ -27,5 +30,6 @@ def suite(name: str) -> Suite:
     """
     if name not in SUITES:
         raise ResourceError(f"there is no suite {name!r}", right=nearest(name, SUITES))
-    found: Suite = importlib.import_module(SUITES[name]).SUITE
+    module, _, place = SUITES[name].partition(":")
+    found: Suite = getattr(importlib.import_module(module), place)
     return found

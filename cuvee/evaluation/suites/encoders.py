@@ -1,0 +1,250 @@
+"""Suites of encoders with a head a task, as in the protocol of eight CLIP tasks (arXiv 2212.04089).
+
+A head is made of what the untouched base makes of a task's training data, and never moves again: not while an expert
+is fine-tuned through it, and not when a merge is scored by it. So models differ in the encoder alone, which is merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cuvee.checkpoints import fs
+from cuvee.evaluation.candidates import holding, skeleton
+from cuvee.evaluation.parallel import each_on_a_core
+from cuvee.evaluation.suites.making import Check, make_models, trained, weaker
+from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Kind, Progress, Split, Suite, Task
+from cuvee.evaluation.training import Training, generator_of_step
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["EncoderTask", "Labelled", "build_encoders", "features_of", "prototypes"]
+
+_AT_ONCE = 32
+_HEADS = "heads.safetensors"
+_SHARPNESS = 16.0
+_EXAMPLES_OF_HEAD = 800
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Examples of a task.
+
+    Attributes:
+        inputs: (n, …), what the encoder takes.
+        labels: (n,) int64.
+        documents: (m, …) where the task is to find the one of the label by its likeness; None: a head tells the class.
+    """
+
+    inputs: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    documents: Tensor | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class EncoderTask:
+    """A task with its examples, in the order in which they are scored.
+
+    Attributes:
+        name, title, kind: as of `Task`.
+        classes: their number; 0 for finding documents.
+        train: for the head and the expert; None where there is neither.
+        validation, test: to score by.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    classes: int
+    train: Labelled | None
+    validation: Labelled
+    test: Labelled
+
+    def task(self) -> Task:
+        """Return what the suite shows of it."""
+        expert = self.name if self.kind == "expert" else None
+        return Task(self.name, self.title, self.kind, "accuracy", expert=expert)
+
+    def held_out(self, split: Split) -> Labelled:
+        """Return the examples of a split."""
+        return self.test if split == "test" else self.validation
+
+
+Encode = Callable[[nn.Module, Tensor], Tensor]
+"""(encoder, inputs (n, …)) -> (n, width) features of length one."""
+Corrupt = Callable[[Tensor, Corruption], Tensor]
+
+
+def features_of(encoder: nn.Module, inputs: Tensor, encode: Encode, check: Check = lambda: None) -> Tensor:
+    """Return (n, width) features, without gradients."""
+    parts = []
+    with torch.inference_mode():
+        for part in torch.split(inputs, _AT_ONCE):
+            check()
+            parts.append(encode(encoder, part))
+    return torch.cat(parts).clone()
+
+
+def prototypes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the (classes, width + 1) weights and biases of a head that tells a class by the likeness to its mean.
+
+    A row is the direction from the mean of all to the mean of the class, of one length for all classes, as CLIP's rows
+    are; such a head cannot learn its examples by heart, so that there is something left for the expert to learn.
+    """
+    means = torch.stack([features[labels == place].mean(0) for place in range(classes)])
+    middle = means.mean(0)
+    directions = _SHARPNESS * functional.normalize(means - middle)
+    return torch.cat([directions, -(directions @ middle).unsqueeze(1)], 1)
+
+
+def _logits(features: Tensor, head: Tensor) -> Tensor:
+    return features @ head[:, :-1].T + head[:, -1]
+
+
+def build_encoders(
+    suite: Suite,
+    folder: Path,
+    seed: int,
+    tasks: Sequence[EncoderTask],
+    *,
+    make_base: Callable[[Path, Check], None],
+    load: Callable[[Path], nn.Module],
+    save: Callable[[nn.Module, Path], None],
+    encode: Encode,
+    training: Training,
+    batch: int,
+    progress: Progress,
+    shares: Sequence[float] = (),
+    corrupt: Corrupt | None = None,
+    corruptions: Sequence[str] = (),
+    base_threads: int = 1,
+) -> Built:
+    """Make the base, make the heads, and fine-tune an expert for each task of the kind "expert".
+
+    Args:
+        suite: which one.
+        folder: of this form, data and seed; its name is their digest.
+        seed: of the training.
+        tasks: all of them.
+        make_base: writes the base to a folder.
+        load: reads an encoder, ready to be trained.
+        save: writes one.
+        encode: runs one.
+        training: of an expert.
+        batch: examples a step.
+        progress: is told how far each model is.
+        shares: of its training after which an expert is kept too.
+        corrupt: shifts inputs.
+        corruptions: what it knows.
+        base_threads: of torch, while the base is made.
+    """
+    by_name = {task.name: task for task in tasks}
+    experts = [task.name for task in tasks if task.kind == "expert"]
+    make_models(folder, [BASE], lambda name, check: make_base(folder / name, check), progress, threads=base_threads)
+    heads = _heads(folder, tasks, load, encode, progress)
+
+    def make_expert(name: str, check: Check) -> None:
+        encoder = load(folder / BASE)
+        train, head = by_name[name].train, heads[name]
+        assert train is not None
+
+        def loss_of(step: int) -> Tensor:
+            chosen = torch.randint(len(train.labels), (batch,), generator=generator_of_step(seed + 1, step))
+            return functional.cross_entropy(_logits(encode(encoder, train.inputs[chosen]), head), train.labels[chosen])
+
+        trained(
+            encoder,
+            folder / name,
+            loss_of,
+            training,
+            lambda place: save(encoder, place),
+            progress=progress,
+            check=check,
+            in_words=lambda loss: f"loss {loss:.2f}",
+            shares=shares,
+        )
+
+    make_models(folder, experts, make_expert, progress)
+    return Built(
+        suite,
+        seed,
+        folder.name,
+        folder,
+        base=str(folder / BASE),
+        experts={name: str(folder / name) for name in experts},
+        tasks={task.name: task.task() for task in tasks},
+        scorer=_Scorer(skeleton(load(folder / BASE)), by_name, heads, encode, corrupt),
+        weaker=weaker(folder, experts, shares),
+        corruptions=corruptions,
+    )
+
+
+def _heads(
+    folder: Path, tasks: Sequence[EncoderTask], load: Callable[[Path], nn.Module], encode: Encode, progress: Progress
+) -> dict[str, Tensor]:
+    """Return the heads by task, making them where they are not kept yet."""
+    from safetensors.torch import load as parse
+    from safetensors.torch import save as pack
+
+    file = folder / _HEADS
+    if not fs.exists(file):
+        base = load(folder / BASE).eval()
+        with_head = [task for task in tasks if task.train is not None and task.classes]
+        done = 0
+
+        def make(task: EncoderTask, check: Check) -> Tensor:
+            nonlocal done
+            assert task.train is not None
+            features = features_of(base, task.train.inputs[:_EXAMPLES_OF_HEAD], encode, check)
+            head = prototypes(features, task.train.labels[:_EXAMPLES_OF_HEAD], task.classes)
+            done += 1
+            progress("heads", done, len(with_head), "")
+            return head
+
+        made = dict(zip((task.name for task in with_head), each_on_a_core(make, with_head), strict=True))
+        beside = file.with_suffix(".part")
+        if fs.exists(beside):
+            fs.unlink(beside)
+        fs.write_file(beside, pack(made))
+        fs.rename(beside, file)
+    return parse(fs.read_file(file))
+
+
+class _Scorer:
+    """Scores encoders: right or wrong, item by item."""
+
+    def __init__(
+        self,
+        bones: nn.Module,
+        tasks: Mapping[str, EncoderTask],
+        heads: Mapping[str, Tensor],
+        encode: Encode,
+        corrupt: Corrupt | None,
+    ) -> None:
+        self._bones = bones
+        self._tasks = tasks
+        self._heads = heads
+        self._encode = encode
+        self._corrupt = corrupt
+
+    def __call__(
+        self, tensors: Mapping[str, Tensor], task: Task, split: Split, limit: int | None, corruption: Corruption | None
+    ) -> NDArray[np.float32]:
+        encoder = holding(self._bones, tensors)
+        items = self._tasks[task.name].held_out(split)
+        # The whole split is corrupted, so that an item's noise does not depend on the limit.
+        inputs = self._corrupt(items.inputs, corruption) if corruption and self._corrupt else items.inputs
+        features = features_of(encoder, inputs[:limit], self._encode)
+        if items.documents is None:
+            found = _logits(features, self._heads[task.name])
+        else:
+            found = features @ features_of(encoder, items.documents, self._encode).T
+        return (found.argmax(1) == items.labels[:limit]).float().numpy()
