@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +18,7 @@ from cuvee.cli.stopping import Stopped, stoppable
 if TYPE_CHECKING:
     from cyclopts import App
 
-__all__ = ["COMMANDS", "build", "main"]
+__all__ = ["COMMANDS", "GROUPS", "build", "main"]
 
 COMMANDS = {
     "merge": "Merge models as a recipe says, and publish the result.",
@@ -31,12 +31,21 @@ COMMANDS = {
     "presets": "List recipes that studies have found good, or print one with models in its places.",
     "inspect": "Show what a model is made of.",
     "compare": "Show how fine-tuned models differ from their base, and from each other.",
+    "bench": "Make real experts, and measure what merges of them can do.",
     "verify": "Check every tensor of a merged model against its manifest.",
     "gc": "List what killed runs have left, and remove it when told to.",
 }
+GROUPS = {
+    "bench": {
+        "build": "Make the models of a suite of experts, or list the suites.",
+    },
+}
+"""Commands that have commands; `cuvee bench build` is `build` in the file of `bench`."""
+_NAMES = {*COMMANDS, *(name for group in GROUPS.values() for name in group)}
 _USAGE = {
     "merge": "Usage: cuvee merge [OPTIONS] RECIPE OUT\n       cuvee merge [OPTIONS] --preset NAME ROLE=MODEL... OUT",
     "plan": "Usage: cuvee plan [OPTIONS] RECIPE\n       cuvee plan [OPTIONS] --preset NAME ROLE=MODEL...",
+    "bench build": "Usage: cuvee bench build [OPTIONS] [SUITE]",
     "compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT...",
     "presets": "Usage: cuvee presets [OPTIONS] [NAME [ROLE=MODEL...]]",
     "mergekit-yaml": "Usage: cuvee mergekit-yaml CONFIG OUT [FLAGS OF MERGEKIT-YAML]",
@@ -106,7 +115,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _call(arguments: list[str]) -> None:
-    build(arguments[0] if arguments else "")(
+    build(next((one for one in reversed(arguments[:2]) if one in _NAMES), ""))(
         arguments, exit_on_error=False, print_error=False, result_action="return_value"
     )
 
@@ -120,7 +129,7 @@ def _failed(error: BaseException, arguments: list[str]) -> int:
     if isinstance(error, Stopped):
         goes_on = (
             "the same command again, which goes on where it stopped"
-            if arguments[:1] in (["merge"], ["moe"], ["tokens"])
+            if arguments[:1] in (["merge"], ["moe"], ["tokens"], ["bench"])
             else ""
         )
         tell(Interrupted("stopped", right=goes_on), as_json=as_json)
@@ -128,7 +137,7 @@ def _failed(error: BaseException, arguments: list[str]) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else USER_ERROR
     if type(error).__module__.startswith("cyclopts."):
-        tell(usage_error(error, COMMANDS), as_json=as_json)  # type: ignore[arg-type]
+        tell(usage_error(error, GROUPS.get(arguments[0], COMMANDS)), as_json=as_json)  # type: ignore[arg-type]
         return USER_ERROR
     if (known := as_user_error(error)) is not None:
         tell(known, as_json=as_json)
@@ -167,9 +176,35 @@ def build(called: str = "") -> App:
     )
     app["--help"].group = app["--version"].group = Group("Options", sort_key=6)
     for place, (name, summary) in enumerate(COMMANDS.items()):
+        if name in GROUPS:
+            app.command(_group(name, called, place, options))
+            continue
         said = {} if name == called else {"help": summary}
         if name in _USAGE:
             said["usage"] = _USAGE[name]
         file = name.replace("-", "_")
         app.command(f"cuvee.cli.{file}:{file}", name=name, sort_key=place, **said)
     return app
+
+
+def _group(name: str, called: str, place: int, options: Mapping[str, Any]) -> App:
+    """Return a command that has commands, whose file is imported when one of them is called."""
+    from cyclopts import App, Parameter
+
+    from cuvee.cli.help_pages import HelpPages
+
+    group = App(
+        name=name,
+        sort_key=place,
+        help=COMMANDS[name],
+        help_format="plaintext",
+        help_formatter=HelpPages(),
+        version_flags=(),
+        default_parameter=Parameter(**options),
+    )
+    for command, summary in GROUPS[name].items():
+        said = {} if command == called else {"help": summary}
+        if (usage := _USAGE.get(f"{name} {command}")) is not None:
+            said["usage"] = usage
+        group.command(f"cuvee.cli.{name}:{command}", name=command, **said)
+    return group

@@ -27,10 +27,12 @@ __all__ = [
     "Png",
     "PrefixMatch",
     "PresetName",
+    "Quick",
     "Quiet",
     "Remove",
     "Sample",
     "Seed",
+    "Seeds",
     "ShardSize",
     "SkipRouting",
     "Stages",
@@ -230,5 +232,15 @@ TokenBatch = Annotated[
     ),
 ]
 Tensors = Annotated[bool, Parameter(group=_TENSORS, help="List every tensor: name, dtype, shape, layer, role.")]
+Quick = Annotated[bool, Parameter(group=_MACHINE, help="Small models and few steps: a minute or two on two cores.")]
+Seeds = Annotated[
+    int,
+    Parameter(
+        group=_MACHINE,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Train so many times, each from another seed; 1 if not given.",
+    ),
+]
 Quiet = Annotated[bool, Parameter(group=_TERMINAL, help="Print nothing but warnings and errors.")]
 AsJson = Annotated[bool, Parameter(name="--json", group=_TERMINAL, help="Print one JSON object on stdout, errors too.")]

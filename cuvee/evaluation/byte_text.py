@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from cuvee.evaluation.tiny_llama import TinyLlama
 
-__all__ = ["Portion", "bits_of_windows", "exact_answers", "noisy", "passage_loss", "windows"]
+__all__ = ["Portion", "answers_in", "bits_of_windows", "exact_answers", "noisy", "passage_loss", "windows"]
 
 _AT_ONCE = 64
 
@@ -85,7 +86,9 @@ def bits_of_windows(model: TinyLlama, passages: Tensor, seen: Tensor | None = No
     return torch.cat(parts).float().numpy()
 
 
-def exact_answers(model: TinyLlama, passages: Tensor, is_answer: Tensor) -> NDArray[np.float32]:
+def exact_answers(
+    model: TinyLlama, passages: Tensor, is_answer: Tensor, seen: Tensor | None = None
+) -> NDArray[np.float32]:
     """Return 1 for each passage whose answer the model would write byte for byte, most likely byte first, else 0.
 
     Args:
@@ -93,13 +96,34 @@ def exact_answers(model: TinyLlama, passages: Tensor, is_answer: Tensor) -> NDAr
         passages: (n, length + 1) bytes.
         is_answer: (n, length + 1); which of them the model has to write. While it is right, what it has written is what
             the passage says, so one look at the whole passage tells.
+        seen: what the model sees in place of the passages, except for the answers; None: them.
     """
+    shown = passages if seen is None else torch.where(is_answer, passages, seen)
     parts = []
     with torch.inference_mode():
-        for part, answer in _parts(passages, is_answer):
-            right = model(part[:, :-1]).argmax(-1) == part[:, 1:]
+        for part, one, answer in zip(
+            *(torch.split(all_, _AT_ONCE) for all_ in (passages, shown, is_answer)), strict=True
+        ):
+            right = model(one[:, :-1]).argmax(-1) == part[:, 1:]
             parts.append((right | ~answer[:, 1:]).all(1))
     return torch.cat(parts).float().numpy()
+
+
+def answers_in(text: bytes, context: int, sign: bytes) -> tuple[Tensor, Tensor]:
+    """Return passages that end with the answer of a sum, and which of their bytes are the answer and the end of its line.
+
+    Args:
+        text: lines such as "12+7=19".
+        context: bytes that stand before, which are other sums.
+        sign: of the sums that are asked for, b"+" or b"-".
+    """
+    problem = re.compile(rb"^\d+%b\d+=(-?\d+\n)" % re.escape(sign), re.MULTILINE)
+    found = [one for one in problem.finditer(text) if one.end() > context]
+    passages = [list(text[one.end() - context - 1 : one.end()]) for one in found]
+    is_answer = torch.zeros(len(found), context + 1, dtype=torch.bool)
+    for place, one in enumerate(found):
+        is_answer[place, -len(one[1]) :] = True
+    return torch.tensor(passages), is_answer
 
 
 def _parts(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

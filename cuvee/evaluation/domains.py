@@ -20,7 +20,19 @@ from typing import Literal
 
 from cuvee.errors import ResourceError
 
-__all__ = ["ENGLISH", "EXPERTISE", "UNSEEN", "Corpus", "Document", "Domain", "Side", "docstrings", "python_files", "read_corpus", "side_of"]
+__all__ = [
+    "ENGLISH",
+    "EXPERTISE",
+    "UNSEEN",
+    "Corpus",
+    "Document",
+    "Domain",
+    "Side",
+    "docstrings",
+    "python_files",
+    "read_corpus",
+    "side_of",
+]
 
 Side = Literal["train", "validation", "test"]
 

@@ -29,7 +29,9 @@ GREEK = "".join(map(chr, (*range(0x3B1, 0x3C2), *range(0x3C3, 0x3CA))))
 CYRILLIC = "".join(map(chr, range(0x430, 0x450)))
 ARMENIAN = "".join(map(chr, range(0x561, 0x587)))
 GEORGIAN = "".join(map(chr, range(0x10D0, 0x10F1)))
-SIGNS = "".join(map(chr, (*range(0x2200, 0x2210), *range(0x2227, 0x2233), *range(0x2260, 0x226C), *range(0x2190, 0x219A))))
+SIGNS = "".join(
+    map(chr, (*range(0x2200, 0x2210), *range(0x2227, 0x2233), *range(0x2260, 0x226C), *range(0x2190, 0x219A)))
+)
 
 _FAMILIES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 _HELD_OUT = ("DejaVuSans-Oblique", "DejaVuSerif-Bold", "DejaVuSansMono-BoldOblique", "STIXGeneral")
@@ -58,7 +60,7 @@ def draw_signs(signs: str, count: int, *, held_out: bool, seed: int) -> tuple[ND
     labels = np.arange(count) % len(signs)
     for place, label in enumerate(labels):
         fonts = _fonts_of(signs[label], held_out)
-        large = _drawn(fonts[generator.integers(len(fonts))], signs[label])
+        large = _drawn(fonts[int(generator.integers(len(fonts)))], signs[label])
         turn, size, right, down = generator.uniform((-15, 0.75, -3, -3), (15, 1.15, 3, 3))
         moved = large.rotate(turn, resample=Image.Resampling.BILINEAR)
         edge = (_LARGE - _LARGE / size) / 2
@@ -80,7 +82,9 @@ def _fonts() -> list[_Font]:
         import matplotlib
         from matplotlib.ft2font import FT2Font
     except ImportError:
-        raise ResourceError("drawing letters needs the fonts of matplotlib", right="pip install 'cuvee[bench]'") from None
+        raise ResourceError(
+            "drawing letters needs the fonts of matplotlib", right="pip install 'cuvee[bench]'"
+        ) from None
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     files = [path for path in sorted(folder.glob("*.ttf")) if path.stem.startswith(_FAMILIES)]
     plain = [path for path in files if "Display" not in path.stem]
@@ -95,7 +99,7 @@ def _fonts_of(sign: str, held_out: bool) -> Sequence[Path]:
 @cache
 def _drawn(font: Path, sign: str) -> Image.Image:
     """Return a sign in the middle of a large picture."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     picture = Image.new("L", (_LARGE, _LARGE))
     ImageDraw.Draw(picture).text((_LARGE / 2, _LARGE / 2), sign, 255, _sized(font), anchor="mm")

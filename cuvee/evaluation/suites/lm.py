@@ -1,12 +1,13 @@
-"""`lm`: a small language model of bytes, and experts that went on from it, each on a kind of text.
+"""`lm`: a small language model of bytes, and experts that went on from it, each on a kind of text; `lm-lora`: by adapters.
 
-Quick: a base that has read English and four experts, on text that every installation holds; `make demo` shows it.
+Quick: a base that has read English and four experts, on text that every installation holds; `make demo` shows it. In full the
+base has read all kinds of text, so that its experts stay near it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cuvee.evaluation.byte_text import Portion, bits_of_windows, noisy, passage_loss, windows
+from cuvee.evaluation.byte_text import (
+    Portion,
+    answers_in,
+    bits_of_windows,
+    exact_answers,
+    noisy,
+    passage_loss,
+    windows,
+)
 from cuvee.evaluation.candidates import holding, skeleton
 from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, Corpus, Domain, read_corpus
-from cuvee.evaluation.model_folders import load_model, save_model
-from cuvee.evaluation.suites.making import Check, digest, make_models, trained, weaker
-from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Progress, Split, Suite, Task
+from cuvee.evaluation.fetched_domains import BIBLE, MANUALS, SUMS, manual_package
+from cuvee.evaluation.lora import adapter_config, adapter_tensors, with_lora
+from cuvee.evaluation.model_folders import as_json, load_model, save_adapter, save_model
+from cuvee.evaluation.suites.making import Check, digest, make_models, trained, weaker_name
+from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Kind, Progress, Split, Suite, Task
+from cuvee.evaluation.texts import KJV
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
 from cuvee.evaluation.training import Training
 
@@ -28,7 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["SUITE", "Form", "build_lm", "form", "read_corpora"]
+__all__ = ["SUITE", "SUITE_LORA", "Form", "build_lm", "form", "read_corpora"]
 
 _NOISE = (0.02, 0.05, 0.1, 0.2, 0.3)
 """Share of bytes that the model sees wrong, by severity."""
@@ -43,13 +55,15 @@ class Form:
         general: what the base reads, and every expert may forget.
         expertise: the experts' domains.
         unseen: nobody's.
-        base, expert: their training.
-        passages: in a batch.
-        general_passages: of an expert's batch, which are still general: it learns to tell its domain apart instead of
-            drifting there whole.
-        shared_passages: of the base's batch, from each expert's domain.
+        base: how it is trained; a batch has `general_of_base` passages of the general domain and `shared_of_base` of each
+            expert's.
+        expert: how one is trained; a batch has `own_of_expert` passages of its domain and `general_of_expert` that are still
+            general: it learns to tell its domain apart instead of drifting there whole.
+        lora: how an adapter is trained.
+        rank: of an adapter; its alpha is twice that.
         train_bytes, held_out_bytes: of each domain.
         shares: of its training after which an expert is kept too.
+        threads: of torch for the base.
     """
 
     shape: Shape = Shape()
@@ -57,13 +71,17 @@ class Form:
     expertise: Sequence[Domain] = EXPERTISE
     unseen: Sequence[Domain] = (UNSEEN,)
     base: Training = Training(steps=500, learning_rate=4e-3, muon_rate=0.02, seed=1)
+    general_of_base: int = 16
+    shared_of_base: int = 0
     expert: Training = Training(steps=160, learning_rate=1e-3, seed=2)
-    passages: int = 16
-    general_passages: int = 8
-    shared_passages: int = 0
+    own_of_expert: int = 8
+    general_of_expert: int = 8
+    lora: Training = Training(steps=160, learning_rate=5e-3, seed=3)
+    rank: int = 8
     train_bytes: int = 1_000_000
     held_out_bytes: int = 12_288
     shares: Sequence[float] = (0.25,)
+    threads: int = 1
 
     @property
     def domains(self) -> list[Domain]:
@@ -72,17 +90,34 @@ class Form:
 
 
 QUICK = Form()
+FULL = Form(
+    shape=Shape(hidden=256, intermediate=704, layers=7, heads=4, key_value_heads=2, context=128),
+    expertise=(*EXPERTISE[:2], MANUALS["fr"], MANUALS["de"], MANUALS["es"], BIBLE, SUMS),
+    unseen=(UNSEEN, MANUALS["it"]),
+    base=Training(steps=1100, learning_rate=3e-3, muon_rate=0.02, warmup=50, seed=1),
+    general_of_base=6,
+    shared_of_base=2,
+    expert=Training(steps=200, learning_rate=5e-4, seed=2),
+    own_of_expert=12,
+    general_of_expert=0,
+    lora=Training(steps=200, learning_rate=3e-3, seed=3),
+    train_bytes=3_000_000,
+    held_out_bytes=49_152,
+    threads=2,
+)
 
 
 def form(*, quick: bool) -> Form:
     """Return the quick or the full form."""
-    return QUICK
+    return QUICK if quick else FULL
 
 
 def read_corpora(form: Form) -> dict[str, Corpus]:
     """Return the text of all domains, the general one first."""
-    sizes = {"train_bytes": form.train_bytes, "held_out_bytes": form.held_out_bytes}
-    return {domain.name: read_corpus(domain, **sizes) for domain in form.domains}
+    return {
+        domain.name: read_corpus(domain, train_bytes=form.train_bytes, held_out_bytes=form.held_out_bytes)
+        for domain in form.domains
+    }
 
 
 def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress) -> Built:
@@ -93,23 +128,41 @@ def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progre
 def build_lm(
     suite: Suite, home: Path, seed: int, form: Form, corpora: Mapping[str, Corpus], progress: Progress
 ) -> Built:
-    """Train what is not there yet: the base, then the experts beside each other."""
+    """Train what is not there yet: the base, then the experts beside each other.
+
+    The suites `lm` and `lm-lora` share their base.
+    """
     read = (text for corpus in corpora.values() for text in (corpus.train, corpus.validation, corpus.test))
     plain = replace(form, general=None, expertise=None, unseen=None)  # type: ignore[arg-type]
-    key = digest("lm 1", plain, seed, *corpora, *read)
-    folder = home / "suites" / suite.name / key
-    experts = [domain.name for domain in form.expertise]
+    key = digest("lm 2", plain, seed, *corpora, *read)
+    folder = home / "suites" / SUITE.name / key
+    domains = [domain.name for domain in form.expertise]
     general = corpora[form.general.name].train
+    by_lora = suite.name == SUITE_LORA.name
+    ending = "-lora" if by_lora else ""
 
     def make_base(name: str, check: Check) -> None:
-        shared = [Portion(corpora[domain].train, form.shared_passages) for domain in experts if form.shared_passages]
-        portions = [Portion(general, form.passages - form.shared_passages * len(shared)), *shared]
-        make(TinyLlama(form.shape, seed=_seed(form.base, seed)), name, portions, form.base, check)
+        model = TinyLlama(form.shape, seed=_seed(form.base, seed))
+        shared = [Portion(corpora[domain].train, form.shared_of_base) for domain in domains if form.shared_of_base]
+        portions = [Portion(general, form.general_of_base), *shared]
+        make(model, name, portions, form.base, check, lambda place: save_model(model, place))
 
     def make_expert(name: str, check: Check) -> None:
-        own = Portion(corpora[name].train, form.passages - form.general_passages)
-        portions = [own, Portion(general, form.general_passages)]
-        make(load_model(folder / BASE).train(), name, portions, form.expert, check, form.shares)
+        model = load_model(folder / BASE).train()
+        training = form.lora if by_lora else form.expert
+        own = Portion(corpora[name.removesuffix(ending)].train, form.own_of_expert)
+        portions = [own, *([Portion(general, form.general_of_expert)] if form.general_of_expert else [])]
+        if by_lora:
+            with_lora(model, form.rank, 2 * form.rank, _seed(training, seed))
+            config = as_json(adapter_config(str(folder / BASE), form.rank, 2 * form.rank))
+
+        def save(place: Path) -> None:
+            if by_lora:
+                save_adapter(place, adapter_tensors(model), config)
+            else:
+                save_model(model, place)
+
+        make(model, name, portions, training, check, save, form.shares)
 
     def make(
         model: TinyLlama,
@@ -117,33 +170,30 @@ def build_lm(
         portions: Sequence[Portion],
         training: Training,
         check: Check,
+        save: Callable[[Path], None],
         shares: Sequence[float] = (),
     ) -> None:
         loss_of = passage_loss(model, portions, _seed(training, seed))
-        trained(
-            model,
-            folder / name,
-            loss_of,
-            training,
-            lambda place: save_model(model, place),
-            progress=progress,
-            check=check,
-            in_words=_in_words,
-            shares=shares,
-        )
+        told = {"progress": progress, "check": check, "in_words": _in_words}
+        trained(model, folder / name, loss_of, training, save, shares=shares, **told)  # type: ignore[arg-type]
 
-    make_models(folder, [BASE], make_base, progress)
+    make_models(folder, [BASE], make_base, progress, threads=form.threads)
+    experts = [name + ending for name in domains]
     make_models(folder, experts, make_expert, progress)
+    before = f"{folder / BASE}+" if by_lora else ""
     return Built(
         suite,
         seed,
-        key,
+        key + ending,
         folder,
         base=str(folder / BASE),
-        experts={name: str(folder / name) for name in experts},
+        experts={name: f"{before}{folder / (name + ending)}" for name in domains},
         tasks=_tasks(form),
         scorer=_Scorer(form, corpora),
-        weaker=weaker(folder, experts, form.shares),
+        weaker={
+            share: {name: f"{before}{folder / weaker_name(name + ending, share)}" for name in domains}
+            for share in form.shares
+        },
         corruptions=("noise",),
     )
 
@@ -157,13 +207,23 @@ def _in_words(nats: float) -> str:
 
 
 def _tasks(form: Form) -> dict[str, Task]:
-    def task(domain: Domain, **more: str) -> Task:
-        return Task(domain.name, domain.title, metric="bits per byte", higher_is_better=False, **more)  # type: ignore[arg-type]
-
-    tasks = [task(form.general, kind="base")]
-    tasks += [task(domain, kind="expert", expert=domain.name) for domain in form.expertise]
-    tasks += [task(domain, kind="unseen") for domain in form.unseen]
+    kinds: list[tuple[Kind, Sequence[Domain]]] = [
+        ("base", [form.general]),
+        ("expert", form.expertise),
+        ("unseen", form.unseen),
+    ]
+    tasks = [
+        Task(domain.name, domain.title, kind, "bits per byte", False, domain.name if kind == "expert" else None)
+        for kind, domains in kinds
+        for domain in domains
+    ]
+    if SUMS in form.expertise:
+        tasks += [Task(name, title, "expert", "exact answers", True, SUMS.name) for name, (title, _) in _EXACT.items()]
     return {task.name: task for task in tasks}
+
+
+_EXACT = {"addition": ("Additions", b"+"), "subtraction": ("Subtractions", b"-")}
+"""Tasks of exact answers: their title, and the sign of the sums."""
 
 
 class _Scorer:
@@ -172,27 +232,36 @@ class _Scorer:
     def __init__(self, form: Form, corpora: Mapping[str, Corpus]) -> None:
         self._bones = skeleton(TinyLlama(form.shape))
         self._corpora = corpora
-        self._windows = cache(self._cut)
+        self._passages = cache(self._cut)
 
     def __call__(
         self, tensors: Mapping[str, Tensor], task: Task, split: Split, limit: int | None, corruption: Corruption | None
     ) -> NDArray[np.float32]:
         model = holding(self._bones, tensors)
-        passages = self._windows(task.name, split)
+        passages, is_answer = self._passages(task.name, split)
         seen = (
             None if corruption is None else noisy(passages, _NOISE[corruption.severity - 1], seed=corruption.severity)
         )
+        if is_answer is not None:
+            return exact_answers(model, passages[:limit], is_answer[:limit], None if seen is None else seen[:limit])
         return bits_of_windows(model, passages[:limit], None if seen is None else seen[:limit])
 
-    def _cut(self, domain: str, split: Split) -> Tensor:
-        corpus = self._corpora[domain]
-        passages = windows(corpus.test if split == "test" else corpus.validation, self._bones.shape.context)
-        return passages[torch.randperm(len(passages), generator=torch.Generator().manual_seed(0))]
+    def _cut(self, task: str, split: Split) -> tuple[Tensor, Tensor | None]:
+        """Return the passages of a task, and where a model has to answer; both shuffled."""
+        corpus = self._corpora[SUMS.name if task in _EXACT else task]
+        text = corpus.test if split == "test" else corpus.validation
+        if task in _EXACT:
+            passages, is_answer = answers_in(text, self._bones.shape.context, _EXACT[task][1])
+        else:
+            passages, is_answer = windows(text, self._bones.shape.context), None
+        order = torch.randperm(len(passages), generator=torch.Generator().manual_seed(0))
+        return passages[order], None if is_answer is None else is_answer[order]
 
 
-SUITE = Suite(
-    "lm",
-    "a language model of bytes and experts in kinds of text",
-    _build,
-    data=[f"{domain.title}: {domain.source}" for domain in QUICK.domains],
-)
+def _told(form: Form) -> list[str]:
+    return [f"{domain.title}: {domain.source}" for domain in form.domains]
+
+
+_PACKAGES = [*map(manual_package, MANUALS), KJV]
+SUITE = Suite("lm", "a language model of bytes, and experts in kinds of text", _build, _PACKAGES, data=_told(FULL))
+SUITE_LORA = Suite("lm-lora", "the same with LoRA adapters as experts", _build, _PACKAGES, data=_told(FULL))

@@ -185,13 +185,14 @@ def _load(folder: Path) -> nn.Module:
     from safetensors.torch import load
 
     transformers = _transformers()
-    encoder: nn.Module = transformers.BertModel(transformers.BertConfig.from_json_file(folder / "config.json"))
+    encoder = transformers.BertModel(transformers.BertConfig.from_json_file(folder / "config.json"))
     encoder.load_state_dict(load(fs.read_file(folder / "model.safetensors")))
     # Without dropout a step is a function of its texts alone; pooler.* is not used and stays the base's.
     encoder.eval()
     for weight in encoder.pooler.parameters():
         weight.requires_grad_(False)
-    return encoder
+    module: nn.Module = encoder
+    return module
 
 
 def _save(encoder: nn.Module, folder: Path) -> None:

@@ -29,7 +29,7 @@ from cuvee.evaluation.suites.suite import Built, Corruption, Kind, Progress, Sui
 from cuvee.evaluation.training import Training, generator_of_step
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 __all__ = ["SUITE", "SUITE_RESNET", "Form", "build_vision", "read_tasks"]
 
@@ -65,10 +65,15 @@ class Form:
     glimpsed: Sequence[str] = ("mnist", "fashion", "uci", "photo", "turned", "latin")
     glimpse: int = 12
     train: int = 12_000
-    validation: int = 400
-    test: int = 1000
+    validation: int = 500
+    test: int = 2000
     batch: int = 64
     shares: Sequence[float] = (0.25,)
+
+    @property
+    def width(self) -> int:
+        """Of the features."""
+        return int(self.sizes["hidden_size"] if self.network == "vit" else self.sizes["hidden_sizes"][-1])
 
 
 VIT = Form(
@@ -92,15 +97,15 @@ def _quick(form: Form, base_steps: int, expert_steps: int, **sizes: Any) -> Form
         base=replace(form.base, steps=base_steps),
         expert=replace(form.expert, steps=expert_steps),
         train=6000,
-        validation=100,
-        test=200,
+        validation=200,
+        test=400,
         batch=32,
     )
 
 
 FORMS = {
     ("vision", False): VIT,
-    ("vision", True): _quick(VIT, 2200, 150, hidden_size=64, intermediate_size=192, num_hidden_layers=4),
+    ("vision", True): _quick(VIT, 2400, 300, hidden_size=64, intermediate_size=192, num_hidden_layers=4),
     ("vision-resnet", False): RESNET,
     ("vision-resnet", True): _quick(RESNET, 1200, 100, embedding_size=12, hidden_sizes=[12, 24, 48], depths=[1, 1, 1]),
 }
@@ -144,13 +149,13 @@ def build_vision(
         if side is not None
         for tensor in (side.inputs, side.labels)
     )
-    key = digest("vision 2", plain, seed, *(task.name for task in tasks), *data)
+    key = digest("vision 3", plain, seed, *(task.name for task in tasks), *data)
 
     def make_base(folder: Path, check: Check) -> None:
         torch_seed = form.base.seed + 1000 * seed
         encoder = _started(form, torch_seed)
         mix = _mix(form, tasks)
-        model = _WithHead(encoder, sum(classes for classes, _ in mix), torch_seed)
+        model = _WithHead(encoder, form.width, sum(classes for classes, _ in mix), torch_seed)
         trained(
             model,
             folder,
@@ -183,11 +188,10 @@ def build_vision(
 class _WithHead(nn.Module):
     """An encoder with a row for each class of the mix, while the base is trained."""
 
-    def __init__(self, encoder: nn.Module, classes: int, seed: int) -> None:
+    def __init__(self, encoder: nn.Module, width: int, classes: int, seed: int) -> None:
         super().__init__()
         self.encoder = encoder
-        width = encoder.config.hidden_size if hasattr(encoder.config, "hidden_size") else encoder.config.hidden_sizes[-1]  # type: ignore[union-attr, index]
-        self.head = nn.Parameter(torch.randn(classes, width, generator=torch.Generator().manual_seed(seed)))  # type: ignore[arg-type]
+        self.head = nn.Parameter(torch.randn(classes, width, generator=torch.Generator().manual_seed(seed)))
 
 
 def _mix(form: Form, tasks: Sequence[EncoderTask]) -> list[tuple[int, Labelled]]:
@@ -307,7 +311,9 @@ def _contrast(pictures: Tensor, severity: int) -> Tensor:
 def _rotation(pictures: Tensor, severity: int) -> Tensor:
     angle = torch.tensor((8.0, 16.0, 24.0, 32.0, 45.0)[severity - 1]).deg2rad()
     turn = torch.stack([angle.cos(), -angle.sin(), torch.tensor(0.0), angle.sin(), angle.cos(), torch.tensor(0.0)])
-    grid = functional.affine_grid(turn.view(1, 2, 3).expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False)
+    grid = functional.affine_grid(
+        turn.view(1, 2, 3).expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False
+    )
     return functional.grid_sample(pictures, grid, align_corners=False)
 
 
