@@ -447,15 +447,15 @@ def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | None
         return function(values, **arguments)
     if method.wants_base and function is method.function:
         arguments["base"] = base
-    for number, (step, parameters) in enumerate(formula.before):
-        if (function_of_step := _step(task, step, parameters)) is None:
-            continue
-        if step.joint:
-            values = function_of_step(plain(values))
-        elif isinstance(values, Matrices):
-            values = each_loaded(function_of_step, values, number)
-        else:
-            values = each(function_of_step, values)
+    steps = [(step.joint, _step(task, step, parameters)) for step, parameters in formula.before]
+    filters = [(joint, function) for joint, function in steps if function is not None]
+    if isinstance(values, Matrices) and not any(joint for joint, _ in filters):
+        values = each_loaded([one for _, one in filters], values) if filters else values
+    else:
+        stack, is_matrix = plain(values), isinstance(values, Matrices)
+        for joint, one in filters:
+            stack = one(stack) if joint else each(one, stack)
+        values = Matrices(values.shape, lambda k: stack[k].clone()) if is_matrix else stack
     merged = function(values, **arguments)
     for step, parameters in formula.after:
         if (function_of_step := _step(task, step, parameters)) is not None:

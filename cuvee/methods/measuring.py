@@ -51,6 +51,9 @@ __all__ = [
     "spread",
 ]
 
+_BEFORE = -1
+"""In a path: what runs before the method."""
+
 Scope = Literal["tensor", "layer", "model"]
 Over = Literal["all", "row", "column"]
 Fold = Literal["count", "sum", "concat"]
@@ -554,25 +557,30 @@ def each(
     return result
 
 
-def each_loaded(filter: Callable[[torch_types.Tensor], torch_types.Tensor], deltas: Matrices, step: int) -> Matrices:
+def each_loaded(filters: Sequence[Callable[[torch_types.Tensor], torch_types.Tensor]], deltas: Matrices) -> Matrices:
     """Return matrices of which each is filtered when it is loaded; what all of them miss is collected in one visit.
 
     Args:
-        filter: called with the task vector of one model.
+        filters: called one after the other with the task vector of one model. Matrices may be loaded in any order and more
+            than once: the same happens each time, apart from all that the method measures.
         deltas: (K, m, n).
-        step: which filter of several this is: matrices may be loaded in any order and more than once, so their
-            measurements are named by it.
     """
     call = current()
 
+    def filtered(k: int) -> torch_types.Tensor:
+        delta = deltas[k]
+        with call.apart((_BEFORE, k)):
+            for filter in filters:
+                delta = filter(delta)
+        return delta
+
     def load(k: int) -> torch_types.Tensor:
         try:
-            with call.apart((-1 - step, k)):
-                return filter(deltas[k])
+            return filtered(k)
         except Pending:
             for other in set(range(len(deltas))) - {k}:
-                with contextlib.suppress(Pending), call.apart((-1 - step, other)):
-                    filter(deltas[other])
+                with contextlib.suppress(Pending):
+                    filtered(other)
             raise
 
     return Matrices(deltas.shape, load)
