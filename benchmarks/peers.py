@@ -1,4 +1,4 @@
-"""The peer that Cuvée is measured against: mergekit, called as a program in an environment of its own."""
+"""The peers that Cuvée is measured against, each called as a program in an environment of its own."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ DEPENDENCIES = (
 QUIET_FLAGS = ("--no-copy-tokenizer", "--no-write-model-card", "--quiet")
 """What spares mergekit work that no merge needs. Of its other flags for a CPU (`--lazy-unpickle`, `--async-write`,
 `--clone-tensors`) none gained anything here."""
+FUSION_BENCH = ("fusion-bench==0.2.33", "transformers>=4.50,<5")
+"""Its modules for CLIP import names that transformers 5 has no more."""
 STAMP = "installed.txt"
 
 
@@ -66,15 +68,32 @@ def install_peer(folder: Path) -> Peer:
     Raises:
         PeerUnavailable: An installation step failed, for want of a network for instance.
     """
-    stamp = folder / STAMP
-    requirements = "\n".join((TORCH, MERGEKIT, *DEPENDENCIES, ""))
-    if not stamp.exists() or stamp.read_text() != requirements:
-        stamp.unlink(missing_ok=True)
-        venv.create(folder, clear=True, with_pip=True)
-        for step in ([TORCH], ["--no-deps", MERGEKIT], [TORCH, *DEPENDENCIES]):
-            _call(folder, ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step])
-        stamp.write_text(requirements)
+    install_environment(folder, [TORCH], ["--no-deps", MERGEKIT], [TORCH, *DEPENDENCIES])
     return _described(folder)
+
+
+def install_fusion_bench(folder: Path) -> Path:
+    """Install FusionBench into a virtual environment, or find it installed; return its Python.
+
+    Raises:
+        PeerUnavailable: An installation step failed.
+    """
+    install_environment(folder, [TORCH], [TORCH, *FUSION_BENCH])
+    return folder / "bin" / "python"
+
+
+def install_environment(folder: Path, *steps: list[str]) -> None:
+    """Make a virtual environment with the packages of each step, unless it was made of the same ones before."""
+    stamp = folder / STAMP
+    packages = dict.fromkeys(word for step in steps for word in step if not word.startswith("--"))
+    requirements = "\n".join((*packages, ""))
+    if stamp.exists() and stamp.read_text() == requirements:
+        return
+    stamp.unlink(missing_ok=True)
+    venv.create(folder, clear=True, with_pip=True)
+    for step in steps:
+        _call(folder, ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step])
+    stamp.write_text(requirements)
 
 
 def _described(folder: Path) -> Peer:

@@ -1,0 +1,134 @@
+"""The time of the matrix products and decompositions that a merge method cannot avoid, measured on this machine.
+
+    python benchmarks/decompositions.py HIDDEN MLP LAYERS MODELS
+
+prints, as JSON, seconds on one BLAS thread for each method of the table below, over all matrices of a Llama of this shape.
+A polar factor and singular vectors are counted by their cheapest sound route: the Gram matrix of the short side and its
+eigenvectors in float64, and products in float32. What is iterated without decompositions (the steps of Adam) is not counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+
+Work = Counter[tuple[str, int, int, int]]
+"""How often each of ("gemm" | "gram" | "eigh" | "solve", its sizes) is called."""
+
+
+def gemm(m: int, k: int, n: int, times: int = 1) -> Work:
+    """(m, k) times (k, n) in float32."""
+    return Counter({("gemm", m, k, n): times})
+
+
+def vectors(m: int, n: int, rank: int, times: int = 1) -> Work:
+    """The leading singular triplets of an (m, n) matrix."""
+    short, long = min(m, n), max(m, n)
+    return Counter(
+        {("gram", short, long, short): times, ("eigh", short, 0, 0): times, ("gemm", long, short, rank): times}
+    )
+
+
+def polar(m: int, n: int) -> Work:
+    """The nearest isometry of an (m, n) matrix."""
+    short = min(m, n)
+    return vectors(m, n, short) + gemm(short, short, short)
+
+
+def _tsv_m(m: int, n: int, models: int) -> Work:
+    rank = min(m, n) // models
+    stacked = models * rank
+    return vectors(m, n, rank, models) + polar(m, stacked) + polar(n, stacked) + gemm(m, stacked, n)
+
+
+def _iso_cts(m: int, n: int, models: int) -> Work:
+    short = min(m, n)
+    bases = vectors(m, n, short, models + 1) + polar(m, short) + polar(n, short)
+    return bases + gemm(short, m, n, models) + gemm(m, short, n, models + 1)
+
+
+def _on_inputs(m: int, n: int, models: int) -> Work:
+    """The Gram matrices over the inputs, T, one eigh and the filtered solution: WUDI and its kin."""
+    return Counter({("gram", n, m, n): models, ("eigh", n, 0, 0): 1}) + gemm(m, n, n, models + 3)
+
+
+def _opcm(m: int, n: int, models: int) -> Work:
+    return vectors(m, n, min(m, n), models - 1) + gemm(m, min(m, n), n, 4 * (models - 1))
+
+
+def _ortho_merge(m: int, n: int, models: int) -> Work:
+    rotations = vectors(n, n, n, models) + gemm(n, m, n, models) + gemm(m, n, n, models + 1)
+    return rotations + Counter({("solve", n, 0, 0): models + 1})
+
+
+WORK: dict[str, Callable[[int, int, int], Work]] = {
+    "bayesian_model_merging": _on_inputs,
+    "dc_merge": lambda m, n, k: _tsv_m(m, n, k) + gemm(min(m, n), max(m, n), min(m, n), k),
+    "doge": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + vectors(m, min(m, n), min(m, n) // 6),
+    "drm": lambda m, n, k: vectors(m, k * n, m) + gemm(m, m, n),
+    "iso_c": lambda m, n, k: polar(m, n),
+    "iso_cts": _iso_cts,
+    "lore_merging": lambda m, n, k: vectors(m, n, min(m, n), 20 * k) + gemm(m, min(m, n), n, 20 * k),
+    "opcm": _opcm,
+    "optmerge": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + _on_inputs(m, n, k),
+    "ortho_merge": _ortho_merge,
+    "r_tsvm": _tsv_m,
+    "singular_value_calibration": lambda m, n, k: vectors(m, n, min(m, n)) + gemm(m, min(m, n), n, k + 1),
+    "star": lambda m, n, k: vectors(m, n, min(m, n), k) + gemm(m, min(m, n) // 2, n, k),
+    "stf": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + gemm(m, min(m, n), n),
+    "tsv_m": _tsv_m,
+    "wudi_merging": _on_inputs,
+}
+"""What each method on matrices needs of an (m, n) matrix with K models."""
+
+
+@functools.cache
+def seconds(what: str, m: int, k: int, n: int) -> float:
+    """Return the best of three runs of one operation on random numbers."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    if what == "gemm":
+        left, right = torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator)
+        return _best(lambda: left @ right)
+    if what == "gram":
+        both = torch.randn(m, k, generator=generator)
+        return _best(lambda: both.double() @ both.double().T)
+    square = torch.randn(m, m, generator=generator, dtype=torch.float64)
+    if what == "eigh":
+        square = square @ square.T
+        return _best(lambda: torch.linalg.eigh(square))
+    return _best(lambda: torch.linalg.solve(square, square))
+
+
+def _best(call: Callable[[], object]) -> float:
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def main() -> None:
+    """Measure, with one thread, and print."""
+    import torch
+
+    torch.set_num_threads(1)
+    hidden, mlp, layers, models = map(int, sys.argv[1:])
+    shapes = {(hidden, hidden): 4 * layers, (mlp, hidden): 2 * layers, (hidden, mlp): layers}
+    floors = {}
+    for method, work in WORK.items():
+        total = 0.0
+        for (m, n), matrices in shapes.items():
+            total += matrices * sum(times * seconds(*call) for call, times in work(m, n, models).items())
+        floors[method] = total
+    sys.stdout.write(json.dumps(floors) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What `benchmarks/methods.py` runs: every registered method, and variants that a peer has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synthetic import Models
+
+from cuvee.methods.registry import Method, Parameter, methods
+
+# fmt: off
+MERGEKIT = frozenset({
+    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della",
+    "della_linear", "karcher", "linear", "model_stock", "multislerp", "nearswap",
+    "nuslerp", "passthrough", "ram", "ramplus_tl", "sce", "slerp",
+    "task_arithmetic", "ties",
+})
+# fmt: on
+"""The methods that mergekit has too, and by the same recipe."""
+FUSION_BENCH = frozenset({"doge", "iso_c", "iso_cts", "magmax", "opcm", "tsv_m", "wudi_merging"})
+"""Those that FusionBench has, with Cuvée's defaults beside it."""
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "cabs": {"n": 4, "m": 16},
+    "della": {"epsilon": 0.1},
+    "della_linear": {"epsilon": 0.1},
+    "dare_linear": {"density": 0.5},
+    "dare_ties": {"density": 0.5},
+    "magmax": {"scaling": 0.5},
+    "metrics_weighted_averaging": {"metric": 2.0},
+    "nearswap": {"t": 0.0001},
+    "sce": {"select_topk": 0.5},
+}
+"""What is said beside weights and densities, so that a method does what it is for."""
+PER_MODEL = {"weight": 0.3, "density": 0.5}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a method with its parameters, and the peers that do the same."""
+
+    name: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mergekit: bool = False
+    fusion_bench: str = ""
+
+
+VARIANTS = (
+    Case(
+        "ties (whole model)",
+        "ties",
+        {"density": 0.2, "trim_scope": "model", "merge_func": "sum", "scaling": 0.3},
+        fusion_bench="ties",
+    ),
+    Case("wudi_merging (adam)", "wudi_merging", {"solver": "adam"}, fusion_bench="wudi_merging"),
+)
+
+
+def cases() -> dict[str, Case]:
+    """Return the rows, by name: one for each registered method, then variants of those there are."""
+    known = methods()
+    found = [
+        Case(name, name, SETTINGS.get(name, {}), name in MERGEKIT, name if name in FUSION_BENCH else "")
+        for name in known
+    ]
+    found += [
+        one for one in VARIANTS if one.method in known and one.settings.keys() <= known[one.method].parameters.keys()
+    ]
+    return {one.name: one for one in found}
+
+
+def recipe_of(case: Case, models: Models) -> dict[str, Any]:
+    """Return the recipe of a row, over as many of the four experts as the method takes."""
+    method = methods()[case.method]
+    _, high = method.models
+    folders = models.experts[: min(high or len(models.experts), len(models.experts))]
+    base: Path | None = models.base if method.base.name == "REQUIRED" else None
+    if method.base.name == "ENDPOINT":
+        base = folders[0]
+    values = _values(method) | case.settings
+    own = {
+        name: value for name, value in values.items() if name in method.parameters and method.parameters[name].per_model
+    }
+    shared = {name: value for name, value in values.items() if name not in own}
+    recipe: dict[str, Any] = {"merge_method": case.method, "dtype": "bfloat16"}
+    if base is not None:
+        recipe["base_model"] = str(base)
+    recipe["models"] = [{"model": str(one), **({"parameters": dict(own)} if own else {})} for one in folders]
+    return recipe | ({"parameters": shared} if shared else {})
+
+
+def inputs_of(recipe: Mapping[str, Any]) -> list[Path]:
+    """Return the weight files that a recipe reads, the base's first."""
+    named = [recipe.get("base_model"), *(one["model"] for one in recipe["models"])]
+    return [Path(one) / "model.safetensors" for one in dict.fromkeys(filter(None, named))]
+
+
+def _values(method: Method) -> dict[str, Any]:
+    return {
+        one.name: _value(one)
+        for one in method.parameters.values()
+        if one.required or (one.name in PER_MODEL and one.per_model)
+    }
+
+
+def _value(parameter: Parameter) -> Any:
+    return parameter.choices[0] if parameter.choices else PER_MODEL.get(parameter.name, 0.5)
