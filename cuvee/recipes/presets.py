@@ -115,7 +115,7 @@ _ALL = (
         (Place("aligned", {"weight": 1.3}),),
         "sft",
         advice="weight is 1 + alpha; 0.3 is a start of ours: the best alpha differs from model to model and needs a "
-        "validation set, from 0.1 up",
+        "validation set, from 0.1 up. Of several aligned models, the mean is moved: weights that sum to 1 + alpha",
     ),
     Preset(
         "forget",
@@ -252,7 +252,8 @@ _ALL = (
         "fine-tunes of one model on one task with different hyper-parameters",
         "linear",
         (Place("model", repeats=True),),
-        advice="leave out what scores far below the best",
+        advice="leave out what scores far below the best; the greedy soup goes from the best model down and keeps each with "
+        "which the mean scores higher on validation data",
     ),
     Preset(
         "unlearn",
