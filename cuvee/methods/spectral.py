@@ -26,11 +26,14 @@ __all__ = [
     "eigh",
     "gram",
     "gram_solve",
+    "gram_spectrum",
     "inverse_cayley",
     "low_rank",
     "numerical_rank",
     "orthogonalized",
     "polar",
+    "product",
+    "second_moment",
     "singular_values",
     "svd",
 ]
@@ -68,7 +71,7 @@ def svd(matrix: Tensor, rank: int | None = None) -> Spectrum:
         values, vectors = _short_side(matrix)
         kept = _above(values, _WEAKEST)[:rank]
         s, v = values[kept].sqrt(), vectors[:, kept]
-        u = _product(matrix if tall else matrix.mT, v / s)
+        u = product(matrix if tall else matrix.mT, v / s)
         s, v = s.to(matrix.dtype), v.to(matrix.dtype)
         return (u, s, v.mT) if tall else (v, s, u.mT)
 
@@ -91,7 +94,7 @@ def polar(matrix: Tensor, rtol: float = 1e-4, rank: int | None = None) -> Tensor
         kept = _above(values, rtol)[:rank]
         root = (vectors[:, kept] * values[kept].rsqrt()) @ vectors[:, kept].mT
         tall = matrix.shape[0] >= matrix.shape[1]
-        return ((_product(matrix, root) if tall else _product(matrix.mT, root).mT).contiguous(),)
+        return ((product(matrix, root) if tall else product(matrix.mT, root).mT).contiguous(),)
 
     return _known(f"polar {rtol} {rank}", matrix, compute)[0]
 
@@ -123,28 +126,48 @@ def gram(matrix: Tensor, side: Literal["columns", "rows"] = "columns") -> Tensor
     return total
 
 
+def second_moment(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return AᵀA, (n, n), and A AᵀA, (m, n), float64, the second through the Gram matrix of the shorter side."""
+    columns = gram(matrix)
+    if matrix.shape[0] >= matrix.shape[1]:
+        return columns, product(matrix, columns, torch.float64)
+    return columns, product(matrix.mT, gram(matrix, "rows"), torch.float64).mT
+
+
+def gram_spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (values, vectors) of RᵀR without making it, for few long rows (p, n): at most p, falling, vectors (n, ≤ p)."""
+    found = svd(rows.double())
+    return found.s.square(), found.vh.mT
+
+
 def gram_solve(
-    c: Tensor, t: Tensor, anchor: Tensor, response: Callable[[Tensor], Tensor], floor: float = 1e-8
+    spectrum: tuple[Tensor, Tensor],
+    t: Tensor,
+    anchor: Tensor,
+    response: Callable[[Tensor], Tensor],
+    floor: float = 1e-8,
 ) -> Tensor:
     """Solve Θ C = T with a spectral filter: Θ = A − A Q diag(f) Qᵀ + T Q diag(f/λ) Qᵀ, where C = Q diag(λ) Qᵀ.
 
     Args:
-        c: (n, n), positive semidefinite.
+        spectrum: (λ, Q) of C, (q,) and (n, q), as `eigh` and `gram_spectrum` give them; eigenvalues that are not there are 0.
         t: (m, n).
         anchor: (m, n), what stays where the filter is 0.
-        response: from eigenvalues, falling, to the filter f, each in [0, 1].
-        floor: smaller eigenvalues count as this; directions without any weight keep the anchor.
+        response: from all n eigenvalues, falling, to the filter f, each in [0, 1].
+        floor: directions of eigenvalues up to this keep the anchor; the filter sees this in their place.
 
     Returns:
         (m, n) in the anchor's dtype. f = 1 solves exactly, λ/(λ + a) is a ridge around the anchor, 1 − exp(−λt) gradient flow
         from it, 1 − (1 − ηλ)^s are s steps of gradient descent.
     """
-    values, q = eigh(c)
-    values = values.clamp(min=floor)
-    f = response(values)
+    values, q = spectrum
+    unseen = values.new_full((len(q) - len(values),), floor)
+    f = response(torch.cat([values.clamp(min=floor), unseen]))[: len(values)] * (values > floor)
+    seen = int((f > 0).sum())  # those at the end have no part in the products
+    values, q, f = values[:seen], q[:, :seen], f[:seen]
     # Θ = A + (T Q diag(1/λ) − A Q) diag(f) Qᵀ
-    along = _product(t, q, torch.float64).div_(values).sub_(_product(anchor, q, torch.float64))
-    return anchor + _product(along, (q * f).mT, anchor.dtype)
+    along = product(t, q, torch.float64).div_(values).sub_(product(anchor, q, torch.float64))
+    return anchor + product(along, (q * f).mT, anchor.dtype)
 
 
 def numerical_rank(s: Tensor, side: int) -> int:
@@ -195,7 +218,7 @@ def _above(squares: Tensor, rtol: float) -> Tensor:
     return torch.nonzero((squares > squares[:1] * rtol**2) & (squares > 0)).reshape(-1)
 
 
-def _product(matrix: Tensor, factor: Tensor, dtype: torch_types.dtype | None = None) -> Tensor:
+def product(matrix: Tensor, factor: Tensor, dtype: torch_types.dtype | None = None) -> Tensor:
     """Return matrix @ factor, (m, r), multiplied in float64 by chunks of rows; in the matrix's dtype, or another."""
     rows = max(1, _CHUNK // max(1, matrix.shape[1]))
     out = matrix.new_empty((matrix.shape[0], factor.shape[1]), dtype=dtype or matrix.dtype)

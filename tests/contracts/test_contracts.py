@@ -140,6 +140,30 @@ CONTRACTS = [
         wide=1e-3,
         stable=False,
     ),
+    Contract(
+        "wudi_merging",
+        equal_models={"filter": "none", "init": "mean"},
+        turns=("left", "right"),
+        scales=True,
+        tolerance=1e-5,
+    ),
+    Contract(
+        "wudi_merging",
+        {"filter": "none", "rank_rule": "participation_sqrt", "init": "mean"},
+        turns=("left", "right"),
+        scales=True,
+        tolerance=1e-5,
+    ),
+    Contract(
+        "wudi_merging",
+        {"filter": "landweber", "keep_ratio": 0.65, "conv": "flatten", "not_matrix": []},
+        equal_models=None,
+        turns=("left", "right"),
+        scales=True,
+        tolerance=1e-5,
+    ),
+    # Adam moves elements by the sign of gradients: noise of any size moves those whose gradient is zero.
+    Contract("wudi_merging", {"solver": "adam", "steps": 20}, equal_models=None, stable=False, wide=1e-4),
     Contract("passthrough"),
     Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}),
 ]

@@ -1,0 +1,212 @@
+"""Merging as regression: one matrix that answers the inputs of every model as that model does, Θ C = T.
+
+The inputs are known by their Gram matrix G_i, (n, n): the one given as a statistic, or, without data, that of the task
+vector itself, whose rows lie in the space of the inputs that it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from cuvee.errors import MethodError
+from cuvee.methods.measuring import current, spread
+from cuvee.methods.pieces.combine import weighted_sum
+from cuvee.methods.spectral import decomposition_bytes, eigh, gram, gram_solve, gram_spectrum, product, second_moment
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    import torch as torch_types
+    from torch import Tensor
+
+__all__ = [
+    "FLOOR",
+    "GramNorm",
+    "GramSource",
+    "Init",
+    "Regression",
+    "from_grams",
+    "from_task_vectors",
+    "given_gram",
+    "has_moved",
+    "posterior_mean",
+    "regression_bytes",
+    "start",
+    "uses_data",
+]
+
+GramSource: TypeAlias = Literal["auto", "task_vector", "data"]
+GramNorm: TypeAlias = Literal["mean_diagonal", "delta_frobenius", "none"]
+Init: TypeAlias = Literal["sum", "mean", "zero"]
+
+_UNMOVED = 1e-12
+FLOOR = 1e-8
+"""Eigenvalues of Σ G_i, each of trace 1, up to which a direction counts as unseen."""
+
+
+class Regression(NamedTuple):
+    """Minimise Σ b_i tr((Θ − Δ_i) G_i (Θ − Δ_i)ᵀ): Θ C = T.
+
+    Attributes:
+        c: C = Σ b_i G_i, (n, n), float64; or, where that is smaller, R with C = RᵀR, (p, n).
+        t: Σ b_i Δ_i G_i, (m, n), float64.
+        total: Σ Δ_i, (m, n), in their dtype.
+        is_rows: c is R.
+    """
+
+    c: Tensor
+    t: Tensor
+    total: Tensor
+    is_rows: bool = False
+
+    @property
+    def trace(self) -> float:
+        """Of C."""
+        return float(self.c.square().sum() if self.is_rows else self.c.trace())
+
+    @property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of C."""
+        return gram_spectrum(self.c) if self.is_rows else eigh(self.c)
+
+    def scaled(self, factor: float) -> Regression:
+        """Return the same regression with all G_i multiplied."""
+        return self._replace(c=self.c * (factor**0.5 if self.is_rows else factor), t=self.t * factor)
+
+    def gradient(self, dtype: torch_types.dtype) -> Callable[[Tensor], Tensor]:
+        """Return the gradient 2 (X C − T) as a function of X."""
+        c, t = self.c.to(dtype), self.t.to(dtype)
+        if self.is_rows:
+            return lambda x: ((x @ c.mT) @ c).sub_(t).mul_(2)
+        return lambda x: (x @ c).sub_(t).mul_(2)
+
+
+def regression_bytes(rows: int, columns: int, models: int) -> int:
+    """Return the bytes that building and solving hold: base, anchor, result, three float64 products, C and its vectors."""
+    side = min(columns, models * rows)
+    return (4 * 4 + 8 * 3) * rows * columns + decomposition_bytes(side) + 2 * 8 * side * columns
+
+
+def has_moved(squared_norm: float, elements: int) -> bool:
+    """Return whether a task vector has a root mean square of 1e-12 or more: a smaller one has no direction."""
+    return squared_norm > elements * _UNMOVED**2
+
+
+def from_task_vectors(deltas: Any, weight: Any = 1.0, *, normalize: bool = True) -> Regression:
+    """Return the regression with G_i = Δ_iᵀΔ_i / ‖Δ_i‖², without the norm unless `normalize`.
+
+    Models that have not moved take no part. Each is loaded once.
+
+    Args:
+        deltas: (K, m, n).
+        weight: b_i ≥ 0.
+    """
+    count, m, n = deltas.shape
+    few_rows = count * m < n
+    c, t, total = None, None, None
+    for k, b in enumerate(spread(weight, count)):
+        delta = deltas[k]
+        if few_rows:
+            squares, moment = gram(delta, "rows"), None
+        else:
+            squares, moment = second_moment(delta)
+        norm = float(squares.trace())
+        share = b / (norm if normalize else 1.0) if has_moved(norm, delta.numel()) else 0.0
+        if moment is None:
+            moment = product(delta.mT, squares, torch.float64).mT
+            c = squares.new_empty(count * m, n) if c is None else c
+            c[k * m : (k + 1) * m] = delta
+            c[k * m : (k + 1) * m] *= share**0.5
+        else:
+            c = squares.mul_(share) if c is None else c.add_(squares, alpha=share)
+        t = moment.mul_(share) if t is None else t.add_(moment, alpha=share)
+        total = delta.clone() if total is None else total.add_(delta)
+    assert c is not None and t is not None and total is not None, "there is at least one model"
+    return Regression(c, t, total, few_rows)
+
+
+def from_grams(deltas: Any, grams: list[Tensor], weight: Any = 1.0, *, normalize: bool = False) -> Regression:
+    """Return the regression with given G_i, (n, n); with `normalize` each divided by its trace."""
+    c, t, total = None, None, None
+    for delta, g, b in zip(deltas, grams, spread(weight, len(grams)), strict=True):
+        g = g.to(delta.device, torch.float64)
+        trace = float(g.trace()) if normalize else 1.0
+        g = g * (b / trace if trace > 0 else 0.0)
+        moment = product(delta, g, torch.float64)
+        c = g if c is None else c.add_(g)
+        t = moment if t is None else t.add_(moment)
+        total = delta.clone() if total is None else total.add_(delta)
+    assert c is not None and t is not None and total is not None, "there is at least one model"
+    return Regression(c, t, total)
+
+
+def start(init: Init, total: Tensor, count: int) -> Tensor:
+    """Return where a solution starts, or stays: the sum of the task vectors, their mean, or zero."""
+    return total if init == "sum" else total / count if init == "mean" else torch.zeros_like(total)
+
+
+def uses_data(source: GramSource) -> bool:
+    """Return whether Gram matrices of data are to be used: "auto" does so where any is given."""
+    return source == "data" or (source == "auto" and any(key.startswith("gram/") for key in current().statistics))
+
+
+def given_gram(kind: Literal["gram", "outgram"], count: int, side: int) -> list[Tensor] | None:
+    """Return the Gram matrices (side, side) given for this tensor, one a model; None where no model has one.
+
+    They are the statistics `gram/model0/<module>`, of the inputs, or `outgram/…`, of the gradients of the outputs; a
+    trailing `.weight` is accepted.
+
+    Raises:
+        MethodError: only some models have one, or one is of another shape or not finite.
+    """
+    call = current()
+    name = call.place.tensor
+    found: list[Any] = []
+    for k in range(count):
+        keys = (f"{kind}/model{k}/{name}", f"{kind}/model{k}/{name.removesuffix('.weight')}")
+        found.append(next((call.statistics[key] for key in keys if key in call.statistics), None))
+    if all(one is None for one in found):
+        return None
+    for k, one in enumerate(found):
+        where = f"statistic {kind}/model{k}/{name}"
+        if one is None:
+            raise MethodError(
+                "some models have this statistic, and this one has not", where=where, right="one for every model"
+            )
+        if tuple(one.shape) != (side, side):
+            raise MethodError(f"a Gram matrix of shape {tuple(one.shape)}", where=where, right=f"shape {(side, side)}")
+        if not bool(torch.isfinite(one).all()):
+            raise MethodError("a Gram matrix with NaN or Inf", where=where, right="collect it again")
+    return found
+
+
+def posterior_mean(
+    deltas: Any, anchor: Tensor | Init, weight: Any, precision: float, source: GramSource, gram_norm: GramNorm
+) -> Tensor:
+    """Return Θ = (T + λ A)(C + λ I)⁻¹: the mean of the posterior whose prior lies around the anchor A, (m, n).
+
+    Args:
+        deltas: (K, m, n).
+        anchor: the matrix, or how it is made of the task vectors.
+        weight: b_i.
+        precision: λ of the prior; 0: the regression alone, and the anchor where it says nothing.
+        source, gram_norm: where G_i come from, and in what unit they are.
+    """
+    count, columns = len(deltas), deltas.shape[2]
+    per_model = gram_norm == "delta_frobenius"
+    if uses_data(source):
+        grams = given_gram("gram", count, columns)
+        if grams is None:
+            return start(anchor, weighted_sum(deltas), count) if isinstance(anchor, str) else anchor
+        found = from_grams(deltas, grams, weight, normalize=per_model)
+    else:
+        found = from_task_vectors(deltas, weight, normalize=gram_norm != "none")
+    trace = found.trace
+    if isinstance(anchor, str):
+        anchor = start(anchor, found.total, count)
+    if trace <= 0:
+        return anchor
+    if gram_norm == "mean_diagonal":
+        found, trace = found.scaled(columns / trace), float(columns)
+    floor = FLOOR * trace / count
+    return gram_solve(found.spectrum, found.t, anchor, lambda values: values / (values + precision), floor)
