@@ -164,6 +164,14 @@ CONTRACTS = [
     ),
     # Adam moves elements by the sign of gradients: noise of any size moves those whose gradient is zero.
     Contract("wudi_merging", {"solver": "adam", "steps": 20}, equal_models=None, stable=False, wide=1e-4),
+    Contract("bayesian_model_merging", equal_models=None, turns=("left", "right"), scales=True, tolerance=1e-5),
+    Contract(
+        "bayesian_model_merging",
+        {"anchor": "mean", "importance": 0.5, "gram_norm": "delta_frobenius", "prior_precision": 1e-3},
+        tolerance=1e-5,
+    ),
+    Contract("reforge", equal_models=None, tolerance=1e-5),
+    Contract("reforge", {"inner": "ties", "density": 0.5}, equal_models={"density": 1.0}, tolerance=1e-5, stable=False),
     Contract("passthrough"),
     Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}),
 ]

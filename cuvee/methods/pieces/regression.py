@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from cuvee.errors import MethodError
 from cuvee.methods.measuring import current, spread
 from cuvee.methods.pieces.combine import weighted_sum
+from cuvee.methods.registry import Paper
 from cuvee.methods.spectral import decomposition_bytes, eigh, gram, gram_solve, gram_spectrum, product, second_moment
 from cuvee.tensors.lazy_torch import torch
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "BMM",
     "FLOOR",
     "GramNorm",
     "GramSource",
@@ -38,6 +40,8 @@ __all__ = [
 GramSource: TypeAlias = Literal["auto", "task_vector", "data"]
 GramNorm: TypeAlias = Literal["mean_diagonal", "delta_frobenius", "none"]
 Init: TypeAlias = Literal["sum", "mean", "zero"]
+
+BMM = Paper("Bayesian Model Merging", arxiv="2605.12843", year=2026)
 
 _UNMOVED = 1e-12
 FLOOR = 1e-8

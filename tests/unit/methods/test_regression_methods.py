@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import cuvee
+from cuvee.errors import MethodError
 from cuvee.methods.pieces.regression import from_task_vectors
 from cuvee.methods.pieces.spectral_filters import directions_kept
 
@@ -91,3 +92,60 @@ def test_the_rules_of_rank():
     square = torch.tensor([100.0, 9.0, 1.0, 1.0, 1.0], dtype=torch.float64)
     assert directions_kept("gavish_donoho", square, (5, 5)) == 2  # ω = 2.309 / 1.932 of the median 1
     assert directions_kept("entropy", torch.full((6,), 2.0, dtype=torch.float64), (9, 6)) == 6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bmm_is_the_ridge_around_its_anchor(shape):
+    deltas = deltas_of(shape)
+    c, t = moments(deltas)
+    eye = torch.eye(shape[1], dtype=torch.float64)
+    want = (t + 0.02 * deltas.mean(0)) @ torch.linalg.inv(c + 0.02 * eye)
+    settings = {"anchor": "mean", "prior_precision": 0.02, "gram_norm": "delta_frobenius"}
+    torch.testing.assert_close(merged("bayesian_model_merging", deltas, **settings), want, rtol=0, atol=1e-8)
+    # In units of the mean diagonal of C, which is 3 / n, it is the same prior.
+    settings |= {"gram_norm": "mean_diagonal", "prior_precision": 0.02 * shape[1] / 3}
+    torch.testing.assert_close(merged("bayesian_model_merging", deltas, **settings), want, rtol=0, atol=1e-8)
+    after = {"prior_precision": 0.02, "gram_norm": "delta_frobenius"}
+    got = merged("task_arithmetic", deltas, weight=1 / 3, after=[{"reforge": after}])
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-8)
+
+
+def test_bmm_goes_from_the_regression_to_the_anchor():
+    deltas = deltas_of((12, 30))
+    for method, settings in (("bayesian_model_merging", {"anchor": "sum"}), ("reforge", {"inner": "tsv_m"})):
+        anchor = deltas.sum(0) if method != "reforge" else merged("tsv_m", deltas)
+        far = merged(method, deltas, prior_precision=1e9, **settings)
+        torch.testing.assert_close(far, anchor, rtol=0, atol=1e-6)
+        near = merged(method, deltas, prior_precision=0.0, **settings)
+        torch.testing.assert_close(near, merged("wudi_merging", deltas, filter="none"), rtol=0, atol=1e-9)
+
+
+def grams_of(count: int, side: int, kind: str = "gram", name: str = NAME) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(side)
+    rows = torch.randn(count, 2 * side, side, generator=generator, dtype=torch.float64)
+    return {f"{kind}/model{k}/{name}": one.mT @ one / (2 * side) for k, one in enumerate(rows)}
+
+
+def test_bmm_takes_the_grams_of_data_and_says_what_is_wrong_with_them():
+    deltas, given = deltas_of((7, 5)), grams_of(3, 5)
+    c = sum(given.values())
+    t = sum(one @ g for one, g in zip(deltas, given.values(), strict=True))
+    settings = {"statistics": given, "prior_precision": 0.5, "gram_norm": "none", "anchor": "zero"}
+    want = t @ torch.linalg.inv(c + 0.5 * torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(merged("bayesian_model_merging", deltas, **settings), want, rtol=0, atol=1e-10)
+    renamed = {key.removesuffix(".weight"): g for key, g in given.items()}
+    got = merged("bayesian_model_merging", deltas, **settings | {"statistics": renamed})
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+    elsewhere = {"gram/model0/other": torch.eye(5)}
+    got = merged("bayesian_model_merging", deltas, statistics=elsewhere, anchor="mean")
+    torch.testing.assert_close(got, deltas.mean(0))  # a matrix without Gram matrices is the anchor
+    first = f"gram/model0/{NAME}"
+    wrong = {
+        "some models have this statistic": {first: given[first]},
+        r"shape \(4, 4\)": given | {first: torch.eye(4)},
+        "NaN or Inf": given | {first: given[first] * float("nan")},
+    }
+    for said, statistics in wrong.items():
+        with pytest.raises(MethodError, match=said) as caught:
+            merged("bayesian_model_merging", deltas, statistics=statistics)
+        assert "gram/model" in caught.value.where
