@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 import numpy as np
 
 from cuvee.checkpoints.sources import Scratch, StoredTensor, TensorSource, read_raw
-from cuvee.methods.combination import Combination, Matrices, Stored, plain
+from cuvee.methods.combination import Combination, Matrices, Row, Stored, plain
 from cuvee.methods.measuring import Call, Decompositions, Kept, Place, activated, each, each_loaded
 from cuvee.methods.pieces.combine import OTHERS
 from cuvee.methods.registry import DELTAS, EMBEDDINGS, MATRIX, OPTIONAL, Edit, Method
@@ -315,52 +315,19 @@ def _count_non_finite(raw: NDArray[np.uint8], dtype: DType) -> int:
 def _combine_stored(
     task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None, shape: tuple[int, ...]
 ) -> Computed:
-    """Compute a block of a method that is given arrays, from the raw bytes where it only combines them."""
+    """Compute a block of a method that is given arrays, from the raw bytes as far as it measures, filters and combines."""
     start, stop = call.place.start, call.place.stop
-    inputs, with_base = task.all_inputs, task.base is not None
-    kinds = [one.source.dtype.name for one in inputs]
-    sources = []
-    for number in range(len(inputs)):
-        sources.append(_read_watched(task, number, start, stop, worker, observer))
-
-    seen: list[list[int]] = []
-
-    def decoded() -> NDArray[Any]:
-        values = worker.array(len(inputs), stop - start, np.float32)
-        bases = [values[0] if with_base and number else None for number in range(len(inputs))]
-        seen.append([kernels.decode(*one) for one in zip(sources, kinds, bases, values, strict=True)])
-        return values.reshape(len(inputs), *shape)[int(with_base) :]
-
-    def products(leaf: int) -> NDArray[Any]:
-        found, special = kernels.stored_products(sources, kinds, with_base=with_base, leaf=leaf)
-        seen.append(special)
-        return found
-
-    stored = Stored((len(inputs) - with_base, *shape), decoded, products)
-    try:
-        with activated(call):
-            merged = formula.method.function(stored, **task.method_arguments)
-    finally:
-        _tell(observer, seen)
+    rows: list[Row] = []
+    for number, one in enumerate(task.all_inputs):
+        raw, kind = _read_watched(task, number, start, stop, worker, observer), one.source.dtype.name
+        rows.append(Row(raw, kind, shape, rows[0] if task.base and number else None))
+    base = rows.pop(0) if task.base else None
+    with activated(call):
+        merged = formula.method.function(Stored(rows), **task.method_arguments)
     if not isinstance(merged, Combination):
-        _ = stored.values  # the base's row is decoded with them
-        base = worker.array(len(inputs), stop - start, np.float32)[0] if with_base else None
-        flat = np.ascontiguousarray(_array(merged), np.float32).reshape(-1)
-        return encode(flat, base, task.scaling, task.dtype, worker)
+        merged = Combination([kernels.row_of(np.ascontiguousarray(_array(plain(merged)), np.float32))], [1.0])
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)
-    non_finite, found = kernels.combine(
-        sources,
-        kinds,
-        with_base=with_base,
-        weights=merged.weights,
-        divisor=merged.divisor,
-        scaling=task.scaling,
-        out=out,
-        kind=task.dtype.name,
-    )
-    if not seen:
-        _tell(observer, [found])
-    return Computed(out, non_finite)
+    return Computed(out, merged.write(base, task.scaling, task.dtype.name, out))
 
 
 def _read_watched(
@@ -368,13 +335,14 @@ def _read_watched(
 ) -> NDArray[np.uint8]:
     """Read a block of an input, and show it to the observer in pieces that are still in the cache."""
     source, slot = task.all_inputs[number].source, ("read", number)
+    width, leaf, kind = source.dtype.itemsize, task.layout.leaf, source.dtype.name
     if observer is None or not isinstance(source, StoredTensor):
         with worker.timed("read"):
             raw = read_raw(source, start, stop, worker.scratch, slot)
         if observer:
             observer.read(number, start, raw)
+            observer.decoded(number, kernels.count_special(raw, kind))
         return raw
-    width, leaf = source.dtype.itemsize, task.layout.leaf
     raw = worker.scratch.take_raw(slot, (stop - start) * width)
     step = max(1, _PIECE_BYTES // (leaf * width)) * leaf
     for begin in range(start, stop, step):
@@ -382,14 +350,8 @@ def _read_watched(
         with worker.timed("read"):
             source.read_into(begin, piece)
         observer.read(number, begin, piece)
+        observer.decoded(number, kernels.count_special(piece, kind))
     return raw
-
-
-def _tell(observer: Observer | None, seen: list[list[int]]) -> None:
-    """Tell how many elements of each input are NaN or infinite, by the first that counted them."""
-    if observer and seen:
-        for number, count in enumerate(seen[0]):
-            observer.decoded(number, count)
 
 
 def _load(task: Task, start: int, stop: int, formula: Formula, worker: Worker, observer: Observer | None) -> Array:

@@ -1,46 +1,48 @@
-"""Blocks that nobody has decoded yet: a method that only combines them never makes float32 copies of them.
+"""Blocks that nobody has decoded yet: a method that measures, filters and combines them makes no float32 copies of them.
 
-A method marked `arrays=True` is given `Stored` values. What measures them decodes them; what combines them (`weighted_sum`)
-gives a `Combination`, which the engine makes from the raw bytes in one pass.
+A method marked `arrays=True` is given `Stored` values. A filter adds a step to a row, a reduction reads rows in the cache, and
+what combines them gives a `Combination`, which the engine makes from the raw bytes in one pass. Whoever needs the values
+themselves asks for them by `plain`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cuvee.tensors import kernels
+from cuvee.tensors.rows import Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Combination", "Matrices", "Stored", "plain"]
+__all__ = ["Combination", "Matrices", "Row", "Stored", "by_model", "plain"]
 
 
-@dataclass
 class Stored:
-    """The K blocks that a method is given, as they are stored; (K, …) like the array that they stand for.
+    """The K rows that a method is given; (K, …) like the array that they stand for."""
 
-    Attributes:
-        shape: (K, …).
-        decode: makes that array, float32.
-        products: makes the Gram matrix of each leaf of so many elements, (leaves, K, K), without it.
-    """
-
-    shape: tuple[int, ...]
-    decode: Callable[[], NDArray[Any]]
-    products: Callable[[int], NDArray[Any]]
-    _values: NDArray[Any] | None = field(default=None, repr=False)
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        self.shape = (len(self.rows), *self.rows[0].shape)
+        self.dtype = Row.dtype
+        self._values: NDArray[Any] | None = None
 
     @property
     def values(self) -> NDArray[Any]:
         """The array, decoded once."""
         if self._values is None:
-            self._values = self.decode()
+            self._values = np.empty(self.shape, np.float32)
+            for row, values in zip(self.rows, self._values, strict=True):
+                kernels.load(row, values)
         return self._values
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self.rows)
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         return self.values[index]
@@ -84,12 +86,46 @@ class Matrices(Sequence["Tensor"]):
 
 @dataclass(frozen=True)
 class Combination:
-    """Σ weights_k · values_k / divisor, not computed yet."""
+    """Σ weights_k · rows_k / divisor, not computed yet; with `votes` the consensus on signs (`pieces.vote`).
 
+    Attributes:
+        rows: K.
+        weights: K.
+        divisor: of a weighted sum.
+        votes: K, or None.
+        normalize, floor: see `pieces.vote.weigh_consensus`.
+    """
+
+    rows: Sequence[Row]
     weights: Sequence[float]
-    divisor: float
+    divisor: float = 1.0
+    votes: Sequence[float] | None = None
+    normalize: bool = False
+    floor: float = 0.0
+
+    def write(self, base: Row | None, scaling: float, kind: str, out: NDArray[Any]) -> int:
+        """Write `base` + this · `scaling` as stored elements of `kind`; returns how many are NaN or infinite."""
+        return kernels.combine(
+            self.rows,
+            self.weights,
+            divisor=self.divisor,
+            votes=self.votes,
+            normalize=self.normalize,
+            floor=self.floor,
+            base=base,
+            scaling=scaling,
+            kind=kind,
+            out=out,
+        )
 
 
 def plain(values: Any) -> Any:
     """Return values as an array or a tensor: stored ones decoded, matrices loaded."""
+    if isinstance(values, Row):
+        return kernels.load(values, np.empty(values.shape, np.float32))
     return values.values if isinstance(values, Stored | Matrices) else values
+
+
+def by_model(values: Any) -> list[Any]:
+    """Return the K blocks of (K, …): of stored ones the rows."""
+    return list(values.rows if isinstance(values, Stored) else values)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Matrices, Stored, plain
+from cuvee.methods.combination import Matrices, Row, Stored, by_model, plain
+from cuvee.tensors import kernels
 from cuvee.tensors.either import empty_like, number_of, same_memory
 from cuvee.tensors.layout import Layout
 
@@ -80,7 +81,8 @@ class Reduction(Protocol):
     `fold` says how partials become one: "count" (whole numbers, added in any order), "sum" (float64, leaf after leaf
     in order), "concat" (one entry a leaf, in order). `stacked` says that values have a leading dimension of K models.
     A reduction may also have `at_once(values, place)`: the value of a tensor that is all here, or None; and
-    `of_stored(stored, leaf)`: the partials of blocks that were not decoded, one a leaf.
+    `of_stored(values, leaf, state)`: the partials of a block that was not decoded (a row, or K of them where it is stacked),
+    (leaves, …) or (1, …) where whole numbers are counted, or None where it must be decoded.
     """
 
     stacked: ClassVar[bool]
@@ -339,7 +341,7 @@ def measured(
     at_once = call.alone or (place.is_whole and scope == "tensor")
     shortcut = getattr(reduction, "at_once", None)
     if at_once and shortcut and over == "all" and not many:
-        found = shortcut(plain(values), place)
+        found = shortcut(values if isinstance(values, Row) else plain(values), place)
         if found is not None:
             return found
     while True:
@@ -360,8 +362,12 @@ def _look(
 ) -> list[tuple[int, NDArray[Any]]]:
     """Return the partials of a block; stored values are only decoded where the reduction cannot do without."""
     of_stored = getattr(reduction, "of_stored", None)
-    if of_stored and over == "all" and isinstance(given[0], Stored):
-        return list(enumerate(of_stored(given[0], place.layout.leaf), place.start // place.layout.leaf))
+    kind = Stored if reduction.stacked else Row
+    if of_stored and over == "all" and given and all(isinstance(one, kind) for one in given):
+        leaf = place.layout.leaf
+        found = [of_stored(one, leaf, state) for one in given]
+        if all(one is not None for one in found):
+            return list(enumerate(np.stack(found, axis=1) if many else found[0], place.start // leaf))
     parts = [plain(one) for one in given]
     flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
     return _partials(reduction, flat, over, place, state, many=many)
@@ -529,32 +535,35 @@ def each(
 
     Args:
         filter: called as `filter(delta, *values of this model, **shared)`.
-        deltas: (K, …).
+        deltas: (K, …); the filter is given arrays, tensors or, of stored blocks, rows.
         per_model: parameters with one value a model, or one for all.
 
     Returns:
-        (K, …), a new tensor.
+        (K, …), a new tensor, or stored blocks.
     """
-    deltas = plain(deltas)
-    call = current(deltas[0])
+    are_stored = isinstance(deltas, Stored)
+    deltas = deltas if are_stored else plain(deltas)
+    blocks = by_model(deltas)
+    call = current(blocks[0])
     columns = [spread(value, len(deltas)) for value in per_model]
-    result = call.buffer(deltas)
+    result: Any = [None] * len(blocks) if are_stored else call.buffer(deltas)
     pending = False
     with activated(call):
-        for k, delta in enumerate(deltas):
+        for k, delta in enumerate(blocks):
             with call.model(k):
                 call.spare = result[k]
                 try:
-                    filtered = filter(delta, *(column[k] for column in columns), **shared)
-                    if not same_memory(filtered, result[k]):
-                        kept: Any = filtered if type(filtered) is type(deltas) else filtered.numpy()
-                        result[k] = kept
+                    filtered: Any = filter(delta, *(column[k] for column in columns), **shared)
+                    if are_stored:
+                        result[k] = kernels.row_of(filtered)
+                    elif not same_memory(filtered, result[k]):
+                        result[k] = filtered if type(filtered) is type(deltas) else filtered.numpy()
                 except Pending:
                     pending = True
                 call.spare = None
     if pending:
         raise Pending
-    return result
+    return Stored(result) if are_stored else result  # type: ignore[return-value]
 
 
 def each_loaded(filters: Sequence[Callable[[torch_types.Tensor], torch_types.Tensor]], deltas: Matrices) -> Matrices:
@@ -607,7 +616,7 @@ def measured_each(
     Raises:
         Pending: some are not finished.
     """
-    values = plain(deltas)
+    values = by_model(deltas)
     call = current(values[0])
     found = []
     with activated(call):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from cuvee.methods.combination import Stored
+from cuvee.methods.combination import Row, Stored, plain
 from cuvee.methods.measuring import Again, Done, Fold, Place
+from cuvee.tensors import kernels
 from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.order import DIGIT, count_equal, digit_counts, kth_largest, value_of_key
@@ -38,6 +39,8 @@ def _as_array(values: Any) -> NDArray[Any] | None:
 
 def _count_nonzero(values: Any) -> int:
     """Return how many values are not zero: those whose magnitude has another key than 0."""
+    if isinstance(values, Row):
+        return number_of(values) - int(kernels.count_equal(values, True, 0, max(1, number_of(values))).sum())
     return number_of(values) - int(count_equal(values.reshape(1, -1), True, [0])[0, 0])
 
 
@@ -70,6 +73,9 @@ class Sums:
         wide = _widened(values)
         return _wide_sum(abs(wide) if self.of == "abs" else wide * wide, axis)
 
+    def of_stored(self, values: Row, leaf: int, state: Any) -> NDArray[Any] | None:
+        return kernels.lane_sums(values, leaf, square=self.of == "square") if self.of in ("abs", "square") else None
+
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)
 
@@ -91,9 +97,8 @@ class Gram:
         rows = [[_wide_sum(wide[i] * wide[j], axis) for j in range(i + 1)] for i in range(len(values))]
         return np.array([[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))])
 
-    def of_stored(self, values: Stored, leaf: int) -> NDArray[np.float64]:
-        """Return the matrix of each leaf, (leaves, K, K)."""
-        return values.products(leaf)
+    def of_stored(self, values: Stored, leaf: int, state: Any) -> NDArray[np.float64]:
+        return kernels.product_sums(values.rows, leaf)
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)
@@ -173,28 +178,28 @@ class Ranks:
             return np.append(counts, [[nonzero]], axis=1)
         return digit_counts(values, self.magnitude, state.prefixes, state.digit)
 
-    def at_once(self, values: Tensor, place: Place) -> tuple[Ranked, ...] | None:
+    def of_stored(self, values: Row, leaf: int, state: Any) -> NDArray[Any]:
+        if isinstance(state, _Ties):
+            return np.stack([kernels.count_equal(values, self.magnitude, key, leaf) for key in state.keys], axis=-1)
+        return self.measure(values, -1, state)[None]  # type: ignore[arg-type]
+
+    def at_once(self, values: Any, place: Place) -> tuple[Ranked, ...] | None:
         """Return the ranks of a tensor that is all here, in a pass or two; None where it takes the counting of digits."""
+        if isinstance(values, Row) and values.counts:
+            values = plain(values)
         numel = _count_nonzero(values) if self.of_nonzero else number_of(values)
         ranked = [self._select(values, place, k) for k in self.counts(numel)]
         return None if None in ranked else tuple(r for r in ranked if r)
 
-    def _select(self, values: Tensor, place: Place, k: int) -> Ranked | None:
+    def _select(self, values: Any, place: Place, k: int) -> Ranked | None:
         if k == 0:
             return Ranked(float("nan"))
-        found = kth_largest(values, self.magnitude, k)
+        found = kth_largest(values, self.magnitude, k, place.layout.leaf)
         if found is None:
             return None
-        key, above = found
+        key, above, by_leaf = found
         ranked = Ranked(value_of_key(key, self.digits, self.magnitude))
-        if not self.resolve_ties:
-            return ranked
-        leaf, flat = place.layout.leaf, values.reshape(-1)
-        whole = len(flat) // leaf * leaf
-        by_leaf = count_equal(flat[:whole].reshape(-1, leaf), self.magnitude, [key])[0]
-        if len(flat) > whole:
-            by_leaf = np.append(by_leaf, count_equal(flat[whole:], self.magnitude, [key])[0])
-        if k - above == by_leaf.sum():
+        if not self.resolve_ties or k - above == by_leaf.sum():
             return ranked
         return Ranked(ranked.value, _place_tie([(place.tensor, by_leaf[:, None])], 0, k - above))
 

@@ -64,211 +64,241 @@ static inline uint16_t to_f16(float value)
 
 static inline int64_t is_special(float value) { return (as_bits(value) & 0x7f800000) == 0x7f800000; }
 
-/* out[i] = source[i] - base[i], or source[i] where there is no base; returns how many of source are NaN or infinite. */
-#define DECODE(TYPE, CONVERT)                                                                          \
+/* How many of n stored elements are NaN or infinite: those with every bit of the exponent set. */
+#define COUNT_SPECIAL(TYPE, EXPONENT)                                                                  \
     do {                                                                                               \
-        const TYPE *stored = source;                                                                   \
+        const TYPE *bits = source;                                                                     \
         for (int64_t begin = 0; begin < n; begin += CHUNK) {                                           \
             int64_t end = MIN(begin + CHUNK, n);                                                       \
-            uint32_t here = 0;                                                                         \
-            if (base)                                                                                  \
-                for (int64_t i = begin; i < end; i++) {                                                \
-                    float value = CONVERT(stored[i]);                                                  \
-                    here += is_special(value);                                                         \
-                    out[i] = value - base[i];                                                          \
-                }                                                                                      \
-            else                                                                                       \
-                for (int64_t i = begin; i < end; i++) {                                                \
-                    float value = CONVERT(stored[i]);                                                  \
-                    here += is_special(value);                                                         \
-                    out[i] = value;                                                                    \
-                }                                                                                      \
+            TYPE here = 0;                                                                             \
+            for (int64_t i = begin; i < end; i++) here += (bits[i] & EXPONENT) == EXPONENT;            \
             special += here;                                                                           \
         }                                                                                              \
     } while (0)
 
-FAST API int64_t cuvee_decode(const void *source, int kind, const float *base, int64_t n, float *out)
+FAST API int64_t cuvee_count_special(const void *source, int kind, int64_t n)
 {
     int64_t special = 0;
-    if (kind == BF16) DECODE(uint16_t, from_bf16);
-    else if (kind == F16) DECODE(uint16_t, from_f16);
-    else DECODE(float, (float));
+    if (kind == BF16) COUNT_SPECIAL(uint16_t, 0x7f80);
+    else if (kind == F16) COUNT_SPECIAL(uint16_t, 0x7c00);
+    else COUNT_SPECIAL(uint32_t, 0x7f800000u);
     return special;
 }
 
-/* out[i] = rounded(base[i] + values[i] * scaling), base 0 where there is none; returns how many of out are NaN or infinite. */
-#define ENCODE(TYPE, CONVERT, BACK)                                                                    \
-    do {                                                                                               \
-        TYPE *stored = out;                                                                            \
-        for (int64_t begin = 0; begin < n; begin += CHUNK) {                                           \
-            int64_t end = MIN(begin + CHUNK, n);                                                       \
-            uint32_t here = 0;                                                                         \
-            for (int64_t i = begin; i < end; i++) {                                                    \
-                float value = values[i];                                                               \
-                if (base) value = base[i] + value * scaling;                                           \
-                stored[i] = CONVERT(value);                                                            \
-                here += is_special(BACK(stored[i]));                                                   \
-            }                                                                                          \
-            special += here;                                                                           \
-        }                                                                                              \
-    } while (0)
+/* ---- rows: one model's elements as they are stored, and what is done to them as they are read ------------------- */
 
-FAST API int64_t cuvee_encode(const float *values, const float *base, float scaling, int kind, int64_t n, void *out)
+enum { KEEP_LARGEST = 0, DROP_LARGEST = 1, KEEP_MASK = 2, MULTIPLY = 3, DIVIDE = 4 };
+
+/* KEEP_LARGEST, DROP_LARGEST: the magnitudes above `number`; of those equal to it all before `all_before`, and the first
+ * `few` of those before `few_until`. A pass over a row goes from its start to its end, and counts `few` down. */
+typedef struct {
+    int32_t what;
+    float number;
+    int64_t all_before, few_until, few;
+    const uint8_t *mask;
+} Step;
+
+typedef struct {
+    const void *source, *base; /* base: NULL, or what is subtracted */
+    Step *steps;
+    int32_t kind, base_kind;
+    int64_t count; /* of steps */
+} Row;
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE void decode_chunk(const void *source, int kind, int64_t begin, int64_t size, float *out)
 {
-    int64_t special = 0;
-    if (kind == BF16) ENCODE(uint16_t, to_bf16, from_bf16);
-    else if (kind == F16) ENCODE(uint16_t, to_f16, from_f16);
-    else ENCODE(float, (float), (float));
-    return special;
-}
-
-/* ---- combining ----------------------------------------------------------------------------------------------- */
-
-/* out = (((x_0 w_0 + x_1 w_1) + x_2 w_2) + ...) / divisor; a divisor of 1 changes nothing. */
-FAST API void cuvee_weighted_sum(
-    const float *values, int64_t stride, const float *weights, int64_t K, float divisor, int64_t n, float *out)
-{
-    for (int64_t begin = 0; begin < n; begin += CHUNK) {
-        int64_t end = MIN(begin + CHUNK, n);
-        float total[CHUNK];
-        for (int64_t i = begin; i < end; i++) total[i - begin] = values[i] * weights[0];
-        for (int64_t k = 1; k < K; k++) {
-            const float *value = values + k * stride;
-            float w = weights[k];
-            for (int64_t i = begin; i < end; i++) total[i - begin] += value[i] * w;
-        }
-        for (int64_t i = begin; i < end; i++) out[i] = total[i - begin] / divisor;
-    }
-}
-
-/* A chunk of raw elements as floats, less base where there is one; returns how many are NaN or infinite. */
-static inline __attribute__((always_inline)) int64_t decode_chunk(
-    const void *source, int kind, int64_t begin, int64_t size, const float *base, float *out)
-{
-    uint32_t special = 0;
     if (kind == BF16)
         for (int64_t i = 0; i < size; i++) out[i] = from_bf16(((const uint16_t *)source)[begin + i]);
     else if (kind == F16)
         for (int64_t i = 0; i < size; i++) out[i] = from_f16(((const uint16_t *)source)[begin + i]);
     else
         memcpy(out, (const float *)source + begin, size * sizeof(float));
-    for (int64_t i = 0; i < size; i++) special += is_special(out[i]);
-    if (base)
+}
+
+/* values[begin, end) = those among the largest, the others 0; or the other way round. */
+INLINE void choose_largest(Step *step, int64_t begin, int64_t size, float *values)
+{
+    float limit = step->number;
+    int drop = step->what == DROP_LARGEST;
+    if (begin + size <= step->all_before)
+        for (int64_t i = 0; i < size; i++) values[i] = (fabsf(values[i]) >= limit) != drop ? values[i] : 0.0f;
+    else if (begin >= step->few_until || (begin >= step->all_before && step->few == 0))
+        for (int64_t i = 0; i < size; i++) values[i] = (fabsf(values[i]) > limit) != drop ? values[i] : 0.0f;
+    else
+        for (int64_t i = 0; i < size; i++) {
+            float magnitude = fabsf(values[i]);
+            int take = magnitude > limit;
+            if (magnitude == limit) {
+                take = begin + i < step->all_before;
+                if (!take && begin + i < step->few_until && step->few > 0) { take = 1; step->few--; }
+            }
+            values[i] = take != drop ? values[i] : 0.0f;
+        }
+}
+
+INLINE void take_steps(const Row *row, int64_t begin, int64_t size, float *values)
+{
+    for (Step *step = row->steps; step < row->steps + row->count; step++) {
+        float number = step->number;
+        if (step->what <= DROP_LARGEST)
+            choose_largest(step, begin, size, values);
+        else if (step->what == KEEP_MASK)
+            for (int64_t i = 0; i < size; i++) values[i] = as_float(as_bits(values[i]) & -(uint32_t)step->mask[begin + i]);
+        else if (step->what == MULTIPLY)
+            for (int64_t i = 0; i < size; i++) values[i] *= number;
+        else
+            for (int64_t i = 0; i < size; i++) values[i] /= number;
+    }
+}
+
+/* A chunk of a row. `base` holds the base's chunk, or gets it: `held` is the base that it holds. */
+INLINE void load_chunk(const Row *row, int64_t begin, int64_t size, const void **held, float *base, float *out)
+{
+    decode_chunk(row->source, row->kind, begin, size, out);
+    if (row->base) {
+        if (*held != row->base) decode_chunk(row->base, row->base_kind, begin, size, base);
+        *held = row->base;
         for (int64_t i = 0; i < size; i++) out[i] -= base[i];
+    }
+    take_steps(row, begin, size, out);
+}
+
+/* out = elements [begin, begin + size) of a row; of any size. */
+FAST static void load(const Row *row, int64_t begin, int64_t size, float *out)
+{
+    float base[CHUNK];
+    for (int64_t at = 0; at < size; at += CHUNK) {
+        const void *held = NULL;
+        load_chunk(row, begin + at, MIN(CHUNK, size - at), &held, base, out + at);
+    }
+}
+
+API void cuvee_load(const Row *row, int64_t n, float *out) { load(row, 0, n, out); }
+
+/* ---- combining ----------------------------------------------------------------------------------------------- */
+
+/* A chunk as it is stored; returns how many elements are NaN or infinite then. */
+INLINE int64_t encode_chunk(const float *values, int kind, int64_t begin, int64_t size, void *out)
+{
+    uint32_t special = 0;
+    if (kind == F32) {
+        float *stored = (float *)out + begin;
+        for (int64_t i = 0; i < size; i++) special += is_special(stored[i] = values[i]);
+    } else {
+        uint16_t *stored = (uint16_t *)out + begin;
+        if (kind == BF16)
+            for (int64_t i = 0; i < size; i++) special += is_special(from_bf16(stored[i] = to_bf16(values[i])));
+        else
+            for (int64_t i = 0; i < size; i++) special += is_special(from_f16(stored[i] = to_f16(values[i])));
+    }
     return special;
 }
 
-/* From raw inputs to raw output in one pass: decode, cuvee_weighted_sum, encode. source[0] is the base where has_base.
- * special[input] = how many of it are NaN or infinite; returns how many of out are. */
-FAST API int64_t cuvee_combine(
-    const void *const *source, const int *kind, int64_t K, int has_base, const float *weights, float divisor, float scaling,
-    int out_kind, int64_t n, void *out, int64_t *special)
+/* (((x_0 w_0 + x_1 w_1) + x_2 w_2) + ...) / divisor */
+INLINE void add_weighted(const float *values, const float *weights, int64_t K, float divisor, int64_t size, float *out)
 {
-    int64_t made = 0;
-    for (int64_t k = 0; k < K + has_base; k++) special[k] = 0;
-    for (int64_t begin = 0; begin < n; begin += CHUNK) {
-        int64_t size = MIN(CHUNK, n - begin);
-        float base[CHUNK], value[CHUNK], total[CHUNK];
-        if (has_base) special[0] += decode_chunk(source[0], kind[0], begin, size, 0, base);
-        for (int64_t k = 0; k < K; k++) {
-            float w = weights[k];
-            int64_t at = k + has_base;
-            special[at] += decode_chunk(source[at], kind[at], begin, size, has_base ? base : 0, value);
-            if (k == 0)
-                for (int64_t i = 0; i < size; i++) total[i] = value[i] * w;
-            else
-                for (int64_t i = 0; i < size; i++) total[i] += value[i] * w;
-        }
-        for (int64_t i = 0; i < size; i++) total[i] /= divisor;
-        if (has_base)
-            for (int64_t i = 0; i < size; i++) total[i] = base[i] + total[i] * scaling;
-        uint32_t here = 0;
-        if (out_kind == F32) {
-            float *stored = (float *)out + begin;
-            for (int64_t i = 0; i < size; i++) here += is_special(stored[i] = total[i]);
-        } else {
-            uint16_t *stored = (uint16_t *)out + begin;
-            if (out_kind == BF16)
-                for (int64_t i = 0; i < size; i++) here += is_special(from_bf16(stored[i] = to_bf16(total[i])));
-            else
-                for (int64_t i = 0; i < size; i++) here += is_special(from_f16(stored[i] = to_f16(total[i])));
-        }
-        made += here;
+    for (int64_t i = 0; i < size; i++) out[i] = values[i] * weights[0];
+    for (int64_t k = 1; k < K; k++) {
+        const float *value = values + k * CHUNK;
+        float w = weights[k];
+        for (int64_t i = 0; i < size; i++) out[i] += value[i] * w;
     }
-    return made;
+    if (divisor != 1.0f)
+        for (int64_t i = 0; i < size; i++) out[i] /= divisor;
 }
 
-/* pieces.trim.keep_among: magnitudes above the threshold; of those equal to it all before `all_before`, and the first
- * `few` of those before `few_until`. In place where out is values. */
+/* pieces.vote.weigh_consensus */
+INLINE void agree(
+    const float *values, const float *votes, const float *weights, int64_t K, int normalize, float floor, int64_t size, float *out)
+{
+    float signs[CHUNK], divisor[CHUNK];
+    for (int64_t i = 0; i < size; i++) signs[i] = out[i] = divisor[i] = 0.0f;
+    for (int64_t k = 0; k < K; k++) {
+        const float *value = values + k * CHUNK;
+        float vote = votes[k];
+        for (int64_t i = 0; i < size; i++) signs[i] += value[i] * vote;
+    }
+    for (int64_t i = 0; i < size; i++) signs[i] = signs[i] >= 0.0f ? 1.0f : -1.0f;
+    for (int64_t k = 0; k < K; k++) {
+        const float *value = values + k * CHUNK;
+        float vote = votes[k], w = weights[k];
+        for (int64_t i = 0; i < size; i++) {
+            int agrees = value[i] * vote * signs[i] > 0.0f;
+            out[i] += agrees ? value[i] * w : 0.0f;
+            divisor[i] += agrees ? w : 0.0f;
+        }
+    }
+    if (!normalize) return;
+    if (floor > 0.0f)
+        for (int64_t i = 0; i < size; i++) out[i] /= divisor[i] < floor ? floor : divisor[i];
+    else
+        for (int64_t i = 0; i < size; i++) out[i] /= divisor[i] == 0.0f ? 1.0f : divisor[i];
+}
+
+/* From stored elements to stored elements in one pass: Σ w_k x_k / divisor of K rows, or with `votes` the consensus on signs;
+ * then base + that * scaling, rounded. Returns how many of out are NaN or infinite; -1 without memory. */
+FAST API int64_t cuvee_combine(
+    const Row *rows, int64_t K, const float *weights, float divisor, const float *votes, int normalize, float floor,
+    const void *base_source, int base_kind, float scaling, int out_kind, int64_t n, void *out)
+{
+    float *values = malloc(K * CHUNK * sizeof *values);
+    if (!values) return -1;
+    int64_t special = 0;
+    for (int64_t begin = 0; begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin);
+        const void *held = base_source;
+        float base[CHUNK], merged[CHUNK];
+        if (base_source) decode_chunk(base_source, base_kind, begin, size, base);
+        for (int64_t k = 0; k < K; k++) load_chunk(rows + k, begin, size, &held, base, values + k * CHUNK);
+        if (votes) agree(values, votes, weights, K, normalize, floor, size, merged);
+        else add_weighted(values, weights, K, divisor, size, merged);
+        if (base_source) {
+            if (held != base_source) decode_chunk(base_source, base_kind, begin, size, base);
+            for (int64_t i = 0; i < size; i++) merged[i] = base[i] + merged[i] * scaling;
+        }
+        special += encode_chunk(merged, out_kind, begin, size, out);
+    }
+    free(values);
+    return special;
+}
+
+/* pieces.trim.keep_among, in place where out is values. */
 FAST API void cuvee_threshold(
     const float *values, float limit, int64_t all_before, int64_t few_until, int64_t few, int64_t n, float *out)
 {
-    for (int64_t i = 0; i < all_before; i++) out[i] = fabsf(values[i]) >= limit ? values[i] : 0.0f;
-    for (int64_t i = all_before; i < few_until; i++) {
-        float value = values[i], size = fabsf(value);
-        int take = size > limit;
-        if (size == limit && few > 0) { take = 1; few--; }
-        out[i] = take ? value : 0.0f;
-    }
-    for (int64_t i = few_until; i < n; i++) out[i] = fabsf(values[i]) > limit ? values[i] : 0.0f;
-}
-
-/* pieces.vote.weigh_consensus; in place where out is the first row. */
-FAST API void cuvee_consensus(
-    const float *deltas, int64_t stride, const float *votes, const float *weights, int64_t K, int normalize, float floor,
-    int64_t n, float *out)
-{
+    Step step = {KEEP_LARGEST, limit, all_before, few_until, few, NULL};
     for (int64_t begin = 0; begin < n; begin += CHUNK) {
         int64_t size = MIN(CHUNK, n - begin);
-        float signs[CHUNK], merged[CHUNK], divisor[CHUNK];
-        for (int64_t i = 0; i < size; i++) signs[i] = merged[i] = divisor[i] = 0.0f;
-        for (int64_t k = 0; k < K; k++) {
-            const float *delta = deltas + k * stride + begin;
-            float vote = votes[k];
-            for (int64_t i = 0; i < size; i++) signs[i] += delta[i] * vote;
-        }
-        for (int64_t i = 0; i < size; i++) signs[i] = signs[i] >= 0.0f ? 1.0f : -1.0f;
-        for (int64_t k = 0; k < K; k++) {
-            const float *delta = deltas + k * stride + begin;
-            float vote = votes[k], w = weights[k];
-            for (int64_t i = 0; i < size; i++) {
-                int agrees = delta[i] * vote * signs[i] > 0.0f;
-                merged[i] += agrees ? delta[i] * w : 0.0f;
-                divisor[i] += agrees ? w : 0.0f;
-            }
-        }
-        float *target = out + begin;
-        if (!normalize)
-            memcpy(target, merged, size * sizeof(float));
-        else if (floor > 0.0f)
-            for (int64_t i = 0; i < size; i++) target[i] = merged[i] / (divisor[i] < floor ? floor : divisor[i]);
-        else
-            for (int64_t i = 0; i < size; i++) target[i] = merged[i] / (divisor[i] == 0.0f ? 1.0f : divisor[i]);
+        memmove(out + begin, values + begin, size * sizeof *out);
+        choose_largest(&step, begin, size, out + begin);
     }
 }
 
 /* papers.sce.variance: the population variance over K models. */
-FAST API void cuvee_variance(const float *deltas, int64_t stride, int64_t K, int64_t n, float *out)
+FAST API int cuvee_variance(const Row *rows, int64_t K, int64_t n, float *out)
 {
-    float count = (float)K;
+    float count = (float)K, *values = malloc(K * CHUNK * sizeof *values);
+    if (!values) return -1;
     for (int64_t begin = 0; begin < n; begin += CHUNK) {
         int64_t size = MIN(CHUNK, n - begin);
-        float center[CHUNK], total[CHUNK];
+        const void *held = NULL;
+        float base[CHUNK], center[CHUNK], total[CHUNK];
+        for (int64_t k = 0; k < K; k++) load_chunk(rows + k, begin, size, &held, base, values + k * CHUNK);
         for (int64_t i = 0; i < size; i++) center[i] = total[i] = 0.0f;
-        for (int64_t k = 0; k < K; k++) {
-            const float *delta = deltas + k * stride + begin;
-            for (int64_t i = 0; i < size; i++) center[i] += delta[i];
-        }
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t i = 0; i < size; i++) center[i] += values[k * CHUNK + i];
         for (int64_t i = 0; i < size; i++) center[i] = center[i] / count;
-        for (int64_t k = 0; k < K; k++) {
-            const float *delta = deltas + k * stride + begin;
+        for (int64_t k = 0; k < K; k++)
             for (int64_t i = 0; i < size; i++) {
-                float away = delta[i] - center[i];
+                float away = values[k * CHUNK + i] - center[i];
                 total[i] += away * away;
             }
-        }
         for (int64_t i = 0; i < size; i++) out[begin + i] = total[i] / count;
     }
+    free(values);
+    return 0;
 }
 
 /* ---- sums in 256 lanes (tensors/sums.py), leaf after leaf ------------------------------------------------------ */
@@ -280,22 +310,46 @@ static double in_order(const double *lanes)
     return result;
 }
 
-/* out[leaf] = Σ |x| of each run of `leaf` elements. */
-FAST API void cuvee_magnitude_sums(const float *values, int64_t n, int64_t leaf, double *out)
+/* lanes += |x| or x x of `runs` runs of LANES elements, one after the other. */
+INLINE void add_runs(const float *values, int runs, int square, double *lanes)
 {
+    for (int lane = 0; lane < LANES; lane++) {
+        double total = lanes[lane];
+#pragma GCC unroll 4
+        for (int run = 0; run < runs; run++) {
+            double value = (double)values[run * LANES + lane];
+            total += square ? value * value : fabs(value);
+        }
+        lanes[lane] = total;
+    }
+}
+
+/* out[leaf] = Σ |x|, or Σ x x, of each run of `leaf` elements. */
+INLINE void lane_sums(const Row *row, int square, int64_t n, int64_t leaf, double *out)
+{
+    float base[CHUNK], values[CHUNK];
     for (int64_t start = 0; start < n; start += leaf) {
         int64_t stop = MIN(start + leaf, n);
         double lanes[LANES] = {0};
-        for (int64_t begin = start; begin < stop; begin += LANES) {
-            int64_t size = MIN(LANES, stop - begin);
-            const float *source = values + begin;
-            if (size == LANES)
-                for (int lane = 0; lane < LANES; lane++) lanes[lane] += (double)fabsf(source[lane]);
-            else
-                for (int lane = 0; lane < size; lane++) lanes[lane] += (double)fabsf(source[lane]);
+        for (int64_t begin = start; begin < stop; begin += CHUNK) {
+            int64_t size = MIN(CHUNK, stop - begin), at = 0;
+            const void *held = NULL;
+            load_chunk(row, begin, size, &held, base, values);
+            if (size == CHUNK) { add_runs(values, CHUNK / LANES, square, lanes); continue; }
+            for (; at + LANES <= size; at += LANES) add_runs(values + at, 1, square, lanes);
+            for (int64_t lane = 0; at < size; at++, lane++) {
+                double value = (double)values[at];
+                lanes[lane] += square ? value * value : fabs(value);
+            }
         }
         *out++ = in_order(lanes);
     }
+}
+
+FAST API void cuvee_lane_sums(const Row *row, int square, int64_t n, int64_t leaf, double *out)
+{
+    if (square) lane_sums(row, 1, n, leaf, out);
+    else lane_sums(row, 0, n, leaf, out);
 }
 
 /* gram[i, j] = Σ x_i x_j of K rows. A product of two floats is exact in double, so that a fused multiply-add changes nothing. */
@@ -390,31 +444,16 @@ static void gram_leaf(const float *values, int64_t stride, int64_t K, int64_t si
     gram_plain(values, stride, K, size, gram);
 }
 
-/* out[leaf, i, j] = Σ x_i x_j of each run of `leaf` elements. */
-API void cuvee_product_sums(const float *values, int64_t stride, int64_t K, int64_t n, int64_t leaf, double *out)
-{
-    for (int64_t start = 0; start < n; start += leaf, out += K * K)
-        gram_leaf(values + start, stride, K, MIN(leaf, n - start), out);
-}
-
-/* The same from raw inputs, less the base where there is one, a leaf at a time in the cache; special as in cuvee_combine. */
-API int cuvee_stored_products(
-    const void *const *source, const int *kind, int64_t K, int has_base, int64_t n, int64_t leaf, double *out, int64_t *special)
+/* out[leaf, i, j] = Σ x_i x_j of each run of `leaf` elements, a leaf at a time in the cache. */
+API int cuvee_product_sums(const Row *rows, int64_t K, int64_t n, int64_t leaf, double *out)
 {
     int64_t room = MIN(leaf, n);
-    float *values = malloc((K + 1) * room * sizeof *values);
+    float *values = malloc(K * room * sizeof *values);
     if (!values) return -1;
-    float *base = has_base ? values : NULL, *rows = values + room;
-    for (int64_t k = 0; k < K + has_base; k++) special[k] = 0;
     for (int64_t start = 0; start < n; start += leaf, out += K * K) {
         int64_t size = MIN(leaf, n - start);
-        for (int64_t input = 0; input < K + has_base; input++) {
-            int64_t width = kind[input] == F32 ? 4 : 2;
-            float *target = has_base ? (input ? rows + (input - 1) * room : values) : rows + input * room;
-            special[input] += cuvee_decode(
-                (const char *)source[input] + start * width, kind[input], input ? base : NULL, size, target);
-        }
-        gram_leaf(rows, room, K, size, out);
+        for (int64_t k = 0; k < K; k++) load(rows + k, start, size, values + k * room);
+        gram_leaf(values, room, K, size, out);
     }
     free(values);
     return 0;
@@ -430,72 +469,83 @@ static inline uint32_t ordered_key(uint32_t bits, int magnitude)
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-/* counts[high digit of each key] += 1; returns -1 without memory. Two tables: equal neighbours do not wait for each other. */
-API int cuvee_count_high(const uint32_t *bits, int magnitude, int64_t n, int64_t *counts)
+/* The keys of elements [begin, begin + size) of a row, size <= CHUNK. */
+FAST static void load_keys(const Row *row, int magnitude, int64_t begin, int64_t size, uint32_t *keys)
 {
-    uint32_t *tables = calloc(2 * DIGITS, sizeof *tables);
+    float base[CHUNK], values[CHUNK];
+    const void *held = NULL;
+    load_chunk(row, begin, size, &held, base, values);
+    for (int64_t i = 0; i < size; i++) keys[i] = ordered_key(as_bits(values[i]), magnitude);
+}
+
+/* out = the keys of a row. */
+API void cuvee_keys(const Row *row, int magnitude, int64_t n, uint32_t *out)
+{
+    for (int64_t begin = 0; begin < n; begin += CHUNK) load_keys(row, magnitude, begin, MIN(CHUNK, n - begin), out + begin);
+}
+
+/* counts[high digit of each key] += 1; returns -1 without memory. Two tables: equal neighbours do not wait for each other. */
+API int cuvee_count_high(const Row *row, int magnitude, int64_t n, int64_t *counts)
+{
+    uint32_t *tables = calloc(2 * DIGITS, sizeof *tables), keys[CHUNK];
     if (!tables) return -1;
     uint32_t *even = tables, *odd = tables + DIGITS;
-    if (magnitude)
-        for (int64_t i = 0; i + 1 < n; i += 2) {
-            even[(bits[i] >> 16) & 0x7fff]++;
-            odd[(bits[i + 1] >> 16) & 0x7fff]++;
+    for (int64_t begin = 0; begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin);
+        load_keys(row, magnitude, begin, size, keys);
+        for (int64_t i = 0; i + 1 < size; i += 2) {
+            even[keys[i] >> 16]++;
+            odd[keys[i + 1] >> 16]++;
         }
-    else
-        for (int64_t i = 0; i + 1 < n; i += 2) {
-            even[ordered_key(bits[i], 0) >> 16]++;
-            odd[ordered_key(bits[i + 1], 0) >> 16]++;
-        }
-    if (n & 1) even[ordered_key(bits[n - 1], magnitude) >> 16]++;
+        if (size & 1) even[keys[size - 1] >> 16]++;
+    }
     for (int digit = 0; digit < DIGITS; digit++) counts[digit] += (int64_t)even[digit] + odd[digit];
     free(tables);
     return 0;
 }
 
 /* counts[low digit] += 1 for the keys with this high digit. Without a branch: which keys match cannot be predicted. */
-FAST API void cuvee_count_low(const uint32_t *bits, int magnitude, uint32_t high, int64_t n, int64_t *counts)
+FAST API void cuvee_count_low(const Row *row, int magnitude, uint32_t high, int64_t n, int64_t *counts)
 {
     for (int64_t begin = 0; begin < n; begin += CHUNK) {
         int64_t size = MIN(CHUNK, n - begin), found = 0;
+        uint32_t keys[CHUNK], any = 0;
         uint16_t low[CHUNK];
-        uint32_t any = 0;
-        const uint32_t *source = bits + begin;
-        for (int64_t i = 0; i < size; i++) any += ordered_key(source[i], magnitude) >> 16 == high;
+        load_keys(row, magnitude, begin, size, keys);
+        for (int64_t i = 0; i < size; i++) any += keys[i] >> 16 == high;
         if (!any) continue;
         for (int64_t i = 0; i < size; i++) {
-            uint32_t key = ordered_key(source[i], magnitude);
-            low[found] = (uint16_t)key;
-            found += key >> 16 == high;
+            low[found] = (uint16_t)keys[i];
+            found += keys[i] >> 16 == high;
         }
         for (int64_t i = 0; i < found; i++) counts[low[i]]++;
     }
 }
 
 /* out[leaf] = how many keys of each run of `leaf` elements are `wanted`. */
-FAST API void cuvee_count_equal(const uint32_t *bits, int magnitude, uint32_t wanted, int64_t n, int64_t leaf, int64_t *out)
+FAST API void cuvee_count_equal(const Row *row, int magnitude, uint32_t wanted, int64_t n, int64_t leaf, int64_t *out)
 {
     for (int64_t start = 0; start < n; start += leaf) {
-        int64_t total = 0;
-        for (int64_t begin = start; begin < MIN(start + leaf, n); begin += CHUNK) {
-            int64_t end = MIN(MIN(begin + CHUNK, start + leaf), n);
-            uint32_t here = 0;
-            for (int64_t i = begin; i < end; i++) here += ordered_key(bits[i], magnitude) == wanted;
+        int64_t stop = MIN(start + leaf, n), total = 0;
+        for (int64_t begin = start; begin < stop; begin += CHUNK) {
+            int64_t size = MIN(CHUNK, stop - begin);
+            uint32_t keys[CHUNK], here = 0;
+            load_keys(row, magnitude, begin, size, keys);
+            for (int64_t i = 0; i < size; i++) here += keys[i] == wanted;
             total += here;
         }
         *out++ = total;
     }
 }
 
-/* The keys of one bracket [low, high], and how many are above it. */
-static inline __attribute__((always_inline)) int64_t gather_plain(
-    const uint32_t *bits, int magnitude, uint32_t low, uint32_t high, int64_t n, uint32_t *found, int64_t *above)
+/* Append the keys in [low, high] to `found`, and add how many are above to `above`; returns how many were appended. */
+FAST static int64_t gather_plain(const uint32_t *keys, uint32_t low, uint32_t high, int64_t n, uint32_t *found, int64_t *above)
 {
     int64_t count = 0, more = 0;
     for (int64_t i = 0; i < n; i++) {
-        uint32_t key = ordered_key(bits[i], magnitude);
-        more += key > high;
-        found[count] = key;
-        count += key >= low && key <= high;
+        more += keys[i] > high;
+        found[count] = keys[i];
+        count += keys[i] >= low && keys[i] <= high;
     }
     *above += more;
     return count;
@@ -503,12 +553,12 @@ static inline __attribute__((always_inline)) int64_t gather_plain(
 
 #if defined(__x86_64__) && defined(__GNUC__)
 __attribute__((target("avx512f"))) static int64_t gather_avx512(
-    const uint32_t *bits, uint32_t low, uint32_t high, int64_t n, uint32_t *found, int64_t *above)
+    const uint32_t *keys, uint32_t low, uint32_t high, int64_t n, uint32_t *found, int64_t *above)
 {
-    const __m512i sign = _mm512_set1_epi32(0x7fffffff), least = _mm512_set1_epi32((int)low), most = _mm512_set1_epi32((int)high);
+    const __m512i least = _mm512_set1_epi32((int)low), most = _mm512_set1_epi32((int)high);
     int64_t count = 0, more = 0, i = 0;
     for (; i + 16 <= n; i += 16) {
-        __m512i key = _mm512_and_si512(_mm512_loadu_si512(bits + i), sign);
+        __m512i key = _mm512_loadu_si512(keys + i);
         __mmask16 over = _mm512_cmpgt_epu32_mask(key, most);
         __mmask16 inside = _mm512_mask_cmpge_epu32_mask((__mmask16)~over, key, least);
         more += __builtin_popcount(over);
@@ -516,21 +566,9 @@ __attribute__((target("avx512f"))) static int64_t gather_avx512(
         count += __builtin_popcount(inside);
     }
     *above += more;
-    return count + gather_plain(bits + i, 1, low, high, n - i, found + count, above);
+    return count + gather_plain(keys + i, low, high, n - i, found + count, above);
 }
 #endif
-
-FAST static int64_t gather(
-    const uint32_t *bits, int magnitude, uint32_t low, uint32_t high, int64_t n, uint32_t *found, int64_t *above)
-{
-    return gather_plain(bits, magnitude, low, high, n, found, above);
-}
-
-static int by_key(const void *a, const void *b)
-{
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
-}
 
 /* The k-th largest key, 1 <= k <= n, of a few keys, which are put in another order (quickselect, middle of three). */
 static uint32_t select_key(uint32_t *keys, int64_t n, int64_t k)
@@ -553,46 +591,62 @@ static uint32_t select_key(uint32_t *keys, int64_t n, int64_t k)
 }
 
 /* The k-th largest key in one pass: a sample says between which keys it lies, the pass keeps those and counts what is above.
- * Returns 1, with the key and how many keys are above it; 0 where the sample misled, -1 without memory. */
-API int cuvee_select(const uint32_t *bits, int magnitude, int64_t n, int64_t k, uint32_t *kth, int64_t *above)
+ * Returns 1, with the key, how many keys are above it, and equal[leaf] = how many of each run of `leaf` elements are equal to
+ * it; 0 where the sample misled, -1 without memory. The row's steps must not count. */
+API int cuvee_select(
+    const Row *row, int magnitude, int64_t n, int64_t k, int64_t leaf, uint32_t *kth, int64_t *above, int64_t *equal)
 {
     enum { SAMPLE = 4096, MARGIN = 130 }; /* four standard deviations of a sampled rank */
-    if (n < 4 * SAMPLE) {
-        uint32_t *keys = malloc(n * sizeof *keys);
-        if (!keys) return -1;
-        for (int64_t i = 0; i < n; i++) keys[i] = ordered_key(bits[i], magnitude);
-        *kth = select_key(keys, n, k);
-        *above = 0;
-        for (int64_t i = 0; i < n; i++) *above += ordered_key(bits[i], magnitude) > *kth;
-        free(keys);
-        return 1;
+    uint32_t low = 0, high = 0xffffffffu, keys[CHUNK];
+    if (n >= 4 * SAMPLE) {
+        uint32_t sample[SAMPLE];
+        for (int64_t i = 0; i < SAMPLE; i++) {
+            /* Not in step with the length of the rows: each stride has a place of its own inside it. */
+            int64_t begin = i * n / SAMPLE, room = (i + 1) * n / SAMPLE - begin;
+            load_keys(row, magnitude, begin + (int64_t)((uint64_t)i * 2654435761u % (uint64_t)room), 1, sample + i);
+        }
+        int64_t middle = 1 + (int64_t)((double)k / (double)n * SAMPLE), from = middle + MARGIN, to = middle - MARGIN;
+        if (from <= SAMPLE) low = select_key(sample, SAMPLE, from);
+        if (to >= 1) high = select_key(sample, SAMPLE, to);
     }
-    uint32_t sample[SAMPLE];
-    for (int64_t i = 0; i < SAMPLE; i++) {
-        /* Not in step with the length of the rows: each stride has a place of its own inside it. */
-        int64_t begin = i * n / SAMPLE, room = (i + 1) * n / SAMPLE - begin;
-        sample[i] = ordered_key(bits[begin + (int64_t)((uint64_t)i * 2654435761u % (uint64_t)room)], magnitude);
-    }
-    qsort(sample, SAMPLE, sizeof *sample, by_key);
-    int64_t middle = SAMPLE - 1 - (int64_t)((double)k / (double)n * SAMPLE);
-    int64_t from = middle - MARGIN, to = middle + MARGIN;
-    uint32_t low = from < 0 ? 0 : sample[from], high = to >= SAMPLE ? 0xffffffffu : sample[to];
-    int64_t room = n + 16, found, more = 0;
-    uint32_t *keys = malloc(room * sizeof *keys); /* pages that are not touched cost nothing */
-    if (!keys) return -1;
+    int64_t (*gather)(const uint32_t *, uint32_t, uint32_t, int64_t, uint32_t *, int64_t *) = gather_plain;
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (magnitude && __builtin_cpu_supports("avx512f")) found = gather_avx512(bits, low, high, n, keys, &more);
-    else
+    if (__builtin_cpu_supports("avx512f")) gather = gather_avx512;
 #endif
-        found = gather(bits, magnitude, low, high, n, keys, &more);
-    int inside = more < k && k <= more + found;
-    if (inside) {
-        *kth = select_key(keys, found, k - more);
+    /* Pages that are not touched cost nothing. */
+    uint32_t *found = malloc((n + 16) * sizeof *found), *order = NULL;
+    int64_t leaves = (n + leaf - 1) / leaf, *ends = malloc(leaves * sizeof *ends), count = 0, more = 0;
+    if (found && ends)
+        for (int64_t start = 0, number = 0; start < n; start += leaf, number++) {
+            int64_t stop = MIN(start + leaf, n);
+            for (int64_t begin = start; begin < stop; begin += CHUNK) {
+                int64_t size = MIN(CHUNK, stop - begin);
+                load_keys(row, magnitude, begin, size, keys);
+                count += gather(keys, low, high, size, found + count, &more);
+            }
+            ends[number] = count;
+        }
+    int inside = more < k && k <= more + count;
+    if (found && ends && inside && (order = malloc(count * sizeof *order))) {
+        memcpy(order, found, count * sizeof *order);
+        uint32_t key = select_key(order, count, k - more);
+        int64_t at = 0;
+        for (int64_t number = 0; number < leaves; number++) {
+            int64_t here = 0;
+            for (; at < ends[number]; at++) {
+                here += found[at] == key;
+                more += found[at] > key;
+            }
+            equal[number] = here;
+        }
+        *kth = key;
         *above = more;
-        for (int64_t i = 0; i < found; i++) *above += keys[i] > *kth;
     }
-    free(keys);
-    return inside;
+    int failed = !found || !ends || (inside && !order);
+    free(order);
+    free(found);
+    free(ends);
+    return failed ? -1 : inside;
 }
 
 /* ---- random draws: NumPy's Philox4x64-10, two draws of 32 bits a word, low half first --------------------------- */

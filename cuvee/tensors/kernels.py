@@ -4,7 +4,8 @@ Each stands behind one piece, whose definition in PyTorch or NumPy it equals bit
 because `make bench-merge` shows that it pays. `CUVEE_KERNELS=0` turns them off. They release the GIL.
 
 What a piece calls takes NumPy arrays or tensors and returns what it was given. Values are float32 and contiguous
-(`serve` tells) unless said otherwise; a "leaf" is a run of that many elements.
+(`serve` tells) unless said otherwise; a "leaf" is a run of that many elements. What measures or combines also takes `Row`s,
+which are decoded, filtered and used in the cache.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+from cuvee.tensors.rows import Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,17 +38,20 @@ __all__ = [
     "count_equal",
     "count_high",
     "count_low",
+    "count_special",
     "decode",
     "draws",
     "encode",
     "is_off",
     "keep",
-    "magnitude_sums",
+    "keys",
+    "lane_sums",
+    "load",
     "product_sums",
     "rank_drop",
+    "row_of",
     "select",
     "serve",
-    "stored_products",
     "threshold",
     "variance",
     "weighted_sum",
@@ -62,25 +69,45 @@ _P, _N, _I, _F, _U, _K = (
     ctypes.c_uint64,
 )
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "decode": (_N, [_P, _I, _P, _N, _P]),
-    "encode": (_N, [_P, _P, _F, _I, _N, _P]),
-    "weighted_sum": (None, [_P, _N, _P, _N, _F, _N, _P]),
-    "combine": (_N, [_P, _P, _N, _I, _P, _F, _F, _I, _N, _P, _P]),
+    "load": (None, [_P, _N, _P]),
+    "count_special": (_N, [_P, _I, _N]),
+    "combine": (_N, [_P, _N, _P, _F, _P, _I, _F, _P, _I, _F, _I, _N, _P]),
     "threshold": (None, [_P, _F, _N, _N, _N, _N, _P]),
-    "consensus": (None, [_P, _N, _P, _P, _N, _I, _F, _N, _P]),
-    "variance": (None, [_P, _N, _N, _N, _P]),
-    "magnitude_sums": (None, [_P, _N, _N, _P]),
-    "product_sums": (None, [_P, _N, _N, _N, _N, _P]),
-    "stored_products": (_I, [_P, _P, _N, _I, _N, _N, _P, _P]),
+    "variance": (_I, [_P, _N, _N, _P]),
+    "lane_sums": (None, [_P, _I, _N, _N, _P]),
+    "keys": (None, [_P, _I, _N, _P]),
+    "product_sums": (_I, [_P, _N, _N, _N, _P]),
     "count_high": (_I, [_P, _I, _N, _P]),
     "count_low": (None, [_P, _I, _U, _N, _P]),
     "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
     "draws": (None, [_K, _K, _N, _N, _P]),
     "bernoulli": (None, [_K, _K, _N, _N, _U, _P]),
     "keep": (None, [_P, _P, _N, _P]),
-    "select": (_I, [_P, _I, _N, _N, _P, _P]),
+    "select": (_I, [_P, _I, _N, _N, _N, _P, _P, _P]),
     "rank_drop": (_I, [_P, _P, _P, _P, _N, _N, _P]),
 }
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("what", ctypes.c_int32),
+        ("number", _F),
+        ("all_before", _N),
+        ("few_until", _N),
+        ("few", _N),
+        ("mask", _P),
+    )
+
+
+class _Row(ctypes.Structure):
+    _fields_ = (
+        ("source", _P),
+        ("base", _P),
+        ("steps", ctypes.POINTER(_Step)),
+        ("kind", ctypes.c_int32),
+        ("base_kind", ctypes.c_int32),
+        ("count", _N),
+    )
 
 
 @functools.cache
@@ -110,7 +137,9 @@ def available() -> bool:
 
 
 def serve(values: Any) -> bool:
-    """True when kernels can work on an array or a tensor: float32, on the CPU, contiguous."""
+    """True when kernels can work on a row, an array or a tensor: float32, on the CPU, contiguous."""
+    if isinstance(values, Row):
+        return True
     if isinstance(values, np.ndarray):
         return available() and values.dtype == np.float32 and values.flags.c_contiguous
     return (
@@ -118,10 +147,9 @@ def serve(values: Any) -> bool:
     )
 
 
-def _flat(values: Any, *, models: bool = False) -> Floats:
-    """Return an array or a tensor as an array without a copy: (n,), or (K, n) for `models`."""
-    found = values if isinstance(values, np.ndarray) else values.numpy()
-    return found.reshape(len(found), -1) if models else found.reshape(-1)
+def _flat(values: Any) -> Floats:
+    """Return an array or a tensor as an (n,) array without a copy."""
+    return (values if isinstance(values, np.ndarray) else values.numpy()).reshape(-1)
 
 
 def _like(values: Any, out: Floats) -> Any:
@@ -148,9 +176,38 @@ def _empty(values: Any) -> Floats:
     return np.empty(tuple(values.shape[1:]), np.float32)
 
 
-def _rows(values: Floats) -> tuple[int, int, int]:
-    """Return (K, n, elements from row to row) of a (K, n) array."""
-    return len(values), values.shape[1], values.strides[0] // 4
+def row_of(values: Any) -> Row:
+    """Return a row of an array or a tensor, without a copy."""
+    return values if isinstance(values, Row) else Row(_flat(values), "F32", tuple(values.shape))
+
+
+def _rows_of(values: Any) -> list[Row]:
+    """Return the K rows of (K, …)."""
+    return [row_of(one) for one in values]
+
+
+def _as_c(rows: Sequence[Row]) -> Any:
+    """Return the structures that the kernels read, for one call: they count the ties down."""
+    found = (_Row * len(rows))()
+    for place, row in zip(found, rows, strict=True):
+        place.source, place.kind = _at(row.source), KINDS[row.kind]
+        if row.base is not None:
+            place.base, place.base_kind = _at(row.base.source), KINDS[row.base.kind]
+        if row.steps:
+            steps = [_Step(step.act, step.number, *step.ties, _at(step.mask)) for step in row.steps]
+            place.steps, place.count = (_Step * len(steps))(*steps), len(steps)
+    return found
+
+
+def load(row: Row, out: Floats) -> Floats:
+    """Write the elements of a row to `out`, (…) contiguous, and return it."""
+    _library().cuvee_load(_as_c([row]), out.size, _at(out))
+    return out
+
+
+def count_special(source: NDArray[Any], kind: str) -> int:
+    """Return how many of the raw elements `source` are NaN or infinite."""
+    return int(_library().cuvee_count_special(_at(source), KINDS[kind], source.nbytes // (4 if kind == "F32" else 2)))
 
 
 def decode(source: NDArray[Any], kind: str, base: Floats | None, out: Floats) -> int:
@@ -162,7 +219,8 @@ def decode(source: NDArray[Any], kind: str, base: Floats | None, out: Floats) ->
         base: (n,) or None.
         out: (n,).
     """
-    return int(_library().cuvee_decode(_at(source), KINDS[kind], _at(base), out.size, _at(out)))
+    load(Row(source, kind, out.shape, None if base is None else row_of(base)), out)
+    return count_special(source, kind)
 
 
 def encode(values: Floats, base: Floats | None, scaling: float, kind: str, out: NDArray[Any]) -> int:
@@ -174,74 +232,61 @@ def encode(values: Floats, base: Floats | None, scaling: float, kind: str, out: 
         kind: one of `KINDS`.
         out: (n,) raw elements of `kind`.
     """
-    return int(_library().cuvee_encode(_at(values), _at(base), scaling, KINDS[kind], values.size, _at(out)))
+    return combine(
+        [row_of(values)], [1.0], base=None if base is None else row_of(base), scaling=scaling, kind=kind, out=out
+    )
+
+
+def combine(
+    rows: Sequence[Row],
+    weights: Sequence[float],
+    *,
+    divisor: float = 1.0,
+    votes: Sequence[float] | None = None,
+    normalize: bool = False,
+    floor: float = 0.0,
+    base: Row | None = None,
+    scaling: float = 1.0,
+    kind: str = "F32",
+    out: NDArray[Any],
+) -> int:
+    """Write `base` + the weighted sum of the rows, or their consensus, · `scaling` in one pass over stored elements.
+
+    Args:
+        rows: K.
+        weights: K.
+        divisor: of the weighted sum.
+        votes: K, for a consensus (`pieces.vote.weigh_consensus`), which `normalize` and `floor` belong to.
+        base: without steps; None: the sum itself, without `scaling`.
+        out: (n,) raw elements of `kind`.
+
+    Returns:
+        how many of `out` are NaN or infinite.
+    """
+    weight, vote = np.array(weights, np.float32), None if votes is None else np.array(votes, np.float32)
+    made = _library().cuvee_combine(
+        _as_c(rows),
+        len(rows),
+        _at(weight),
+        divisor,
+        _at(vote),
+        normalize,
+        floor,
+        None if base is None else _at(base.source),
+        0 if base is None else KINDS[base.kind],
+        scaling,
+        KINDS[kind],
+        out.nbytes // (4 if kind == "F32" else 2),
+        _at(out),
+    )
+    return _memory(int(made))
 
 
 def weighted_sum(values: T, weights: Sequence[float], divisor: float) -> T:
     """`pieces.combine.weighted_sum`: (K, …) into (…)."""
-    rows, weight, out = _flat(values, models=True), np.array(weights, np.float32), _empty(values)
-    models, size, stride = _rows(rows)
-    _library().cuvee_weighted_sum(_at(rows), stride, _at(weight), models, divisor, size, _at(out))
+    out = _empty(values)
+    combine(_rows_of(values), weights, divisor=divisor, out=out)
     return _like(values, out)
-
-
-def combine(
-    sources: Sequence[NDArray[Any]],
-    kinds: Sequence[str],
-    *,
-    with_base: bool,
-    weights: Sequence[float],
-    divisor: float,
-    scaling: float,
-    out: NDArray[Any],
-    kind: str,
-) -> tuple[int, list[int]]:
-    """`decode`, `weighted_sum` and `encode` in one pass over raw elements, the base first where there is one.
-
-    Returns:
-        how many of `out`, and how many of each source, are NaN or infinite.
-    """
-    models, size = len(weights), out.nbytes // (4 if kind == "F32" else 2)
-    places, codes, special = _sources(sources, kinds)
-    weight = np.array(weights, np.float32)
-    made = _library().cuvee_combine(
-        _at(places),
-        _at(codes),
-        models,
-        with_base,
-        _at(weight),
-        divisor,
-        scaling,
-        KINDS[kind],
-        size,
-        _at(out),
-        _at(special),
-    )
-    return int(made), special.tolist()
-
-
-def stored_products(
-    sources: Sequence[NDArray[Any]], kinds: Sequence[str], *, with_base: bool, leaf: int
-) -> tuple[NDArray[np.float64], list[int]]:
-    """`decode` and `product_sums` in one pass over raw elements, the base first where there is one.
-
-    Returns:
-        (leaves, K, K), and how many of each source are NaN or infinite.
-    """
-    models, size = len(sources) - with_base, sources[0].nbytes // (4 if kinds[0] == "F32" else 2)
-    places, codes, special = _sources(sources, kinds)
-    out = np.empty((-(-size // leaf), models, models))
-    _memory(
-        _library().cuvee_stored_products(_at(places), _at(codes), models, with_base, size, leaf, _at(out), _at(special))
-    )
-    return out, special.tolist()
-
-
-def _sources(
-    sources: Sequence[NDArray[Any]], kinds: Sequence[str]
-) -> tuple[NDArray[np.uintp], NDArray[np.int32], NDArray[np.int64]]:
-    places = np.array([_at(source) for source in sources], np.uintp)
-    return places, np.array([KINDS[kind] for kind in kinds], np.int32), np.zeros(len(sources), np.int64)
 
 
 def threshold(values: T, limit: float, all_before: int, few_until: int, few: int, out: T | None = None) -> T:
@@ -256,57 +301,66 @@ def threshold(values: T, limit: float, all_before: int, few_until: int, few: int
 
 def consensus(deltas: T, votes: Sequence[float], weights: Sequence[float], *, normalize: bool, floor: float) -> T:
     """`pieces.vote.weigh_consensus`: (K, …) into (…)."""
-    rows, vote, weight = _flat(deltas, models=True), np.array(votes, np.float32), np.array(weights, np.float32)
-    models, size, stride = _rows(rows)
     out = _empty(deltas)
-    _library().cuvee_consensus(_at(rows), stride, _at(vote), _at(weight), models, normalize, floor, size, _at(out))
+    combine(_rows_of(deltas), weights, votes=votes, normalize=normalize, floor=floor, out=out)
     return _like(deltas, out)
 
 
-def variance(deltas: T) -> T:
-    """`papers.sce.variance`: (K, …) into (…)."""
-    rows, out = _flat(deltas, models=True), _empty(deltas)
-    models, size, stride = _rows(rows)
-    _library().cuvee_variance(_at(rows), stride, models, size, _at(out))
-    return _like(deltas, out)
-
-
-def magnitude_sums(values: Floats, leaf: int) -> NDArray[np.float64]:
-    """`tensors.sums.magnitude_sum` of each leaf: (n,) into (leaves,); leaf ≥ 1."""
-    out = np.empty(-(-values.size // leaf))
-    _library().cuvee_magnitude_sums(_at(values), values.size, leaf, _at(out))
+def variance(rows: Sequence[Row], out: Floats) -> Floats:
+    """`papers.sce.variance`: K rows into (…)."""
+    _memory(_library().cuvee_variance(_as_c(rows), len(rows), out.size, _at(out)))
     return out
 
 
-def product_sums(values: Floats, leaf: int) -> NDArray[np.float64]:
-    """`tensors.sums.product_sums` of each leaf: (K, n) into (leaves, K, K)."""
-    models, size, stride = _rows(values)
+def lane_sums(row: Row, leaf: int, *, square: bool) -> NDArray[np.float64]:
+    """Σ |x|, or Σ x², of each leaf as `tensors.sums` adds them: (n,) into (leaves,); leaf ≥ 1."""
+    size = math.prod(row.shape)
+    out = np.empty(-(-size // leaf))
+    _library().cuvee_lane_sums(_as_c([row]), square, size, leaf, _at(out))
+    return out
+
+
+def product_sums(rows: Sequence[Row], leaf: int) -> NDArray[np.float64]:
+    """`tensors.sums.product_sums` of each leaf: K rows of n elements into (leaves, K, K)."""
+    models, size = len(rows), math.prod(rows[0].shape)
     out = np.empty((-(-size // leaf), models, models))
-    _library().cuvee_product_sums(_at(values), stride, models, size, leaf, _at(out))
+    _memory(_library().cuvee_product_sums(_as_c(rows), models, size, leaf, _at(out)))
     return out
 
 
-def count_high(bits: NDArray[np.uint32], magnitude: bool, counts: NDArray[np.int64]) -> None:
+def keys(row: Row, magnitude: bool) -> NDArray[np.uint32]:
+    """`tensors.order.ordered_keys` of float32 values: (n,)."""
+    out = np.empty(math.prod(row.shape), np.uint32)
+    _library().cuvee_keys(_as_c([row]), magnitude, out.size, _at(out))
+    return out
+
+
+def count_high(row: Row, magnitude: bool, counts: NDArray[np.int64]) -> None:
     """Add the counts of the keys' high digits to `counts` (65536,)."""
-    _memory(_library().cuvee_count_high(_at(bits), magnitude, bits.size, _at(counts)))
+    _memory(_library().cuvee_count_high(_as_c([row]), magnitude, math.prod(row.shape), _at(counts)))
 
 
-def select(bits: NDArray[np.uint32], magnitude: bool, k: int) -> tuple[int, int] | None:
-    """Return the k-th largest key, 1 ≤ k ≤ n, and how many keys are above it; None where its sample misled it."""
-    key, above = np.empty(1, np.uint32), np.empty(1, np.int64)
-    found = _memory(_library().cuvee_select(_at(bits), magnitude, bits.size, k, _at(key), _at(above)))
-    return (int(key[0]), int(above[0])) if found else None
+def select(row: Row, magnitude: bool, k: int, leaf: int) -> tuple[int, int, NDArray[np.int64]] | None:
+    """Return the k-th largest key, 1 ≤ k ≤ n, how many keys are above it, and how many of each leaf are equal to it.
+
+    None where its sample misled it. No step of the row may count.
+    """
+    size = math.prod(row.shape)
+    key, above, equal = np.empty(1, np.uint32), np.empty(1, np.int64), np.empty(-(-size // leaf), np.int64)
+    found = _library().cuvee_select(_as_c([row]), magnitude, size, k, leaf, _at(key), _at(above), _at(equal))
+    return (int(key[0]), int(above[0]), equal) if _memory(found) else None
 
 
-def count_low(bits: NDArray[np.uint32], magnitude: bool, high: int, counts: NDArray[np.int64]) -> None:
+def count_low(row: Row, magnitude: bool, high: int, counts: NDArray[np.int64]) -> None:
     """Add the counts of the low digits of the keys whose high digit is `high` to `counts` (65536,)."""
-    _library().cuvee_count_low(_at(bits), magnitude, high, bits.size, _at(counts))
+    _library().cuvee_count_low(_as_c([row]), magnitude, high, math.prod(row.shape), _at(counts))
 
 
-def count_equal(bits: NDArray[np.uint32], magnitude: bool, key: int, leaf: int) -> NDArray[np.int64]:
+def count_equal(row: Row, magnitude: bool, key: int, leaf: int) -> NDArray[np.int64]:
     """Return how many keys of each leaf are `key`."""
-    out = np.empty(-(-bits.size // leaf), np.int64)
-    _library().cuvee_count_equal(_at(bits), magnitude, key, bits.size, leaf, _at(out))
+    size = math.prod(row.shape)
+    out = np.empty(-(-size // leaf), np.int64)
+    _library().cuvee_count_equal(_as_c([row]), magnitude, key, size, leaf, _at(out))
     return out
 
 
@@ -339,6 +393,7 @@ def rank_drop(keys: NDArray[np.uint32], drawn: NDArray[np.uint32], limits: NDArr
         drawn: (rows, length).
         limits: (length,) not falling.
     """
-    ordered, out = np.sort(keys, axis=-1), np.empty(keys.shape, np.bool_)
+    ordered, out = keys.copy(), np.empty(keys.shape, np.bool_)
+    ordered.sort(axis=-1)
     _memory(_library().cuvee_rank_drop(_at(keys), _at(ordered), _at(drawn), _at(limits), *keys.shape, _at(out)))
     return out

@@ -9,6 +9,7 @@ import numpy as np
 from cuvee.tensors import kernels
 from cuvee.tensors.either import as_tensor
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.rows import Act, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +24,10 @@ def keep_where(mask: Tensor, values: Tensor, out: Tensor | None = None) -> Tenso
 
     Args:
         mask: bool, shaped as `values`.
-        values: float32 or float64.
+        values: float32 or float64, or a row.
     """
+    if isinstance(values, Row):
+        return values.then(Act.KEEP_MASK, mask=mask)
     if kernels.serve(values) and mask.shape == values.shape:
         return kernels.keep(mask if isinstance(mask, np.ndarray) else mask.contiguous(), values, out)
     mask, values = as_tensor(mask), as_tensor(values)

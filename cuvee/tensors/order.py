@@ -23,7 +23,6 @@ __all__ = [
     "digit_counts",
     "digits_of",
     "kth_largest",
-    "magnitude_keys",
     "ordered_keys",
     "value_of_key",
 ]
@@ -63,11 +62,6 @@ def ordered_keys(values: Tensor, magnitude: bool) -> Keys:
     return np.where(bits & top, ~bits, bits | top)
 
 
-def magnitude_keys(values: Any) -> NDArray[np.uint32]:
-    """Return the ordered keys of |values|, float32 on the CPU."""
-    return _bits(values) & np.uint32(0x7FFFFFFF)
-
-
 def device_keys(values: Tensor, magnitude: bool) -> Tensor:
     """As `ordered_keys`, in int64 on the values' device."""
     wide = values.dtype == torch.float64
@@ -85,27 +79,22 @@ def count_equal(values: Tensor, magnitude: bool, keys: Sequence[int]) -> NDArray
     if not number_of(values):
         return np.zeros((len(keys), *values.shape[:-1]), np.int64)
     if kernels.serve(values):
-        bits, leaf = _bits(values).reshape(-1), values.shape[-1]
-        return np.array([kernels.count_equal(bits, magnitude, key, leaf).reshape(values.shape[:-1]) for key in keys])
+        row, leaf = kernels.row_of(values), values.shape[-1]
+        return np.array([kernels.count_equal(row, magnitude, key, leaf).reshape(values.shape[:-1]) for key in keys])
     found = ordered_keys(values, magnitude)
     if isinstance(found, np.ndarray):
         return np.array([np.count_nonzero(found == key, axis=-1) for key in keys], np.int64)
     return np.array([(found == _as_int64(key)).sum(-1).cpu().numpy() for key in keys], np.int64)
 
 
-def _bits(values: Any) -> NDArray[np.uint32]:
-    """Return the bits of float32 values, without a copy where they are contiguous."""
-    if isinstance(values, np.ndarray):
-        return np.ascontiguousarray(values).view(np.uint32)
-    return values.contiguous().view(torch.int32).numpy().view(np.uint32)
+def kth_largest(values: Any, magnitude: bool, k: int, leaf: int) -> tuple[int, int, NDArray[np.int64]] | None:
+    """Find the k-th largest of values that are all here, 1 ≤ k ≤ n: an array, a tensor or a row.
 
-
-def kth_largest(values: Tensor, magnitude: bool, k: int) -> tuple[int, int] | None:
-    """Return the key of the k-th largest of values that are all here, 1 ≤ k ≤ n, and how many keys are above it.
-
-    None where the kernel that does it in one pass is not there or was misled by its sample: count digits instead.
+    Returns:
+        its key, how many keys are above it, and how many of each leaf of so many elements are equal to it; None where the
+        kernel that does it in one pass is not there or was misled by its sample: count digits instead.
     """
-    return kernels.select(_bits(values).reshape(-1), magnitude, k) if kernels.serve(values) else None
+    return kernels.select(kernels.row_of(values), magnitude, k, leaf) if kernels.serve(values) else None
 
 
 def _as_int64(key: int) -> int:
@@ -124,7 +113,7 @@ def digit_counts(values: Tensor, magnitude: bool, prefixes: Sequence[int | None]
     """Count the values of one digit of the ordered keys, among those that begin with each prefix.
 
     Args:
-        values: float32 or float64.
+        values: float32 or float64, or a row.
         magnitude: order |x| instead of x.
         prefixes: the higher digits to match; None matches all.
         digit: which digit, 0 the lowest.
@@ -134,11 +123,12 @@ def digit_counts(values: Tensor, magnitude: bool, prefixes: Sequence[int | None]
     """
     counts = np.zeros((len(prefixes), _SIZE), np.int64)
     if kernels.serve(values):
+        one = kernels.row_of(values)
         for row, prefix in enumerate(prefixes):
             if prefix is None:
-                kernels.count_high(_bits(values), magnitude, counts[row])
+                kernels.count_high(one, magnitude, counts[row])
             else:
-                kernels.count_low(_bits(values), magnitude, prefix, counts[row])
+                kernels.count_low(one, magnitude, prefix, counts[row])
         return counts
     keys = ordered_keys(values, magnitude)
     for row, prefix in enumerate(prefixes):

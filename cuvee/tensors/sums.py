@@ -31,7 +31,7 @@ def lane_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def product_sums(values: NDArray[Any]) -> NDArray[np.float64]:
     """Return ⟨x_i, x_j⟩ of K vectors along the last axis: (K, …, n), float32 or float64, into (K, K, …)."""
     if kernels.available() and values.dtype == np.float32 and values.size:
-        vectors = np.ascontiguousarray(values).reshape(len(values), -1)
+        vectors = [kernels.row_of(vector) for vector in np.ascontiguousarray(values)]
         sums = kernels.product_sums(vectors, values.shape[-1])
         return np.moveaxis(sums.reshape(*values.shape[1:-1], *sums.shape[1:]), (-2, -1), (0, 1))
     wide = values.astype(np.float64)
@@ -42,6 +42,6 @@ def product_sums(values: NDArray[Any]) -> NDArray[np.float64]:
 def magnitude_sum(values: NDArray[Any]) -> NDArray[np.float64]:
     """Return Σ |x| along the last axis: (…, n), float32 or float64, into (…)."""
     if kernels.available() and values.dtype == np.float32 and values.size:
-        sums = kernels.magnitude_sums(np.ascontiguousarray(values).reshape(-1), values.shape[-1])
+        sums = kernels.lane_sums(kernels.row_of(np.ascontiguousarray(values)), values.shape[-1], square=False)
         return sums.reshape(values.shape[:-1])
     return lane_sum(np.abs(values.astype(np.float64)))

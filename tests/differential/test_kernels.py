@@ -13,8 +13,10 @@ from test_methods_against_reference import CASES, SMALL, make
 
 import cuvee
 import cuvee.tensors.layout
+from cuvee.methods.combination import Combination
 from cuvee.methods.measuring import Call, Place, activated, measured
 from cuvee.methods.papers.sce import variance
+from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.drop import drop_by_rank
 from cuvee.methods.pieces.trim import among_largest, keep_among
 from cuvee.methods.pieces.vote import weigh_consensus
@@ -23,6 +25,7 @@ from cuvee.methods.registry import DELTAS, methods
 from cuvee.tensors import kernels
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.order import digit_counts, ordered_keys
+from cuvee.tensors.rows import Act, Row
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels are not compiled")
 
@@ -176,3 +179,103 @@ def test_no_kernel_changes_a_bit_of_a_merge(label, ties):
     )
     for name in one:
         assert_same_bits(one[name], other[name])
+
+
+def stored_dtype(kind: str) -> torch.dtype:
+    return {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[kind]
+
+
+def stored(values: torch.Tensor, kind: str) -> tuple[np.ndarray, torch.Tensor]:
+    """Return the raw elements of values as they are stored, and what these are as float32."""
+    rounded = values.to(stored_dtype(kind))
+    return rounded.contiguous().view(torch.uint8).numpy(), rounded.float()
+
+
+def drawn_steps(draw, size: int) -> list[tuple[Act, float, dict]]:
+    found = []
+    for act in draw(st.lists(st.sampled_from(list(Act)), max_size=3)):
+        number = draw(st.sampled_from([0.0, 0.5, 1.0, 3.0, float("nan")]))
+        first = draw(st.integers(0, size))
+        ties = (first, min(size, first + draw(st.integers(0, 300))), draw(st.integers(0, 40)))
+        mask = np.random.default_rng(draw(st.integers(0, 9))).random(size) < 0.5
+        found.append(
+            (
+                act,
+                number if act < Act.MULTIPLY else 3.0,
+                {"ties": ties if act < Act.KEEP_MASK else (0, 0, 0), "mask": mask},
+            )
+        )
+    return found
+
+
+def stepped(
+    values: torch.Tensor, act: Act, number: float, ties: tuple[int, int, int], mask: np.ndarray
+) -> torch.Tensor:
+    """Return what a step does, by its definition."""
+    if act is Act.MULTIPLY:
+        return values * number
+    if act is Act.DIVIDE:
+        return values / number
+    if act is Act.KEEP_MASK:
+        return torch.where(torch.from_numpy(mask), values, 0)
+    before, until, few = ties
+    equal = values.abs() == number
+    place = torch.arange(len(values))
+    some = equal & (place >= before) & (place < until)
+    chosen = (values.abs() > number) | (equal & (place < before)) | (some & (some.cumsum(0) <= few))
+    return torch.where(chosen != (act is Act.DROP_LARGEST), values, 0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_row_and_what_is_made_of_it_are_their_definition(data):
+    draw, kinds = data.draw, st.sampled_from(["F32", "BF16", "F16"])
+    size, models = draw(st.sampled_from([1, 15, 1000, 1024, 1025, 3000])), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    few = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 3.0, -3.0, 1e-4])
+    block = lambda: few[torch.randint(0, len(few), (size,), generator=generator)]  # noqa: E731
+    base_kind = draw(kinds)
+    raw, base = stored(block(), base_kind)
+    with_base = draw(st.booleans())
+    base_row = Row(raw, base_kind, (size,)) if with_base else None
+    rows, values = [], []
+    for _ in range(models):
+        kind = draw(kinds)
+        raw, one = stored(block(), kind)
+        row = Row(raw, kind, (size,), base_row)
+        one = one - base if with_base else one
+        for act, number, details in drawn_steps(draw, size):
+            row, one = row.then(act, number, **details), stepped(one, act, number, **details)
+        rows.append(row)
+        values.append(one)
+    for row, one in zip(rows, values, strict=True):
+        assert_same_bits(torch.from_numpy(kernels.load(row, np.empty(size, np.float32))) + 0.0, one + 0.0)
+        for reduction in (Sums("abs"), Sums("square")):
+            found = reduction.of_stored(row, 700, None)
+            parts = [reduction.measure(part, -1, None) for part in one.split(700)]
+            np.testing.assert_array_equal(found, np.array(parts))
+        np.testing.assert_array_equal(kernels.keys(row, True), ordered_keys(one, True))
+        k = draw(st.integers(1, size))
+        if not row.counts:
+            key, above, equal = kernels.select(row, True, k, 700)
+            keys = ordered_keys(one, True)
+            assert key == np.sort(keys)[size - k] and above == (keys > key).sum() and equal.sum() == (keys == key).sum()
+    weight, out_kind, scaling = [0.3, 1.0, -0.5, 2.0][:models], draw(kinds), draw(st.sampled_from([1.0, 0.7]))
+    together = torch.stack(values)
+    for votes in (None, weight):
+        combined = (
+            Combination(rows, weight, 1.7) if votes is None else Combination(rows, weight, votes=votes, normalize=True)
+        )
+        out = np.empty(size, np.uint32 if out_kind == "F32" else np.uint16)
+        combined.write(base_row, scaling, out_kind, out)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "available", lambda: False)
+            merged = (
+                weighted_sum(together, weight) / 1.7
+                if votes is None
+                else weigh_consensus(together, weight, weight, normalize=True)
+            )
+        merged = base + merged * scaling if with_base else merged
+        wanted, _ = stored(merged, out_kind)
+        found, wanted = (torch.from_numpy(a.view(np.uint8)).view(stored_dtype(out_kind)) for a in (out, wanted))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)

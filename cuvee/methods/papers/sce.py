@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cuvee.methods.combination import plain
+import numpy as np
+
+from cuvee.methods.combination import Stored, by_model
 from cuvee.methods.measuring import current, each, measured, room
 from cuvee.methods.pieces.trim import among_largest
 from cuvee.methods.pieces.vote import sum_models, weigh_consensus
@@ -51,9 +53,9 @@ def sce(deltas: Tensor, *, select_topk: Fraction = 1.0, variant: Literal["mergek
     Returns:
         (…); identical models give that model.
     """
-    deltas = plain(deltas)
     selected = _select(deltas, select_topk)
-    energies = measured(Sums("square"), list(selected)) / max(1, current(deltas[0]).place.layout.numel)
+    numel = current(by_model(deltas)[0]).place.layout.numel
+    energies = measured(Sums("square"), by_model(selected)) / max(1, numel)
     least = 1e-6 if variant == "mergekit" and current().compat == "mergekit" else 0.0
     total = float(energies.sum())
     uniform = total < least or total == 0.0
@@ -75,8 +77,10 @@ def _select(deltas: Tensor, share: float) -> Tensor:
 
 def variance(deltas: Tensor) -> Tensor:
     """Return the population variance over the K models, element by element."""
-    if kernels.serve(deltas):
-        return kernels.variance(deltas)
+    if isinstance(deltas, Stored) or kernels.serve(deltas):
+        rows = [kernels.row_of(delta) for delta in by_model(deltas)]
+        found = kernels.variance(rows, np.empty(tuple(deltas.shape[1:]), np.float32))
+        return found if isinstance(deltas, Stored | np.ndarray) else as_tensor(found)
     deltas = as_tensor(deltas)
     center = sum_models(deltas) / len(deltas)
     away = [delta - center for delta in deltas]

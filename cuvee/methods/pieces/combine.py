@@ -29,7 +29,7 @@ def weighted_sum(values: Any, weight: Any = 1.0, *, normalize: bool = False) -> 
     divisor = sum_of_weights if abs(sum_of_weights) >= 1e-8 else 1.0
     are_numbers = all(isinstance(w, float | int) for w in weights)
     if isinstance(values, Stored) and are_numbers:
-        return Combination([float(w) for w in weights], float(divisor))
+        return Combination(values.rows, [float(w) for w in weights], float(divisor))
     one_by_one = isinstance(values, Matrices)
     values = values if one_by_one else plain(values)
     if are_numbers and not one_by_one and kernels.serve(values):

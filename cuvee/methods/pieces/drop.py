@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuvee.errors import MethodError
+from cuvee.methods.combination import Row, plain
 from cuvee.methods.measuring import current, remembered, room
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.registry import ROW, Fraction, Paper, Role, edit
@@ -16,7 +17,7 @@ from cuvee.tensors.draws import bernoulli, bernoulli_array, draw_key, drawn_word
 from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
-from cuvee.tensors.order import magnitude_keys, ordered_keys
+from cuvee.tensors.order import ordered_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def keep_mask(delta: Tensor, probability: float | Callable[[], Tensor]) -> Tenso
         flat = probability if isinstance(probability, float) else probability().reshape(-1)
         return bernoulli(key, place.start, place.stop, flat, delta.device)
 
-    if isinstance(delta, np.ndarray) and isinstance(probability, float):
+    if isinstance(delta, np.ndarray | Row) and isinstance(probability, float):
         return _remembered_mask(lambda: bernoulli_array(key, place.start, place.stop, probability), delta)
     delta = as_tensor(delta)
     if delta.device.type != "cpu":
@@ -58,7 +59,7 @@ def _remembered_mask(draw: Callable[[], NDArray[np.bool_]], delta: Tensor) -> Te
     mask: Any = (
         draw() if current(delta).place.is_whole else _unpacked(remembered("mask", lambda: np.packbits(draw())), delta)
     )
-    return (mask if isinstance(delta, np.ndarray) else torch.from_numpy(mask)).reshape(delta.shape)
+    return (mask if isinstance(delta, np.ndarray | Row) else torch.from_numpy(mask)).reshape(delta.shape)
 
 
 def _unpacked(packed: NDArray[np.uint8], delta: Tensor) -> NDArray[np.bool_]:
@@ -73,7 +74,7 @@ def drop_at_random(delta: Tensor, density: float, *, rescale: Rescale = True) ->
     if density >= 1:
         return delta
     if density <= 0:
-        return torch.zeros_like(as_tensor(delta))
+        return torch.zeros_like(as_tensor(plain(delta)))
     kept = keep_where(keep_mask(delta, float(density)), delta, room(delta))
     return rescale_kept(kept, delta, rescale, density)
 
@@ -112,7 +113,7 @@ def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Resc
     if density >= 1:
         return delta
     if density <= 0:
-        return torch.zeros_like(as_tensor(delta))
+        return torch.zeros_like(as_tensor(plain(delta)))
     if density - epsilon <= 0 or density + epsilon >= 1:
         raise MethodError(
             f"density {density:g} with epsilon {epsilon:g} gives probabilities from {density - epsilon:g} to "
@@ -124,7 +125,7 @@ def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Resc
     needs_each = rescale == "expected" or current(delta).statistics
     if not needs_each and kernels.serve(delta):
         return rescale_kept(keep_where(_compiled_mask(delta, by_rank), delta, room(delta)), delta, rescale, density)
-    delta = as_tensor(delta)
+    delta = as_tensor(plain(delta))
     probability = torch.from_numpy(by_rank).to(delta.device)[row_ranks(delta)].reshape(delta.shape)
     kept = keep_where(keep_mask(delta, lambda: probability), delta, room(delta))
     return rescale_kept(kept, delta, rescale, probability.to(delta.dtype))
@@ -147,7 +148,7 @@ def _compiled_mask(delta: Tensor, by_rank: NDArray[np.float64]) -> Tensor:
     key = draw_key(call.seed, call.place.tensor, call.model_index, call.ordinal("draw"))
 
     def draw() -> NDArray[np.bool_]:
-        keys = magnitude_keys(delta).reshape(-1, len(by_rank))
+        keys = kernels.keys(kernels.row_of(delta), magnitude=True).reshape(-1, len(by_rank))
         drawn = drawn_words(key, call.place.start, call.place.stop).reshape(keys.shape)
         return kernels.rank_drop(keys, drawn, limits_of(by_rank).astype(np.uint32))
 

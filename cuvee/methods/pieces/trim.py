@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from cuvee.methods.combination import Row, plain
 from cuvee.methods.measuring import Place, Scope, current, measured, room
 from cuvee.methods.reductions import Ranked, Ranks
 from cuvee.methods.registry import Fraction, Paper, Role, edit
@@ -13,6 +14,7 @@ from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
+from cuvee.tensors.rows import Act
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +78,8 @@ def among_largest(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
 
 def keep_among(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     """Zero all of `values` whose magnitudes are not among the k largest that `ranked` describes."""
+    if isinstance(values, Row):
+        return values.then(Act.KEEP_LARGEST, ranked.value, ties=_tie_ranges(ranked, place, number_of(values)))
     if not kernels.serve(values):
         return keep_where(among_largest(abs(values), ranked, place), values)
     return kernels.threshold(values, ranked.value, *_tie_ranges(ranked, place, number_of(values)), out=room(values))
@@ -128,9 +132,12 @@ def keep_band(delta: Tensor, density: float, gamma: float) -> Tensor:
     call = current(delta)
     counts = KeepBand(density, gamma)
     if call.compat == "mergekit" and counts(call.place.layout.numel)[1] == 0:
-        return torch.zeros_like(as_tensor(delta))
-    magnitude = abs(delta)
+        return torch.zeros_like(as_tensor(plain(delta)))
     wide, largest = measured(Ranks(counts, digits=digits_of(delta.dtype)), delta)
+    if isinstance(delta, Row):
+        ties = _tie_ranges(largest, call.place, number_of(delta))
+        return keep_among(delta, wide, call.place).then(Act.DROP_LARGEST, largest.value, ties=ties)
+    magnitude = abs(delta)
     kept = among_largest(magnitude, wide, call.place) & ~among_largest(magnitude, largest, call.place)
     return keep_where(kept, delta)
 
@@ -144,7 +151,7 @@ def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0
     """
     if not current(delta).place.layout.shape:
         return delta
-    delta = as_tensor(delta)
+    delta = as_tensor(plain(delta))
     rows = delta.reshape(-1, delta.shape[-1])
     order = torch.argsort(rows.abs(), dim=-1, descending=True, stable=True)
     first = int(rows.shape[-1] * remove_top)

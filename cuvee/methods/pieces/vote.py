@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from cuvee.methods.combination import plain
+from cuvee.methods.combination import Combination, Stored, plain
 from cuvee.methods.measuring import measured, spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Sums
@@ -58,11 +58,10 @@ def sign_consensus(
 
     Source: TIES-Merging, arXiv 2306.01708, steps 2 and 3; weights as in mergekit.
     """
-    deltas = plain(deltas)
     weights = [float(w) for w in spread(weight, len(deltas))]
     if tie_sign == "plus" and merge_func in ("weighted_mean", "sum"):
         return weigh_consensus(deltas, weights, weights, normalize=normalize and merge_func == "weighted_mean")
-    deltas = as_tensor(deltas)
+    deltas = as_tensor(plain(deltas))
     signs = elect_signs(weighted_sum(deltas, weights), tie_sign)
     agrees = [delta * w * signs > 0 for delta, w in zip(deltas, weights, strict=True)]
     if merge_func == "max":
@@ -79,10 +78,12 @@ def weigh_consensus(
     """Elect signs by Σ votes_i τ_i, a balanced vote counting as plus, and add weights_i τ_i of those that agree.
 
     Args:
-        deltas: (K, …).
+        deltas: (K, …): a tensor, an array, or stored blocks, whose consensus is then a `Combination`.
         normalize: divide by the weights of those that agree.
         floor: the least divisor; 0: a divisor of 0 counts as 1.
     """
+    if isinstance(deltas, Stored):
+        return Combination(deltas.rows, weights, votes=votes, normalize=normalize, floor=floor)
     if kernels.serve(deltas):
         return kernels.consensus(deltas, votes, weights, normalize=normalize, floor=floor)
     deltas = as_tensor(deltas)
