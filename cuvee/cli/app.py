@@ -38,6 +38,7 @@ COMMANDS = {
 GROUPS = {
     "bench": {
         "build": "Make the models of a suite of experts, or list the suites.",
+        "run": "Score every merge method on a suite of experts.",
     },
 }
 """Commands that have commands; `cuvee bench build` is `build` in the file of `bench`."""
@@ -46,6 +47,7 @@ _USAGE = {
     "merge": "Usage: cuvee merge [OPTIONS] RECIPE OUT\n       cuvee merge [OPTIONS] --preset NAME ROLE=MODEL... OUT",
     "plan": "Usage: cuvee plan [OPTIONS] RECIPE\n       cuvee plan [OPTIONS] --preset NAME ROLE=MODEL...",
     "bench build": "Usage: cuvee bench build [OPTIONS] [SUITE]",
+    "bench run": "Usage: cuvee bench run [OPTIONS] SUITE",
     "compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT...",
     "presets": "Usage: cuvee presets [OPTIONS] [NAME [ROLE=MODEL...]]",
     "mergekit-yaml": "Usage: cuvee mergekit-yaml CONFIG OUT [FLAGS OF MERGEKIT-YAML]",

@@ -6,13 +6,14 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from cuvee.cli.amounts import plural
+from cuvee.cli.bench_run import run
 from cuvee.cli.options import AsJson, Quick, Quiet, Seeds
 from cuvee.cli.screen import heading, indented, print_json, prose, rows, screen, show, styled, table
 
 if TYPE_CHECKING:
     from cuvee.evaluation.suites import Built, Suite
 
-__all__ = ["build"]
+__all__ = ["build", "run"]
 
 
 def build(

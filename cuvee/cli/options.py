@@ -11,18 +11,21 @@ __all__ = [
     "AsJson",
     "Atoms",
     "BatchSize",
+    "BenchMethods",
     "ByteMatch",
     "Compat",
     "CosineSimilarity",
     "Device",
     "Exclude",
     "GateDtype",
+    "Limit",
     "Load",
     "Magikarp",
     "Memory",
     "Offline",
     "OlderThan",
     "Only",
+    "OutFolder",
     "Overwrite",
     "Png",
     "PrefixMatch",
@@ -33,6 +36,7 @@ __all__ = [
     "Sample",
     "Seed",
     "Seeds",
+    "Severity",
     "ShardSize",
     "SkipRouting",
     "Stages",
@@ -240,6 +244,43 @@ Seeds = Annotated[
         metavar="N",
         validator=validators.Number(gte=1),
         help="Train so many times, each from another seed; 1 if not given.",
+    ),
+]
+BenchMethods = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--methods",
+        group=_RECIPE,
+        metavar="METHOD",
+        consume_multiple=True,
+        help="Only these, each with settings if wanted, such as ties:density=0.2; all that are registered if not given.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    Parameter(
+        group=_MACHINE,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Score on the first N items of each task, the same for all; on all of them if not given.",
+    ),
+]
+Severity = Annotated[
+    int,
+    Parameter(
+        group=_MACHINE,
+        metavar="N",
+        validator=validators.Number(gte=1, lte=5),
+        help="How far data are shifted, 1 (slightly) to 5; 3 if not given.",
+    ),
+]
+OutFolder = Annotated[
+    str | None,
+    Parameter(
+        name="--out",
+        group=_OUTPUT,
+        metavar="FOLDER",
+        help="Where the files go; bench-SUITE in this folder if not given.",
     ),
 ]
 Quiet = Annotated[bool, Parameter(group=_TERMINAL, help="Print nothing but warnings and errors.")]

@@ -32,6 +32,7 @@ FROZEN = {
         "BASE", "EXPERTS", "--only", "--exclude", "--png", "--threads", "--offline", "--token", "--json",
     ],
     "bench build": ["SUITE", "--quick", "--seeds", "--quiet", "--json"],
+    "bench run": ["SUITE", "--methods", "--quick", "--seeds", "--limit", "--severity", "--out", "--quiet", "--json"],
     "verify": ["FOLDER", "--sample", "--load", "--threads", "--json"],
     "gc": ["FOLDER", "--remove", "--older-than", "--json"],
 }  # fmt: skip

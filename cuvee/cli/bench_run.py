@@ -1,0 +1,192 @@
+"""`cuvee bench run`: every method on a suite of experts, as tables and as a page."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cuvee.cli.amounts import plural
+from cuvee.cli.options import AsJson, BenchMethods, Limit, OutFolder, Quick, Quiet, Seeds, Severity
+from cuvee.cli.progress import Bar
+from cuvee.cli.screen import heading, indented, prose, screen, show, styled, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cuvee.evaluation.results import Bench
+    from cuvee.evaluation.suites import Suite
+    from cuvee.evaluation.variants import Variant
+    from cuvee.reports.bench_rows import Row
+
+__all__ = ["run"]
+
+_SIZES_QUICK, _SIZES = 3, 7
+
+
+def run(
+    suite: str,
+    /,
+    *,
+    methods: BenchMethods = None,
+    quick: Quick = False,
+    seeds: Seeds = 1,
+    limit: Limit = None,
+    severity: Severity = 3,
+    out: OutFolder = None,
+    quiet: Quiet = False,
+    json: AsJson = False,
+) -> None:
+    """Score every merge method on a suite of experts.
+
+    Each is scored at its default and at the best coefficient found on the validation split, of nine for every method.
+    Merges are made and scored in memory. What was found before is kept under CUVEE_HOME: a run that was stopped goes
+    on, and one that is repeated computes only what changed.
+
+    Writes results.csv, results.json, results.md and report.html, a page that needs no network.
+
+    Args:
+        suite: its name; cuvee bench build lists them, and makes its models where they are not there yet.
+    """
+    from cuvee.evaluation.suites import suite as find
+    from cuvee.evaluation.variants import all_variants, parse_variant
+
+    found = find(suite)
+    variants = [parse_variant(one) for one in methods] if methods else all_variants()
+    command = _command(suite, methods, quick=quick, seeds=seeds, limit=limit, severity=severity)
+    bench = _bench(found, _unequal(variants), command, seeds, limit, severity, quick=quick, quiet=quiet or json)
+    folder = Path(out or f"bench-{suite}{'-quick' if quick else ''}")
+    files = _write(bench, folder)
+    if json:
+        print(files["results.json"], end="")
+    elif not quiet:
+        _print(screen(), bench)
+        show(screen(), "", styled(f"{folder} has {', '.join(files)}", "bold green"))
+
+
+def _unequal(variants: Sequence[Variant]) -> list[Variant]:
+    return list({one.label: one for one in variants}.values())
+
+
+def _command(
+    suite: str, methods: Sequence[str] | None, *, quick: bool, seeds: int, limit: int | None, severity: int
+) -> str:
+    parts = ["cuvee", "bench", "run", suite]
+    parts += ["--quick"] if quick else []
+    parts += ["--seeds", str(seeds)] if seeds > 1 else []
+    parts += ["--limit", str(limit)] if limit else []
+    parts += ["--severity", str(severity)] if severity != 3 else []
+    parts += [word for one in methods or () for word in ("--methods", one)]
+    return shlex.join(parts)
+
+
+def _bench(
+    suite: Suite,
+    variants: Sequence[Variant],
+    command: str,
+    seeds: int,
+    limit: int | None,
+    severity: int,
+    *,
+    quick: bool,
+    quiet: bool,
+) -> Bench:
+    """Build the models and score, seed after seed."""
+    from cuvee.evaluation.bars import training_bars
+    from cuvee.evaluation.benchmark import Runner, sizes_between
+    from cuvee.evaluation.home import cuvee_home
+    from cuvee.evaluation.kept_scores import KeptScores
+    from cuvee.evaluation.results import Bench
+    from cuvee.evaluation.suites.suite import silently
+
+    console = screen(stderr=True)
+    results = []
+    kept = KeptScores(cuvee_home() / "scores.sqlite")
+    try:
+        for seed in range(seeds):
+            with nullcontext(silently) if quiet or not console.is_terminal else training_bars(console) as progress:
+                built = suite.build(seed=seed, quick=quick, progress=progress)
+            sizes = sizes_between(len(built.experts), _SIZES_QUICK if quick else _SIZES)
+            with Bar(wanted=not quiet, spoken=lambda count: plural(round(count), "model")) as bar:
+                runner = Runner(built, kept, limit=limit, severity=severity, sizes=sizes)
+                stage = f"score, seed {seed}" if seeds > 1 else "score"
+                results.append(runner.run(variants, lambda done, total, _: bar.show(done, total, stage)))  # noqa: B023
+    finally:
+        kept.close()
+    return Bench(suite.name, suite.title, quick, limit, severity, command, results)
+
+
+def _write(bench: Bench, folder: Path) -> dict[str, str]:
+    """Write all files, each whole or not at all, and return them by name."""
+    from cuvee.checkpoints import fs
+    from cuvee.reports.bench_files import as_csv, as_json, as_markdown
+
+    files = {"results.csv": as_csv(bench), "results.json": as_json(bench), "results.md": as_markdown(bench)}
+    fs.mkdir(folder)
+    for name, text in files.items():
+        beside = folder / f".{name}.{os.getpid()}"
+        if fs.exists(beside):
+            fs.unlink(beside)
+        fs.write_file(beside, text.encode())
+        fs.rename(beside, folder / name)
+    return files
+
+
+def _print(console: Console, bench: Bench) -> None:
+    from cuvee.reports.bench_files import DEFINITIONS
+    from cuvee.reports.bench_rows import bench_rows
+
+    rows = bench_rows(bench)
+    show(
+        console,
+        heading(f"{bench.title}: {plural(len(bench.variants), 'method')} on {plural(len(bench.seeds), 'seed')}"),
+    )
+    columns = (
+        "model",
+        "normalised",
+        "default",
+        "tuned",
+        "recovered",
+        "forgetting",
+        "unseen",
+        "shifted",
+        "merge",
+        "memory",
+    )
+    made = table(*columns, numbers=range(1, len(columns)), fold=(0,))
+    kind = "base"
+    for row in rows:
+        if row.failure:
+            continue
+        if row.kind != kind and row.kind == "merge":
+            made.add_section()
+        kind = row.kind
+        made.add_row(styled(row.name, "cyan" if row.kind == "merge" else "dim"), *map(styled, _cells(row)))
+    show(console, indented(made), "")
+    failed = [row for row in rows if row.failure]
+    if failed:
+        show(console, heading("Not merged"), *(prose(f"{row.label}: {row.failure}", "yellow") for row in failed), "")
+    show(console, *(prose(f"{name}: {words}", "dim") for name, words in DEFINITIONS))
+
+
+def _cells(row: Row) -> list[str]:
+    from cuvee.reports.numbers import chosen, in_bytes, plus_minus, signed, two_digits
+
+    found = row.summary
+    assert found is not None
+    seconds = math.nan if row.seconds is None else row.seconds
+    return [
+        plus_minus(found.normalised),
+        two_digits(row.default.mean if row.default else None),
+        chosen(row),
+        two_digits(found.recovered.mean),
+        signed(found.forgetting),
+        signed(found.unseen),
+        two_digits(found.shifted.mean if found.shifted else None),
+        f"{two_digits(seconds)} s" if row.seconds is not None else "–",
+        in_bytes(row.peak_bytes),
+    ]

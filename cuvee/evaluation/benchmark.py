@@ -1,0 +1,339 @@
+"""Running a suite: every variant merged in memory, tuned on validation data with one budget, scored on test data.
+
+All candidates see the same items in the same order. What was merged or scored before is not computed again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cuvee.checkpoints.opening import open_model
+from cuvee.engine.comparing import Comparison, compare
+from cuvee.engine.keeping import KeptDecompositions
+from cuvee.errors import CuveeError, Problems
+from cuvee.evaluation.kept_scores import MERGING, SCORING, KeptScores, code_of, digest_of, key_of
+from cuvee.evaluation.measures import nested_subsets, normalised
+from cuvee.evaluation.parallel import each_on_a_core
+from cuvee.evaluation.results import Choice, Cost, Outcome, SeedResult
+from cuvee.evaluation.suites.suite import Built, Corruption, Score, Split
+from cuvee.evaluation.variants import GRIDS, Variant, merged
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Lineup", "Runner", "sizes_between"]
+
+Tensors = Mapping[str, "Tensor"]
+Check = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The experts that are merged.
+
+    Attributes:
+        experts: their names.
+        share: of their training, in (0, 1].
+    """
+
+    experts: tuple[str, ...]
+    share: float = 1.0
+
+
+class NoMerge(Exception):  # noqa: N818 - becomes a row of the table
+    """There is no merge to score, and why."""
+
+
+class Runner:
+    """Scores variants on one seed of a suite.
+
+    Args:
+        built: the suite.
+        kept: what was found before.
+        limit: the most items of a task; None: all.
+        severity: of the shifts, 1 to 5.
+        sizes: numbers of experts to merge beside all of them.
+    """
+
+    def __init__(
+        self, built: Built, kept: KeptScores, *, limit: int | None = None, severity: int = 3, sizes: Sequence[int] = ()
+    ) -> None:
+        self._built = built
+        self._kept = kept
+        self._limit = limit
+        self._severity = severity
+        self._sizes = sizes
+        self._decompositions = KeptDecompositions()
+        self._base = built.tensors(built.base)
+        self._experts = {(name, 1.0): built.tensors(one) for name, one in built.experts.items()}
+        for share, experts in built.weaker.items():
+            self._experts |= {(name, share): built.tensors(one) for name, one in experts.items()}
+        self._digests = {place: digest_of(tensors) for place, tensors in self._experts.items()}
+        self._base_digest = digest_of(self._base)
+        self._all = Lineup(tuple(built.experts))
+
+    def run(self, variants: Sequence[Variant], progress: Callable[[int, int, str], None]) -> SeedResult:
+        """Score all variants; one that fails becomes an outcome that says why.
+
+        Args:
+            progress: is told how many of all candidates are done, and what is at work.
+        """
+        total, done = len(variants) + 1, 0
+        progress(0, total, "the base and the experts")
+        base, experts, shifted = self._references()
+        costs = {one.label: self._cost(one) for one in variants}
+
+        def score(variant: Variant, check: Check) -> Outcome:
+            nonlocal done
+            outcome = self._outcome(variant, costs[variant.label], check)
+            done += 1
+            progress(done, total, variant.label)
+            return outcome
+
+        outcomes = each_on_a_core(score, variants)
+        progress(total, total, "")
+        return SeedResult(
+            self._built.seed,
+            self._built.key,
+            self._built.tasks,
+            base,
+            experts,
+            shifted,
+            {variant.label: outcome for variant, outcome in zip(variants, outcomes, strict=True)},
+            self._compared(),
+        )
+
+    # --- References ---
+
+    def _references(self) -> tuple[dict[str, Score], dict[str, dict[str, Score]], dict[str, dict[str, Score]]]:
+        """Return the scores of the base, of the experts, and of the experts on shifted data of their own tasks."""
+
+        def score(name: str | None, check: Check) -> dict[str, Score]:
+            tensors, digest = self._model(name)
+            return self._scores(digest, lambda: tensors, list(self._built.tasks), check)
+
+        names = list(self._built.experts)
+        base, *experts = each_on_a_core(score, [None, *names])
+        shifts = {name: Corruption(name, self._severity) for name in self._built.corruptions}
+        tasks = self._tasks(self._all)
+        shifted = {
+            name: {task: self._own(task, 1.0, "test", shift) for task in tasks} for name, shift in shifts.items()
+        }
+        return base, dict(zip(names, experts, strict=True)), shifted
+
+    def _model(self, name: str | None) -> tuple[Tensors, str]:
+        if name is None:
+            return self._base, self._base_digest
+        return self._experts[name, 1.0], self._digests[name, 1.0]
+
+    def _own(self, task: str, share: float, split: Split, corruption: Corruption | None = None) -> Score:
+        """Return the score of a task's own expert."""
+        place = (self._built.tasks[task].expert or "", share)
+        return self._score(self._digests[place], lambda: self._experts[place], task, split, corruption)
+
+    def _tasks(self, lineup: Lineup) -> list[str]:
+        return [task.name for task in self._built.tasks_of("expert") if task.expert in lineup.experts]
+
+    def _compared(self) -> Comparison | None:
+        models = [open_model(one) for one in (self._built.base, *self._built.experts.values())]
+        try:
+            if len(models) < 3:
+                return None
+            return replace(compare(models[0], models[1:]), experts=list(self._built.experts))
+        finally:
+            for model in models:
+                model.close()
+
+    # --- One variant ---
+
+    def _outcome(self, variant: Variant, cost: Cost | None, check: Check) -> Outcome:
+        by_size = self._by_size(variant, check)
+        try:
+            default = self._test(variant, self._all, variant.default, list(self._built.tasks), check)
+            tuned = self._chosen(variant, self._all, list(self._built.tasks), check)
+            digest, again = self._merge(variant, self._all, tuned.best)
+            shifted = {
+                corruption: self._scores(
+                    digest, again, self._tasks(self._all), check, corruption=Corruption(corruption, self._severity)
+                )
+                for corruption in self._built.corruptions
+            }
+        except NoMerge as problem:
+            return Outcome(variant, str(problem), by_size=by_size)
+        by_size[len(self._all.experts)] = self._normalised(tuned.scores, self._all, "test")
+        by_share = {1.0: by_size[len(self._all.experts)]}
+        for share in self._built.weaker:
+            with suppress(NoMerge):
+                by_share[share] = self._reached(variant, replace(self._all, share=share), check)
+        return Outcome(variant, "", default, tuned, shifted, by_size, dict(sorted(by_share.items())), cost)
+
+    def _by_size(self, variant: Variant, check: Check) -> dict[int, float]:
+        found = {}
+        for names in nested_subsets(self._all.experts):
+            if len(names) in self._sizes and len(names) < len(self._all.experts):
+                with suppress(NoMerge):
+                    found[len(names)] = self._reached(variant, Lineup(tuple(names)), check)
+        return found
+
+    def _reached(self, variant: Variant, lineup: Lineup, check: Check) -> float:
+        """Return the normalised test score with the coefficient chosen for this line-up."""
+        return self._normalised(self._chosen(variant, lineup, self._tasks(lineup), check).scores, lineup, "test")
+
+    def _chosen(self, variant: Variant, lineup: Lineup, tasks: Sequence[str], check: Check) -> Choice:
+        """Choose the coefficient on the validation split and score the merge on the test split."""
+        if variant.coefficient is None:
+            return Choice((), None, self._test(variant, lineup, None, tasks, check))
+        curve = []
+        for coefficient in GRIDS[variant.coefficient]:
+            digest, again = self._merge(variant, lineup, coefficient)
+            scores = self._scores(digest, again, self._tasks(lineup), check, split="validation")
+            curve.append((coefficient, self._normalised(scores, lineup, "validation")))
+        best = max(curve, key=lambda point: -math.inf if math.isnan(point[1]) else point[1])[0]
+        return Choice(curve, best, self._test(variant, lineup, best, tasks, check))
+
+    def _test(
+        self, variant: Variant, lineup: Lineup, coefficient: float | None, tasks: Sequence[str], check: Check
+    ) -> dict[str, Score]:
+        return self._scores(*self._merge(variant, lineup, coefficient), tasks, check)
+
+    def _normalised(self, scores: Mapping[str, Score], lineup: Lineup, split: Split) -> float:
+        return normalised(scores, {task: self._own(task, lineup.share, split) for task in self._tasks(lineup)})
+
+    # --- Merging ---
+
+    def _merge(self, variant: Variant, lineup: Lineup, coefficient: float | None) -> tuple[str, Callable[[], Tensors]]:
+        """Return the digest of a merge and what gives its tensors: it is merged only where somebody needs them.
+
+        Raises:
+            NoMerge: the method refuses these experts, or gives NaN.
+        """
+        digests = [self._digests[name, lineup.share] for name in lineup.experts]
+        settings = {name: str(value) for name, value in variant.settings(coefficient).items()}
+        key = key_of("merge", code_of(MERGING), self._base_digest, digests, variant.method, settings)
+        held: list[Tensors] = []
+
+        def again() -> Tensors:
+            if not held:
+                held.append(self._made(variant, lineup, coefficient))
+            return held[0]
+
+        record = self._kept.record(key)
+        if record is None:
+            try:
+                record = {"digest": digest_of(again())}
+            except NoMerge as problem:
+                record = {"failure": str(problem)}
+            self._kept.put_record(key, record)
+        if "failure" in record:
+            raise NoMerge(record["failure"])
+        return record["digest"], again
+
+    def _made(self, variant: Variant, lineup: Lineup, coefficient: float | None) -> Tensors:
+        experts = [self._experts[name, lineup.share] for name in lineup.experts]
+        try:
+            made = merged(variant, coefficient, experts, self._base, self._decompositions)
+        except CuveeError as problem:
+            raise NoMerge(_in_a_line(problem)) from None
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+            # A defect of one method must not cost the others their scores; the row says that it is one.
+            raise NoMerge(f"{type(problem).__name__}: {problem} (a defect of Cuvée)") from problem
+        broken = next((name for name, one in made.items() if not bool(torch.isfinite(one).all())), None)
+        if broken is not None:
+            raise NoMerge(f"tensor {broken!r} of the merge holds NaN or Inf")
+        return made
+
+    def _cost(self, variant: Variant) -> Cost | None:
+        """Measure one merge of all experts, alone in the process; None where there is none."""
+        parts = ("cost", code_of(MERGING), self._base_digest, sorted(self._digests.values()), variant.label)
+        record = self._kept.record(key_of(*parts))
+        if record is None:
+            experts = [self._experts[name, 1.0] for name in self._all.experts]
+            try:
+                found = _measured(lambda: merged(variant, variant.default, experts, self._base, KeptDecompositions()))
+                record = {"seconds": found.seconds, "peak_bytes": found.peak_bytes}
+            except (CuveeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+                record = {}  # the outcome says why
+            self._kept.put_record(key_of(*parts), record)
+        return Cost(record["seconds"], record["peak_bytes"]) if record else None
+
+    # --- Scoring ---
+
+    def _scores(
+        self,
+        digest: str,
+        tensors: Callable[[], Tensors],
+        tasks: Sequence[str],
+        check: Check,
+        *,
+        split: Split = "test",
+        corruption: Corruption | None = None,
+    ) -> dict[str, Score]:
+        found = {}
+        for task in tasks:
+            check()
+            found[task] = self._score(digest, tensors, task, split, corruption)
+        return found
+
+    def _score(
+        self, digest: str, tensors: Callable[[], Tensors], task: str, split: Split, corruption: Corruption | None
+    ) -> Score:
+        shift = None if corruption is None else (corruption.name, corruption.severity)
+        place = (self._built.suite.name, self._built.key, task, split, self._limit, shift)
+        key = key_of("score", code_of(SCORING), torch.__version__, digest, *place)
+        items = self._kept.items(key)
+        if items is None:
+            items = self._built.score(tensors(), task, split=split, limit=self._limit, corruption=corruption).items
+            self._kept.put_items(key, items)
+        return Score(items, self._built.tasks[task].higher_is_better)
+
+
+def sizes_between(experts: int, at_most: int) -> list[int]:
+    """Return numbers of experts from 2 to all, evenly spread, at most so many."""
+    count = min(at_most, experts - 1)
+    if count < 2:
+        return [experts] if experts >= 2 else []
+    return sorted({round(2 + place * (experts - 2) / (count - 1)) for place in range(count)})
+
+
+def _in_a_line(problem: CuveeError) -> str:
+    errors = problem.errors if isinstance(problem, Problems) else (problem,)
+    return "; ".join(f"{one.found}: {one.right}" if one.right else one.found for one in errors)
+
+
+def _measured(work: Callable[[], object]) -> Cost:
+    """Run work and say what it took, warmed up by one run of it."""
+    work()
+    before = _settled_memory()
+    begin = time.process_time()
+    held = work()
+    seconds = time.process_time() - begin
+    peak = _status("VmHWM") if before is not None else None
+    del held
+    return Cost(seconds, max(0, peak - before) if peak is not None and before is not None else None)
+
+
+def _settled_memory() -> int | None:
+    """Give freed memory back, forget the peak so far, and return what is held, in bytes; None where Linux is not."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return None
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int | None:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)

@@ -1,0 +1,107 @@
+"""Scores that are kept: by what was scored, on what, and by which code; a repeated run computes only what changed.
+
+One SQLite file under `CUVEE_HOME`. Each entry is written as it is found, so a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+
+import cuvee
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["KeptScores", "code_of", "digest_of", "key_of"]
+
+MERGING = ("methods", "engine", "recipes", "tensors")
+"""What decides the bytes of a merge."""
+SCORING = ("evaluation/suites", "evaluation/byte_text.py", "evaluation/candidates.py", "evaluation/images.py")
+"""What decides a score."""
+
+
+class KeptScores:
+    """A file of results by key; safe for several threads, and for several processes.
+
+    Args:
+        path: made where it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        self._file.execute("PRAGMA journal_mode = WAL")
+        self._file.execute("PRAGMA synchronous = NORMAL")
+        self._file.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        """Return what is known of a merge, or None."""
+        value = self._get(key)
+        return None if value is None else json.loads(value)
+
+    def put_record(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep what is known of a merge."""
+        self._put(key, json.dumps(value).encode())
+
+    def items(self, key: str) -> NDArray[np.float32] | None:
+        """Return a score item by item, or None."""
+        value = self._get(key)
+        return None if value is None else np.frombuffer(zlib.decompress(value), np.float32)
+
+    def put_items(self, key: str, items: NDArray[np.float32]) -> None:
+        """Keep a score item by item."""
+        self._put(key, zlib.compress(np.ascontiguousarray(items, np.float32).tobytes()))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _get(self, key: str) -> bytes | None:
+        with self._lock:
+            row = self._file.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
+    def _put(self, key: str, value: bytes) -> None:
+        with self._lock:
+            self._file.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, value))
+
+
+def key_of(*parts: Any) -> str:
+    """Return the key of what is printed as these parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a digest of names, dtypes, shapes and bytes."""
+    whole = blake3()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        whole.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest(16)
+
+
+@cache
+def code_of(places: Sequence[str]) -> str:
+    """Return a digest of Cuvée's own source at these places: what other code has found is found again."""
+    root = Path(cuvee.__file__).parent
+    files = [
+        file for place in places for file in ([root / place] if place.endswith(".py") else (root / place).rglob("*"))
+    ]
+    whole = hashlib.sha256()
+    for file in sorted(file for file in files if file.suffix in (".py", ".c")):
+        whole.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return whole.hexdigest()[:16]

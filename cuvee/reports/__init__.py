@@ -1,0 +1,1 @@
+"""Reports: what was measured, as tables and as one page that needs no network."""

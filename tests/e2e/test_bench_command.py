@@ -1,0 +1,70 @@
+"""`cuvee bench run` as it is typed, on a suite small enough for a test."""
+
+import json
+
+import pytest
+
+from cuvee.cli.app import main
+from cuvee.evaluation.suites import lm
+from cuvee.evaluation.tiny_llama import Shape
+from cuvee.evaluation.training import Training
+
+FORM = lm.Form(
+    shape=Shape(hidden=16, intermediate=24, layers=1, heads=2, key_value_heads=1, context=16),
+    base=Training(steps=10, learning_rate=4e-3, muon_rate=0.02, warmup=1),
+    expert=Training(steps=10, learning_rate=4e-3, warmup=1),
+    train_bytes=8_000,
+    held_out_bytes=600,
+)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUVEE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(lm, "QUICK", FORM)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "run", *arguments])
+    return end.value.code or 0
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_files_and_a_second_run_the_same(home, capsys):
+    arguments = ("lm", "--quick", "--seeds", "2", "--methods", "linear", "ties:density=0.5", "slerp")
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "ties:density=0.5" in printed
+    assert "exactly 2 models" in printed
+    files = {path.name: path.read_bytes() for path in (home / "bench-lm-quick").iterdir()}
+    assert set(files) == {"results.csv", "results.json", "results.md"}
+    found = json.loads(files["results.json"])
+    assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
+    assert found["command"].startswith("cuvee bench run lm --quick --seeds 2")
+    assert run(*arguments, "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    assert {path.name: path.read_bytes() for path in (home / "bench-lm-quick").iterdir()} == files
+
+
+def test_json_alone_is_on_stdout(home, capsys):
+    assert run("lm", "--quick", "--methods", "linear", "--limit", "3", "--out", "there", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["limit"] == 3
+    assert (home / "there" / "results.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("lmm",), "lm"),
+        (("lm", "--methods", "tiess"), "ties"),
+        (("lm", "--methods", "ties:density=3"), "density"),
+        (("lm", "--severity", "6"), "5"),
+    ],
+)
+def test_a_wrong_word_ends_it_before_anything_is_made(home, capsys, arguments, named):
+    assert run(*arguments) == 2
+    assert named in capsys.readouterr().err
+    assert not (home / "home").exists()

@@ -1,0 +1,249 @@
+"""`cuvee bench run`: one budget for all, test data never choose, nothing twice, a failure is a row."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import cuvee
+from cuvee.errors import MethodError
+from cuvee.evaluation import benchmark
+from cuvee.evaluation.benchmark import Runner, sizes_between
+from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, read_corpus
+from cuvee.evaluation.kept_scores import KeptScores, digest_of
+from cuvee.evaluation.measures import normalised
+from cuvee.evaluation.results import Bench, recovered_share, spread
+from cuvee.evaluation.suites import Score
+from cuvee.evaluation.suites.lm import SUITE, Form, build_lm
+from cuvee.evaluation.suites.suite import silently
+from cuvee.evaluation.tiny_llama import Shape
+from cuvee.evaluation.training import Training
+from cuvee.evaluation.variants import GRIDS, Variant, all_variants, parse_variant
+from cuvee.methods.registry import methods
+from cuvee.reports.bench_files import as_csv, as_json, as_markdown
+
+FORM = Form(
+    shape=Shape(hidden=16, intermediate=24, layers=1, heads=2, key_value_heads=1, context=16),
+    base=Training(steps=20, learning_rate=4e-3, muon_rate=0.02, warmup=1),
+    expert=Training(steps=20, learning_rate=4e-3, warmup=1),
+)
+VARIANTS = [Variant("task_arithmetic"), Variant("linear"), Variant("slerp"), parse_variant("ties:density=0.5")]
+
+
+class Counting:
+    """A scorer that counts, and may stop."""
+
+    def __init__(self, scorer, stop_at=None):
+        self.scorer, self.calls, self.stop_at = scorer, 0, stop_at
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        return self.scorer(*arguments)
+
+
+def quietly(done, total, what):
+    pass
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    corpora = {d.name: read_corpus(d, train_bytes=8_000, held_out_bytes=600) for d in (ENGLISH, *EXPERTISE, UNSEEN)}
+    return build_lm(SUITE, tmp_path_factory.mktemp("home"), 0, FORM, corpora, silently)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    kept = KeptScores(tmp_path_factory.mktemp("kept") / "scores.sqlite")
+    yield kept
+    kept.close()
+
+
+@pytest.fixture(scope="module")
+def result(built, kept):
+    return Runner(built, kept, sizes=[2]).run(VARIANTS, quietly)
+
+
+@pytest.fixture(scope="module")
+def bench(result):
+    return Bench("lm", "a title", True, None, 3, "cuvee bench run lm", [result])
+
+
+def test_a_repeated_run_scores_nothing_and_finds_the_same(built, kept, result, monkeypatch):
+    counting = Counting(built.scorer)
+    monkeypatch.setattr(cuvee, "merge_tensors", None)  # merges nothing either
+    again = Runner(replace(built, scorer=counting), kept, sizes=[2]).run(VARIANTS, quietly)
+    assert counting.calls == 0
+    for label, outcome in result.outcomes.items():
+        assert again.outcomes[label].by_size == outcome.by_size
+        assert again.outcomes[label].cost == outcome.cost
+
+
+def test_an_interrupted_run_goes_on(built, tmp_path):
+    kept = KeptScores(tmp_path / "scores.sqlite")
+    whole = Counting(built.scorer)
+    Runner(replace(built, scorer=whole), KeptScores(tmp_path / "other.sqlite")).run(VARIANTS[:1], quietly)
+    first = Counting(built.scorer, stop_at=whole.calls // 2)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(replace(built, scorer=first), kept).run(VARIANTS[:1], quietly)
+    second = Counting(built.scorer)
+    Runner(replace(built, scorer=second), kept).run(VARIANTS[:1], quietly)
+    # threads that were at work when the first was stopped may have scored one item more
+    assert abs(first.calls - 1 + second.calls - whole.calls) <= 2
+    kept.close()
+
+
+def test_other_code_merges_again_but_equal_bytes_are_not_scored_again(built, kept, result, monkeypatch):
+    real = benchmark.code_of
+    counting, merges = Counting(built.scorer), Counting(benchmark.merged)
+    monkeypatch.setattr(benchmark, "code_of", lambda places: "another" if places == benchmark.MERGING else real(places))
+    monkeypatch.setattr(benchmark, "merged", lambda *arguments: merges(*arguments))
+    Runner(replace(built, scorer=counting), kept, sizes=[2]).run(VARIANTS, quietly)
+    assert merges.calls > 20
+    assert counting.calls == 0
+
+
+def test_the_coefficient_is_chosen_on_validation_data(built, result):
+    tuned = result.outcomes["task_arithmetic"].tuned
+    assert [coefficient for coefficient, _ in tuned.curve] == list(GRIDS["scaling"])
+    base = built.tensors(built.base)
+    experts = {name: built.tensors(one) for name, one in built.experts.items()}
+    own = {name: built.score(experts[name], name, split="validation") for name in experts}
+    for coefficient, found in tuned.curve[::4]:
+        made = cuvee.merge_tensors("task_arithmetic", list(experts.values()), base, scaling=coefficient)
+        scores = {name: built.score(made, name, split="validation") for name in experts}
+        assert found == pytest.approx(normalised(scores, own), abs=1e-6)
+    assert tuned.best == max(tuned.curve, key=lambda point: point[1])[0]
+    made = cuvee.merge_tensors("task_arithmetic", list(experts.values()), base, scaling=tuned.best)
+    for task in built.tasks:
+        assert tuned.scores[task].value == built.score(made, task).value
+
+
+def test_every_method_has_the_same_budget():
+    assert {len(grid) for grid in GRIDS.values()} == {9}
+    assert {variant.method for variant in all_variants()} == set(methods())
+
+
+def test_a_method_without_a_coefficient_is_scored_once(result):
+    tuned = result.outcomes["linear"].tuned
+    assert tuned.best is None
+    assert list(tuned.curve) == []
+    assert {task: s.value for task, s in tuned.scores.items()} == {
+        task: s.value for task, s in result.outcomes["linear"].default.items()
+    }
+
+
+def test_a_method_that_fails_is_a_row_that_says_why(bench, result):
+    outcome = result.outcomes["slerp"]
+    assert "exactly 2 models" in outcome.failure
+    assert list(outcome.by_size) == [2]  # with two experts it can
+    assert bench.variants[-1] == "slerp"
+    assert "exactly 2 models" in as_markdown(bench)
+    failed = next(row for row in csv.DictReader(io.StringIO(as_csv(bench))) if row["model"] == "slerp")
+    assert failed["normalised"] == ""
+    assert "exactly 2 models" in failed["failure"]
+
+
+def test_a_defect_of_one_method_does_not_cost_the_others_their_scores(built, tmp_path, monkeypatch):
+    real = cuvee.merge_tensors
+
+    def broken(method, *arguments, **parameters):
+        if method == "ties":
+            raise IndexError("off by one")
+        return real(method, *arguments, **parameters)
+
+    monkeypatch.setattr(cuvee, "merge_tensors", broken)
+    kept = KeptScores(tmp_path / "scores.sqlite")
+    found = Runner(built, kept, limit=2).run([Variant("ties"), Variant("linear")], quietly).outcomes
+    assert "off by one" in found["ties"].failure
+    assert found["linear"].failure == ""
+    kept.close()
+
+
+def test_a_merge_with_nan_is_no_merge(built, tmp_path, monkeypatch):
+    def nan(method, models, base=None, **parameters):
+        return {name: tensor * np.nan for name, tensor in models[0].items()}
+
+    monkeypatch.setattr(cuvee, "merge_tensors", nan)
+    kept = KeptScores(tmp_path / "scores.sqlite")
+    found = Runner(built, kept, limit=2).run([Variant("linear")], quietly).outcomes["linear"]
+    assert "NaN" in found.failure
+    kept.close()
+
+
+def test_nested_experts_and_weaker_ones_are_scored(built, result):
+    outcome = result.outcomes["task_arithmetic"]
+    assert list(outcome.by_size) == [2, 4]
+    assert list(outcome.by_share) == [0.25, 1.0]
+    assert outcome.by_size[4] == outcome.by_share[1.0] == normalised(outcome.tuned.scores, result.own)
+    assert set(outcome.shifted) == set(built.corruptions)
+
+
+def test_numbers_of_experts_are_spread_from_two_to_all():
+    assert sizes_between(7, 3) == [2, 4, 7]
+    assert sizes_between(4, 7) == [2, 3, 4]
+    assert sizes_between(2, 3) == [2]
+    assert sizes_between(1, 3) == []
+
+
+def test_a_merge_costs_something(result):
+    cost = result.outcomes["task_arithmetic"].cost
+    assert cost.seconds > 0
+    assert cost.peak_bytes is None or cost.peak_bytes >= 0
+
+
+def score(*items, better=True):
+    return Score(np.array(items, np.float32), better)
+
+
+def test_recovered_is_zero_for_the_base_and_one_for_the_experts():
+    base = {"a": score(0.5), "b": score(4.0, better=False)}
+    own = {"a": score(1.0), "b": score(2.0, better=False)}
+    assert recovered_share(base, own, base) == 0
+    assert recovered_share(own, own, base) == 1
+    assert recovered_share({"a": score(0.75), "b": score(3.5, better=False)}, own, base) == pytest.approx(0.375)
+
+
+def test_one_seed_has_the_interval_of_its_items_and_more_have_that_of_seeds():
+    assert spread([(0.8, 0.1)]).half == 0.1
+    assert spread([(0.5, 0.1), (0.5, 0.1), (0.5, 0.1)]).half == 0
+
+
+def test_a_setting_is_read_as_it_is_written():
+    for text in ("ties", "ties:density=0.2,trim_scope=model", "dare_linear:rescale=false"):
+        assert parse_variant(text).label == text
+    with pytest.raises(MethodError, match="tise"):
+        parse_variant("tise")
+    with pytest.raises(MethodError, match="densty"):
+        parse_variant("ties:densty=0.2")
+    with pytest.raises(MethodError, match="density"):
+        parse_variant("ties:density=2")
+
+
+def test_a_given_coefficient_is_not_tuned():
+    assert parse_variant("ties:scaling=0.3").coefficient is None
+    assert parse_variant("ties:scaling=0.3").settings(None)["scaling"] == 0.3
+
+
+def test_a_digest_tells_models_apart(built):
+    tensors = built.tensors(built.base)
+    assert digest_of(tensors) == digest_of(dict(reversed(tensors.items())))
+    changed = dict(tensors)
+    changed["lm_head.weight"] = tensors["lm_head.weight"].clone()
+    changed["lm_head.weight"][0, 0] += 1
+    assert digest_of(changed) != digest_of(tensors)
+
+
+def test_files_hold_the_same_numbers(bench):
+    rows = list(csv.DictReader(io.StringIO(as_csv(bench))))
+    found = json.loads(as_json(bench))
+    assert [row["model"] for row in rows] == [one["model"] for one in found["models"]]
+    assert rows[0]["kind"] == "base"
+    assert float(rows[0]["recovered"]) == 0
+    assert found["curves"]["task_arithmetic"][0]["by_experts"].keys() == {"2", "4"}
+    best = next(row for row in rows if row["kind"] == "merge")
+    assert f"| {best['model']} |" in as_markdown(bench)
