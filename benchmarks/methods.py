@@ -38,6 +38,7 @@ HEADINGS = (
     "method",
     "Cuvée s",
     "merge s",
+    "CPU s",
     "anon MB",
     "floor s",
     "merge / floor",
@@ -45,7 +46,8 @@ HEADINGS = (
     "FusionBench / Cuvée",
 )
 NOTES = (
-    "Cuvée s: wall time of the whole process, the best run. merge s: without imports. anon MB: peak anonymous memory.",
+    "Cuvée s: wall time of the whole process, the best run. merge s: without imports. CPU s: processor time of the process, "
+    "which a busy machine changes less. anon MB: peak anonymous memory.",
     "floor s: of elementwise methods reading all inputs and writing the output (a process of its own); of methods on "
     "matrices (m) the decompositions and products that they cannot avoid, on one BLAS thread, over the number of cores.",
     "mergekit / Cuvée: whole processes. FusionBench / Cuvée: reading, merging and writing, both without imports; >: it was "
@@ -114,14 +116,13 @@ class MethodBenchmark:
         self.folder = options.work / "methods"
         self.output = self.folder / "output"
         self.kept = options.results / options.label
-        self.floors: dict[tuple[Path, ...], float | None] = {}
         self.decompositions: Mapping[str, float] = {}
 
     def run(self) -> list[dict[str, Any]]:
         """Measure the rows that are missing; return all that are there, in order."""
         known = cases()
         chosen = [known[name] for name in self.options.chosen]
-        missing = [case for case in chosen if self.options.again or not self.file_of(case).exists()]
+        missing = [case for case in chosen if self.options.again or not self.is_done(case)]
         if missing:
             self.console.print(f"{machine_in_words()}; {len(missing)} of {len(chosen)} rows are to be measured")
             models = make_models(self.options.work / "models", self.options.shape)
@@ -139,6 +140,15 @@ class MethodBenchmark:
             finally:
                 shutil.rmtree(self.folder, ignore_errors=True)
         return [json.loads(self.file_of(case).read_text()) for case in known.values() if self.file_of(case).exists()]
+
+    def is_done(self, case: Case) -> bool:
+        """Whether a row was measured, and with the peers that are asked for now."""
+        file = self.file_of(case)
+        if not file.exists():
+            return False
+        row = json.loads(file.read_text())
+        wanted = {"mergekit": case.mergekit, "fusion_bench": bool(case.fusion_bench)} if self.options.with_peers else {}
+        return all(peer in row for peer, is_wanted in wanted.items() if is_wanted)
 
     def file_of(self, case: Case) -> Path:
         return self.kept / f"{case.name.replace(' ', '_')}.json"
@@ -173,12 +183,9 @@ class MethodBenchmark:
         row: dict[str, Any] = {"name": case.name, "method": case.method}
         row |= {"settings": dict(case.settings), "inputs": len(inputs), "load": os.getloadavg()[0]}
         row |= self.run_cuvee(path)
-        in_matrices = case.method in WORK
-        floor = self.floor(inputs)
-        if in_matrices:
-            row["floor_of"] = "decompositions"
-            floor = self.decompositions.get(case.method, 0.0) / len(os.sched_getaffinity(0)) or None
-        row["floor_s"] = floor
+        row["floor_s"] = self.floor(inputs)
+        if case.method in WORK:
+            row["decompositions_s"] = self.decompositions.get(case.method)
         if case.mergekit and mergekit is not None:
             row["mergekit"] = self.run_peer(mergekit.merge_command(path, self.output, "cpu", 2))
         if case.fusion_bench and fusion is not None:
@@ -217,6 +224,7 @@ class MethodBenchmark:
             phases.append(spent["total"] - spent["import"])
         return {
             "wall_s": min(cost.wall_s for cost in costs),
+            "cpu_s": min(cost.cpu_s for cost in costs),
             "merge_s": min(phases),
             "peak_anon_bytes": max(cost.peak_anon_bytes for cost in costs),
         }
@@ -229,23 +237,20 @@ class MethodBenchmark:
             return {"over_s": limit}
         if cost.returncode != 0:
             return {"failed": cost.last_words}
-        found: dict[str, Any] = {"wall_s": cost.wall_s, "peak_anon_bytes": cost.peak_anon_bytes}
+        found: dict[str, Any] = {"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "peak_anon_bytes": cost.peak_anon_bytes}
         last = cost.stdout.strip().split("\n")[-1]
         return found | ({"merge_s": json.loads(last)["seconds"]} if last.startswith("{") else {})
 
     def floor(self, inputs: list[Path]) -> float | None:
         """Return the seconds of reading these inputs and writing one output, the best of 1 and 2 threads."""
-        key = tuple(inputs)
-        if key not in self.floors:
-            size = str(inputs[0].stat().st_size)
-            program = [sys.executable, "-I", "-S", str(BENCHMARKS / "copy_floor.py")]
-            costs = []
-            for threads in ("1", "2") * self.options.runs:
-                costs.append(run_measured([*program, str(self.output), size, threads, *map(str, inputs)]))
-                self.forget()
-            good = [cost.wall_s for cost in costs if cost.returncode == 0]
-            self.floors[key] = min(good) if good else None
-        return self.floors[key]
+        size = str(inputs[0].stat().st_size)
+        program = [sys.executable, "-I", "-S", str(BENCHMARKS / "copy_floor.py")]
+        costs = []
+        for threads in ("1", "2") * self.options.runs:
+            costs.append(run_measured([*program, str(self.output), size, threads, *map(str, inputs)]))
+            self.forget()
+        good = [cost.wall_s for cost in costs if cost.returncode == 0]
+        return min(good) if good else None
 
     def forget(self) -> None:
         """Remove the output and what Cuvée keeps between runs."""
@@ -260,10 +265,17 @@ def ratios(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return merge / floor, mergekit / Cuvée and FusionBench / Cuvée as cells."""
     if "failed" in row:
         return "–", "–", "–"
-    over_floor = f"{row['merge_s'] / row['floor_s']:.1f}" if row.get("floor_s") else "–"
-    mark = " (m)" if row.get("floor_of") else ""
+    floor = unavoidable(row)
+    over_floor = (f"{row['merge_s'] / floor:.1f}" if floor else "–") + (" (m)" if "decompositions_s" in row else "")
     whole = _ratio(row.get("mergekit"), "wall_s", row["wall_s"])
-    return over_floor + mark, whole, _ratio(row.get("fusion_bench"), "merge_s", row["merge_s"])
+    return over_floor, whole, _ratio(row.get("fusion_bench"), "merge_s", row["merge_s"])
+
+
+def unavoidable(row: Mapping[str, Any]) -> float | None:
+    """Return the seconds that no implementation goes below: of copying, or of decompositions on all cores."""
+    if "decompositions_s" in row:
+        return row["decompositions_s"] / len(os.sched_getaffinity(0)) if row["decompositions_s"] else None
+    return row["floor_s"]
 
 
 def _ratio(peer: Mapping[str, Any] | None, field: str, ours: float) -> str:
@@ -292,8 +304,15 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A row's line of the table, under `HEADINGS`."""
     if "failed" in row:
         return [row["name"], "failed", *["–"] * (len(HEADINGS) - 2)]
-    floor = f"{row['floor_s']:.2f}" if row.get("floor_s") else "–"
-    numbers = [f"{row['wall_s']:.2f}", f"{row['merge_s']:.2f}", f"{row['peak_anon_bytes'] / 1e6:.0f}", floor]
+    least = unavoidable(row)
+    floor = f"{least:.2f}" if least else "–"
+    numbers = [
+        f"{row['wall_s']:.2f}",
+        f"{row['merge_s']:.2f}",
+        f"{row['cpu_s']:.1f}",
+        f"{row['peak_anon_bytes'] / 1e6:.0f}",
+        floor,
+    ]
     return [row["name"], *numbers, *ratios(row)]
 
 
