@@ -147,6 +147,8 @@ class MethodBenchmark:
         if not file.exists():
             return False
         row = json.loads(file.read_text())
+        if "failed" in row:
+            return False
         wanted = {"mergekit": case.mergekit, "fusion_bench": bool(case.fusion_bench)} if self.options.with_peers else {}
         return all(peer in row for peer, is_wanted in wanted.items() if is_wanted)
 
