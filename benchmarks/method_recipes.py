@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "dare_ties": {"density": 0.5},
     "magmax": {"scaling": 0.5},
     "metrics_weighted_averaging": {"metric": 2.0},
+    "multi_krum": {"f": 0},
     "nearswap": {"t": 0.0001},
     "sce": {"select_topk": 0.5},
 }
