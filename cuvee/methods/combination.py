@@ -126,6 +126,8 @@ def plain(values: Any) -> Any:
     return values.values if isinstance(values, Stored | Matrices) else values
 
 
-def by_model(values: Any) -> list[Any]:
-    """Return the K blocks of (K, …): of stored ones the rows."""
+def by_model(values: Any) -> Sequence[Any]:
+    """Return the K blocks of (K, …): of stored ones the rows; matrices are still loaded when they are asked for."""
+    if isinstance(values, Matrices):
+        return values
     return list(values.rows if isinstance(values, Stored) else values)

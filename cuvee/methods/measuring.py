@@ -617,7 +617,7 @@ def measured_each(
         Pending: some are not finished.
     """
     values = by_model(deltas)
-    call = current(values[0])
+    call = _active.call or current(values[0])
     found = []
     with activated(call):
         for k, delta in enumerate(values):

@@ -172,6 +172,20 @@ CONTRACTS = [
     ),
     Contract("reforge", equal_models=None, tolerance=1e-5),
     Contract("reforge", {"inner": "ties", "density": 0.5}, equal_models={"density": 1.0}, tolerance=1e-5, stable=False),
+    Contract("optmerge", turns=("left", "right"), scales=True, tolerance=1e-5),
+    Contract("optmerge", {"center": True, "rank_ratio": 0.5}, turns=("left", "right"), scales=True, tolerance=1e-5),
+    Contract(
+        "optmerge", {"solver": "sgd", "steps": 20, "lr": 0.1}, turns=("left", "right"), scales=True, tolerance=1e-5
+    ),
+    Contract(
+        "optmerge",
+        {"solver": "adam", "init": "sum", "center": True, "steps": 20},
+        equal_models=None,
+        stable=False,
+        wide=1e-4,
+    ),
+    Contract("doge", {"steps": 20, "lambda_": 0.2}, equal_models=None, stable=False, wide=1e-4),
+    Contract("doge", {"steps": 0, "keep_percent": 100}, equal_models=None, turns=("left", "right"), tolerance=1e-5),
     Contract("passthrough"),
     Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}),
 ]

@@ -149,3 +149,44 @@ def test_bmm_takes_the_grams_of_data_and_says_what_is_wrong_with_them():
         with pytest.raises(MethodError, match=said) as caught:
             merged("bayesian_model_merging", deltas, statistics=statistics)
         assert "gram/model" in caught.value.where
+
+
+def truncated(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] * s[:rank] @ vh[:rank]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("center", [False, True])
+def test_optmerge_meets_its_targets_on_the_probed_inputs_and_stays_elsewhere(shape, center):
+    deltas, rank = deltas_of(shape, 2), min(shape) // 2
+    probes = [truncated(one, rank) / one.norm() for one in deltas]
+    middle = deltas.mean(0) if center else torch.zeros_like(deltas[0])
+    targets = [middle + truncated(one - middle, rank) for one in deltas]
+    got = merged("optmerge", deltas, center=center)
+    gradient = sum((got - t) @ p.mT @ p for t, p in zip(targets, probes, strict=True))
+    assert float(gradient.abs().max()) < 1e-10
+    unseen = torch.eye(shape[1], dtype=torch.float64) - torch.linalg.pinv(torch.cat(probes), rtol=1e-8) @ torch.cat(
+        probes
+    )
+    torch.testing.assert_close(got @ unseen, deltas.mean(0) @ unseen, rtol=0, atol=1e-8)
+
+
+def test_optmerge_descends_to_its_closed_form():
+    deltas = deltas_of((7, 5), 2)
+    got = merged("optmerge", deltas, solver="sgd", lr=0.3, steps=3000)
+    torch.testing.assert_close(got, merged("optmerge", deltas), rtol=0, atol=1e-6)
+
+
+def test_optmerge_with_whole_task_vectors_is_wudi():
+    deltas = deltas_of((7, 5))
+    for settings in ({"solver": "adam", "init": "sum", "lr": 1e-3, "steps": 50}, {"solver": "closed_form"}):
+        other = settings | ({"filter": "none"} if settings["solver"] == "closed_form" else {})
+        got, want = merged("optmerge", deltas, rank_ratio=1.0, **settings), merged("wudi_merging", deltas, **other)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
+
+
+def test_optmerge_of_one_model_gives_that_model():
+    deltas = deltas_of((12, 30), 1)
+    torch.testing.assert_close(merged("optmerge", deltas, init="zero"), deltas[0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(merged("optmerge", deltas, center=True), deltas[0], rtol=0, atol=1e-9)
