@@ -196,8 +196,18 @@ def _label(contract: Contract) -> str:
     return f"{contract.method}({said})"
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("contract", CONTRACTS, ids=_label)
+def _cases():
+    """Every law of every contract; the dear laws of a method's further variants are slow."""
+    dear = {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes"}
+    seen = set()
+    for contract in CONTRACTS:
+        for law in LAWS:
+            marks = [pytest.mark.slow] if law in dear and contract.method in seen else []
+            yield pytest.param(contract, law, id=f"{_label(contract)}-{law}", marks=marks)
+        seen.add(contract.method)
+
+
+@pytest.mark.parametrize(("contract", "law"), list(_cases()))
 def test_a_method_keeps_the_law(contract, law):
     assert list(LAWS[law](contract)) == []
 
