@@ -44,6 +44,7 @@ __all__ = ["SUITE", "SUITE_LORA", "Form", "build_lm", "form", "read_corpora"]
 
 _NOISE = (0.02, 0.05, 0.1, 0.2, 0.3)
 """Share of bytes that the model sees wrong, by severity."""
+_ANSWERS = 128
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ FULL = Form(
     general_of_expert=0,
     lora=Training(steps=200, learning_rate=3e-3, seed=3),
     train_bytes=3_000_000,
-    held_out_bytes=49_152,
-    threads=2,
+    held_out_bytes=16_384,
 )
 
 
@@ -255,7 +255,10 @@ class _Scorer:
         else:
             passages, is_answer = windows(text, self._bones.shape.context), None
         order = torch.randperm(len(passages), generator=torch.Generator().manual_seed(0))
-        return passages[order], None if is_answer is None else is_answer[order]
+        if is_answer is not None:
+            order = order[:_ANSWERS]
+            return passages[order], is_answer[order]
+        return passages[order], None
 
 
 def _told(form: Form) -> list[str]:
