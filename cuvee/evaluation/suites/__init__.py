@@ -19,6 +19,8 @@ SUITES = {
     "text-encoder": "cuvee.evaluation.suites.text_encoder:SUITE",
     "vision": "cuvee.evaluation.suites.vision:SUITE",
     "vision-resnet": "cuvee.evaluation.suites.vision:SUITE_RESNET",
+    "pairs": "cuvee.evaluation.suites.pairs:SUITE",
+    "pairs-seeds": "cuvee.evaluation.suites.pairs:SUITE_SEEDS",
 }
 """Where each suite is; imported when it is asked for."""
 
