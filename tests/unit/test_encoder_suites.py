@@ -62,13 +62,18 @@ def small(network):
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices are small, and the threads of two test processes would wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=["vit", "resnet"])
 def built(request, tmp_path_factory):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     suite = SUITE if request.param == "vit" else SUITE_RESNET
-    yield build_vision(suite, tmp_path_factory.mktemp("home"), 0, small(request.param), TASKS, silently)
-    torch.set_num_threads(before)
+    return build_vision(suite, tmp_path_factory.mktemp("home"), 0, small(request.param), TASKS, silently)
 
 
 def test_an_expert_gains_on_its_own_task(built):

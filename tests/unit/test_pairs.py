@@ -10,6 +10,14 @@ from cuvee.evaluation.ani import MOLECULES, Ani, conformers, environments, netwo
 from cuvee.evaluation.suites import Corruption, suite
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices are small, and the threads of two test processes would wait for each other
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def _data():
     try:
