@@ -124,8 +124,10 @@ def _write(bench: Bench, folder: Path) -> dict[str, str]:
     """Write all files, each whole or not at all, and return them by name."""
     from cuvee.checkpoints import fs
     from cuvee.reports.bench_files import as_csv, as_json, as_markdown
+    from cuvee.reports.bench_page import bench_page
 
     files = {"results.csv": as_csv(bench), "results.json": as_json(bench), "results.md": as_markdown(bench)}
+    files["report.html"] = bench_page(bench)
     fs.mkdir(folder)
     for name, text in files.items():
         beside = folder / f".{name}.{os.getpid()}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.cli import app
 from cuvee.cli.amounts import in_cosine, in_number, in_share, in_short
-from cuvee.cli.heat_map import HeatMap, draw, save_png
+from cuvee.cli.heat_map import draw, save_png
 from cuvee.cli.merge import print_left_out, print_warnings
 from cuvee.cli.options import AsJson, Exclude, Offline, Only, Png, Threads, Token
 from cuvee.cli.planning import said_meanwhile
@@ -74,7 +74,9 @@ def compare(
             progress=lambda done, total: bar.show(done, total, "comparing"),
         )
     if png is not None:
-        save_png(_heat_maps(found), png, title=f"{', '.join(found.experts)} against {found.base}")
+        from cuvee.reports.expert_maps import expert_maps
+
+        save_png(expert_maps(found), png, title=f"{', '.join(found.experts)} against {found.base}")
     if json:
         print_json(_as_object(found) | {"png": png, "seconds": {**clock.phases, "total": clock.total}})
     else:
@@ -120,7 +122,9 @@ def _print_comparison(console: Console, found: Comparison) -> None:
     layers = _by_layer(found)
     if layers:
         show(console, "", heading("By layer"), indented(_contrast_table("layer", layers)))
-    for one in _heat_maps(found):
+    from cuvee.reports.expert_maps import expert_maps
+
+    for one in expert_maps(found):
         lines = draw(one, width=console.width - 2, coloured=_has_colours(console))
         show(console, "", *map(indented, lines))
     left_out = {name: reason.rpartition("; from ")[0] for name, reason in found.left_out.items()}
@@ -182,24 +186,6 @@ def _contrast_table(title: str, groups: Sequence[Group]) -> Any:
         numbers = (in_number(one.parameters), in_short(one.mean_ratio), in_share(changed), *pairs)
         made.add_row(styled(label), *map(styled, numbers))
     return made
-
-
-def _heat_maps(found: Comparison) -> list[HeatMap]:
-    """Return layer by role: how far the experts have gone, and where they interfere."""
-    from cuvee.engine.comparing import Contrast
-
-    nothing = Contrast.none(len(found.experts))
-    cells = found.by(lambda place: (place.stack, place.layer, place.role))
-    maps = []
-    for stack, length in found.stacks.items():
-        roles = [role for role in found.roles if any((stack, layer, role) in cells for layer in range(length))]
-        rows = [[cells.get((stack, layer, role), nothing) for layer in range(length)] for role in roles]
-        of = f" in {safe(stack)}" if len(found.stacks) > 1 else ""
-        maps.append(HeatMap(f"‖τ‖/‖θ₀‖{of}", roles, [[cell.mean_ratio for cell in row] for row in rows]))
-        if len(found.experts) > 1:
-            shares = [[cell.interference for cell in row] for row in rows]
-            maps.append(HeatMap(f"interference{of}", roles, shares, as_share=True))
-    return maps
 
 
 def _as_object(found: Comparison) -> dict[str, Any]:

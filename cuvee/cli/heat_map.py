@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cuvee.cli.screen import safe
@@ -13,40 +12,14 @@ from cuvee.errors import ResourceError
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["HeatMap", "draw", "save_png"]
+    from cuvee.reports.expert_maps import HeatMap
+
+__all__ = ["draw", "save_png"]
 
 _SHADES = "░▒▓█"
 # Viridis: dark is little, light is much, also without colour vision.
 _COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 _WIDEST_CELL = 3
-_LOWEST_END = 0.8
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Numbers by row and column.
-
-    Attributes:
-        title: what they are.
-        rows: their names.
-        values: for each row one number a layer; NaN where there is none.
-        as_share: True to print the scale in percent.
-    """
-
-    title: str
-    rows: Sequence[str]
-    values: Sequence[Sequence[float]]
-    as_share: bool = False
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The ends of the scale: the smallest and the largest number, zeros not counted.
-
-        Where they are close, the scale begins lower, so that noise does not look like a difference.
-        """
-        known = [value for row in self.values for value in row if not math.isnan(value) and value != 0]
-        low, high = (min(known), max(known)) if known else (0.0, 1.0)
-        return min(low, _LOWEST_END * high) if high > 0 else low, high
 
 
 def draw(heat_map: HeatMap, *, width: int, coloured: bool) -> list[Text]:

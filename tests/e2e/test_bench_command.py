@@ -40,7 +40,7 @@ def test_a_run_leaves_its_files_and_a_second_run_the_same(home, capsys):
     assert "ties:density=0.5" in printed
     assert "exactly 2 models" in printed
     files = {path.name: path.read_bytes() for path in (home / "bench-lm-quick").iterdir()}
-    assert set(files) == {"results.csv", "results.json", "results.md"}
+    assert set(files) == {"report.html", "results.csv", "results.json", "results.md"}
     found = json.loads(files["results.json"])
     assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
     assert found["command"].startswith("cuvee bench run lm --quick --seeds 2")

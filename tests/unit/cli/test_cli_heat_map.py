@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from cuvee.cli.heat_map import HeatMap, draw
+from cuvee.cli.heat_map import draw
+from cuvee.reports.expert_maps import HeatMap
 
 
 def plain(heat_map: HeatMap, width: int = 40) -> list[str]:

@@ -1,0 +1,151 @@
+"""The page of a run: well-formed, without a network, its numbers those of the files, hostile names harmless."""
+
+import html
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from cuvee.evaluation.results import Bench, Choice, Cost, Outcome, SeedResult
+from cuvee.evaluation.suites import Score, Task
+from cuvee.evaluation.variants import Variant
+from cuvee.reports.bench_page import bench_page
+from cuvee.reports.bench_rows import bench_rows
+from cuvee.reports.charts import Axis, Point, pareto_front
+from cuvee.reports.markup import element, text
+from cuvee.reports.numbers import in_bytes, two_digits
+
+TASKS = {
+    "a": Task("a", "<b>A</b> & co", "expert", "accuracy", expert="a"),
+    "b": Task("b", "B", "expert", "accuracy", expert="b"),
+    "g": Task("g", "general", "base", "accuracy"),
+}
+
+
+def scores(**values):
+    return {name: Score(np.array([value, value], np.float32)) for name, value in values.items()}
+
+
+def outcome(method, a, b, **more):
+    choice = Choice([(0.3, 0.5), (1.0, 0.7)], 1.0, scores(a=a, b=b, g=0.5))
+    return Outcome(
+        Variant(method),
+        default=scores(a=a / 2, b=b / 2, g=0.5),
+        tuned=choice,
+        by_size={2: (a + b) / 2},
+        by_share={0.25: 0.6, 1.0: (a + b) / 2},
+        cost=Cost(0.02, 1_500_000),
+        **more,
+    )
+
+
+@pytest.fixture
+def bench():
+    outcomes = {
+        "task_arithmetic": outcome("task_arithmetic", 0.5, 0.5),
+        "ties": outcome("ties", 0.75, 0.5),
+        "slerp": Outcome(Variant("slerp"), "two models </main><script>alert(1)</script>"),
+    }
+    seed = SeedResult(
+        0, "k", TASKS, scores(a=0.25, b=0.25, g=0.5), {"a": scores(a=1.0, b=0.2, g=0.4), "b": scores(a=0.2, b=1.0, g=0.4)},
+        {}, outcomes,
+    )  # fmt: skip
+    return Bench("s", "a <title>", True, None, 3, "cuvee bench run s", [seed])
+
+
+class Nesting(HTMLParser):
+    """Sees whether every element that is opened is closed."""
+
+    EMPTY = {"meta", "br"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_fetches_nothing(bench):
+    made = bench_page(bench)
+    parser = Nesting()
+    parser.feed(made)
+    assert parser.open == []
+    assert "script" not in parser.seen
+    assert "link" not in parser.seen
+    assert "img" not in parser.seen
+    assert not re.search(r"https?://|@import|url\(|\ssrc=|\shref=", made)
+    assert "default-src 'none'" in html.unescape(made)
+    assert "--paper" in made
+
+
+def test_names_are_shown_and_not_obeyed(bench):
+    made = bench_page(bench)
+    assert "<b>A</b> & co" not in made
+    assert "&lt;b&gt;A&lt;/b&gt; &amp; co" in made
+    assert "<script>" not in made
+    assert element("i", text("<"), title='"<') == '<i title="&quot;&lt;">&lt;</i>'
+
+
+def test_the_page_and_the_rows_rank_alike(bench):
+    assert [row.label for row in bench_rows(bench)] == ["base", "a", "b", "ties", "task_arithmetic", "slerp"]
+    made = bench_page(bench)
+    ranking = made[made.index('class="ranking"') : made.index("<h2>Tasks")]
+    shown = re.findall(r'class="label (\w+)">([^<]+)', ranking)
+    assert shown[0] == ("merge", "ties")
+    assert ("base", "base") in shown
+    assert "0.625" in ranking  # (0.75 + 0.5) / 2
+    assert not any(name == "slerp" for _, name in shown)
+
+
+def test_light_and_dark_have_the_same_colours_defined():
+    from importlib.resources import files
+
+    style = (files("cuvee.reports") / "page.css").read_text()
+    light, dark = style.split("prefers-color-scheme: dark", 1)
+    dark = dark.split("\n* {", 1)[0]
+    names = set(re.findall(r"(--[a-z0-9]+):", light))
+    assert names == set(re.findall(r"(--[a-z0-9]+):", dark))
+    assert set(re.findall(r"var\((--[a-z0-9]+)\)", style)) - {"--v"} <= names
+
+
+def test_a_run_in_which_all_fail_has_a_page(bench):
+    for label in bench.seeds[0].outcomes:
+        bench.seeds[0].outcomes[label] = Outcome(Variant(label), "no")
+    assert "Not merged" in bench_page(bench)
+
+
+def test_the_front_has_no_point_that_another_beats():
+    points = [Point("a", 1, 0.5), Point("b", 2, 0.4), Point("c", 3, 0.9), Point("d", 3, 0.8), Point("e", 0.5, 0.1)]
+    assert [one.label for one in pareto_front(points)] == ["e", "a", "c"]
+
+
+def test_an_axis_puts_its_ends_at_zero_and_one():
+    axis = Axis.around("x", [0.2, 0.9])
+    assert axis.low < 0.2 < 0.9 < axis.high
+    assert axis.share(axis.low) == 0
+    assert axis.share(axis.high) == 1
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+    log = Axis.of_factors("s", [0.01, 1.0])
+    assert log.share(0.1) == pytest.approx(
+        (math.log(0.1) - math.log(log.low)) / (math.log(log.high) - math.log(log.low))
+    )
+    assert Axis.around("x", [1.0]).low < 1.0 < Axis.around("x", [1.0]).high
+
+
+def test_numbers_are_short_and_say_when_unknown():
+    assert [two_digits(one) for one in (0.876, -0.2, 0.00314, 0.0, None, math.nan)] == [
+        "0.88", "−0.20", "0.0031", "0.00", "–", "–",
+    ]  # fmt: skip
+    assert in_bytes(1_500_000) == "1.5 MB"
+    assert in_bytes(None) == "–"
