@@ -63,12 +63,14 @@ class Input:
         name: in that model, where it is not the output's.
         change: what a copy does to it, elementwise: given flat float values and the place of the first, returns them
             changed. It must not depend on where blocks begin and end.
+        is_delta: the values are a task vector already: no base is taken from them.
     """
 
     model: int
     source: TensorSource
     name: str = ""
     change: Callable[[Tensor, int], Tensor] | None = None
+    is_delta: bool = False
 
 
 @dataclass(frozen=True)
@@ -371,7 +373,7 @@ def _load(task: Task, start: int, stop: int, formula: Formula, worker: Worker, o
             raw = read_raw(one.source, start, stop, worker.scratch, "read")
         if observer:
             observer.read(number, start, raw)
-        base = values[0] if task.base and number else None
+        base = values[0] if task.base and number and not one.is_delta else None
         non_finite = decode(raw, one.source.dtype, base, values[number])
         if observer:
             observer.decoded(number, non_finite)

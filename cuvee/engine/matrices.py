@@ -34,6 +34,7 @@ def merge_matrix(
     def load(number: int, base: Tensor | None) -> Tensor:
         watching = observer if number in unseen else None
         unseen.discard(number)
+        base = None if inputs[number].is_delta else base
         return _load(task, number, base, shape, formula, worker, watching)
 
     base = load(0, None) if with_base else None

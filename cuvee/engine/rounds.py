@@ -17,7 +17,7 @@ from typing import Any
 from cuvee.engine.blocks import Computed, Formula, Observer, Task, Worker, compute_block
 from cuvee.engine.matrices import merge_matrix
 from cuvee.errors import CuveeError, MethodError
-from cuvee.methods.measuring import Accumulator, Done, Key, Memory, Miss, Pending, Wide
+from cuvee.methods.measuring import Accumulator, Done, Key, Left, Memory, Miss, Pending, Wide
 from cuvee.methods.registry import ROW
 from cuvee.tensors.lazy_torch import torch
 
@@ -44,6 +44,9 @@ class Handler:
 
     def deliver(self, task: Task, start: int, block: Computed) -> None:
         """The output from flat element `start` on is there."""
+
+    def left(self, task: Task, start: int, left: Left) -> None:
+        """The method has left something beside the output, from flat element `start` on."""
 
     def finish(self, task: Task) -> None:
         """All the blocks of a task were delivered."""
@@ -195,6 +198,8 @@ class _Rounds:
                 block = compute(task, self.formula, call, worker, observer)
             with worker.timed("write"):
                 self.handler.deliver(task, start, block)
+                if call.left is not None:
+                    self.handler.left(task, start, call.left)
         except Pending:
             pass
         except CuveeError as error:

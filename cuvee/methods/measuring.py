@@ -8,6 +8,7 @@ a value. What is measured may depend on parameters, names, shapes and finished m
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ __all__ = [
     "Done",
     "Kept",
     "Key",
+    "Left",
     "Memory",
     "Miss",
     "Over",
@@ -45,6 +47,7 @@ __all__ = [
     "each",
     "each_loaded",
     "kept",
+    "left_beside",
     "measured",
     "measured_each",
     "remembered",
@@ -197,6 +200,14 @@ class Decompositions(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a block leaves beside the output: values shaped as the block, and numbers that all blocks agree on."""
+
+    values: torch_types.Tensor
+    numbers: Sequence[float]
+
+
 @dataclass
 class Call:
     """One call of a method on one block: what it knows, and what it finds missing.
@@ -215,6 +226,7 @@ class Call:
         kept: where whole tensors are kept from round to round.
         decompositions: those that are known already.
         spare: see `room`.
+        left: see `left_beside`.
     """
 
     place: Place
@@ -232,6 +244,7 @@ class Call:
     kept: Kept | None = None
     decompositions: Decompositions | None = None
     spare: torch_types.Tensor | None = None
+    left: Left | None = None
 
     @contextmanager
     def model(self, k: int) -> Iterator[None]:
@@ -309,7 +322,7 @@ def current(values: torch_types.Tensor | None = None) -> Call:
 
 def measured(
     reduction: Reduction,
-    values: torch_types.Tensor | Sequence[torch_types.Tensor],
+    values: torch_types.Tensor | Sequence[torch_types.Tensor] | Callable[[], torch_types.Tensor],
     *,
     over: Over = "all",
     scope: Scope = "tensor",
@@ -318,15 +331,18 @@ def measured(
 
     Args:
         reduction: what is measured.
-        values: one tensor shaped as the block, or with leading dimensions (K models); or several, measured as one.
+        values: one tensor shaped as the block, or with leading dimensions (K models); or several, measured as one; or what
+            makes the one, called where the measurement is not finished.
         over: everything; each vector along the last dimension ("row", answered at once); or each along dimension 0.
         scope: the values that belong together: of the tensor, of its layer, of the model.
 
     Raises:
         Pending: the measurement is not finished.
     """
+    if callable(values) and _active.call is None:
+        values = values()
     many = isinstance(values, list | tuple)
-    given: list[Any] = list(values) if many else [values]
+    given: list[Any] = list(values) if isinstance(values, list | tuple) else [values]
     call = _active.call or current(given[0][0] if reduction.stacked else given[0])
     place = call.place
     if len(place.layout.shape) < 2:
@@ -337,11 +353,13 @@ def measured(
     key = call.key(reduction, scope)
     if key in call.answers:
         return call.answers[key]
+    if callable(values):
+        given = [values()]
     state = call.states.get(key)
     at_once = call.alone or (place.is_whole and scope == "tensor")
     shortcut = getattr(reduction, "at_once", None)
     if at_once and shortcut and over == "all" and not many:
-        found = shortcut(values if isinstance(values, Row) else plain(values), place)
+        found = shortcut(given[0] if isinstance(given[0], Row) else plain(given[0]), place)
         if found is not None:
             return found
     while True:
@@ -616,16 +634,24 @@ def measured_each(
     Raises:
         Pending: some are not finished.
     """
-    values = by_model(deltas)
+    values = deltas if isinstance(deltas, Matrices) else by_model(deltas)
     call = _active.call or current(values[0])
     found = []
     with activated(call):
-        for k, delta in enumerate(values):
+        for k in range(len(values)):
             with call.model(k), contextlib.suppress(Pending):
-                found.append(measured(reduction, delta, scope=scope))
+                found.append(measured(reduction, functools.partial(values.__getitem__, k), scope=scope))
     if len(found) < len(values):
         raise Pending
     return found
+
+
+def left_beside(values: torch_types.Tensor, numbers: Sequence[float]) -> None:
+    """Have a run publish values beside the output in the compute dtype, and numbers in its manifest.
+
+    The method is registered as `continual`: a later merge goes on from them.
+    """
+    current(values).left = Left(values, numbers)
 
 
 def room(like: torch_types.Tensor) -> torch_types.Tensor | None:

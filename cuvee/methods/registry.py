@@ -268,6 +268,7 @@ class Method:
         unit: how much of a tensor one call must see.
         arrays: it runs on NumPy arrays as well as on tensors.
         workspace: of a method on matrices, see `Workspace`.
+        continual: its merges keep what it hands to `left_beside`, and can be continued.
     """
 
     name: str
@@ -285,6 +286,7 @@ class Method:
     unit: Unit
     arrays: bool = False
     workspace: Workspace | None = None
+    continual: bool = False
 
     @property
     def summary(self) -> str:
@@ -307,6 +309,7 @@ def merge_method(
     embeddings: bool = False,
     workspace: Workspace | None = None,
     arrays: bool = False,
+    continual: bool = False,
     cost: str = "one pass",
     formula: str = "",
     differs: str = "",
@@ -327,6 +330,7 @@ def merge_method(
         workspace: of a method on matrices, see `Workspace`.
         arrays: True when it leaves all work on values to pieces that take arrays as well as tensors: its merges do
             not load torch.
+        continual: True when it hands what a later merge goes on from to `left_beside`.
         cost: in words: "one pass", "a few visits of each tensor", "two rounds over the model".
         formula: one line of plain text, with the parameters' names.
         differs: where it differs from the paper and from mergekit.
@@ -360,6 +364,7 @@ def merge_method(
             unit,
             arrays,
             workspace,
+            continual,
         )
         return function
 
