@@ -15,6 +15,7 @@ from cuvee._version import __version__
 
 if TYPE_CHECKING:
     from cuvee.checkpoints.opening import open_model
+    from cuvee.engine.continuing import continue_merge
     from cuvee.engine.in_memory import merge_tensors
     from cuvee.engine.keeping import KeptDecompositions
     from cuvee.engine.plan import Plan, plan
@@ -36,6 +37,7 @@ _HOMES = {
     "RecipeModel": "cuvee.recipes",
     "Report": "cuvee.engine.run",
     "build_moe": "cuvee.moe",
+    "continue_merge": "cuvee.engine.continuing",
     "load_recipe": "cuvee.recipes",
     "merge": "cuvee.engine.run",
     "merge_tensors": "cuvee.engine.in_memory",
@@ -58,6 +60,7 @@ __all__ = [
     "Report",
     "__version__",
     "build_moe",
+    "continue_merge",
     "load_recipe",
     "merge",
     "merge_tensors",

@@ -44,7 +44,8 @@ GROUPS = {
 """Commands that have commands; `cuvee bench build` is `build` in the file of `bench`."""
 _NAMES = {*COMMANDS, *(name for group in GROUPS.values() for name in group)}
 _USAGE = {
-    "merge": "Usage: cuvee merge [OPTIONS] RECIPE OUT\n       cuvee merge [OPTIONS] --preset NAME ROLE=MODEL... OUT",
+    "merge": "Usage: cuvee merge [OPTIONS] RECIPE OUT\n       cuvee merge [OPTIONS] --preset NAME ROLE=MODEL... OUT\n"
+    "       cuvee merge [OPTIONS] --continue OUT --add EXPERT",
     "plan": "Usage: cuvee plan [OPTIONS] RECIPE\n       cuvee plan [OPTIONS] --preset NAME ROLE=MODEL...",
     "bench build": "Usage: cuvee bench build [OPTIONS] [SUITE]",
     "bench run": "Usage: cuvee bench run [OPTIONS] SUITE",

@@ -11,7 +11,17 @@ from cyclopts import Parameter
 
 from cuvee.cli import app
 from cuvee.cli.amounts import in_bytes, in_seconds, plural
-from cuvee.cli.options import AllowNan, AsJson, DecompositionsFolder, Overwrite, PresetName, Quiet, Stages
+from cuvee.cli.options import (
+    Add,
+    AllowNan,
+    AsJson,
+    Continue,
+    DecompositionsFolder,
+    Overwrite,
+    PresetName,
+    Quiet,
+    Stages,
+)
 from cuvee.cli.planning import PlanOptions, load_engine, make_plan, read_words
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, print_json, prose, rows, safe, screen, show, styled
@@ -41,11 +51,13 @@ _MOST_NAMES = 3
 
 
 def merge(
-    recipe: str,
-    out: str,
+    recipe: str = "",
+    out: str = "",
     /,
     *more: Annotated[str, Parameter(show=False)],
     preset: PresetName = None,
+    continue_: Continue = None,
+    add: Add = (),
     overwrite: Overwrite = False,
     allow_nan: AllowNan = False,
     stages: Stages = None,
@@ -66,6 +78,16 @@ def merge(
     from cuvee.checkpoints.publishing import check_target
     from cuvee.recipes.presets import find_preset
 
+    if continue_ is not None or add:
+        _check_continuing(continue_, add, bool(recipe) or preset is not None, overwrite=overwrite, stages=stages)
+        _continue(str(continue_), add, allow_nan, decompositions, options, quiet=quiet, json=json)
+        return
+    if not out:
+        raise UsageError(
+            f"{'OUT' if recipe else 'RECIPE'} is missing",
+            where="cuvee merge",
+            right="cuvee merge RECIPE OUT; see cuvee merge --help",
+        )
     *words, out = (recipe, *more, out) if preset is None else (recipe, out, *more)
     if preset is not None and out.partition("=")[0] in find_preset(preset).roles:
         raise UsageError("OUT is missing", where="cuvee merge", right="cuvee merge --preset NAME ROLE=MODEL… OUT")
@@ -105,11 +127,47 @@ def merge_asked(
     load_engine(options.device, clock, asked, quiet=quiet)
     planned = make_plan(asked, options, clock, decompositions=decompositions, quiet=quiet)
     report = carry_out(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, with_bar=not quiet)
+    _tell(out, planned, report, clock, quiet=quiet, json=json)
+
+
+def _check_continuing(
+    out: str | None, add: Sequence[str], is_recipe: bool, *, overwrite: bool, stages: str | None
+) -> None:
+    right = "cuvee merge --continue OUT --add EXPERT"
+    if out is None or not add:
+        missing = "--add" if out else "--continue"
+        raise UsageError(f"{missing} is missing", where="cuvee merge", right=right)
+    if is_recipe or overwrite or stages is not None:
+        given = "a recipe" if is_recipe else "--overwrite" if overwrite else "--stages"
+        raise UsageError(f"--continue takes no {given.removeprefix('a ')}", where="cuvee merge", right=right)
+
+
+def _continue(
+    out: str,
+    add: Sequence[str],
+    allow_nan: bool,
+    decompositions: str | None,
+    options: PlanOptions,
+    *,
+    quiet: bool,
+    json: bool,
+) -> None:
+    """Merge further experts into a published model."""
+    clock = app.clock
+    load_engine(options.device, clock, quiet=quiet)
+    from cuvee.engine.continuing import plan_continued
+
+    with clock.phase("plan"):
+        planned = plan_continued(out, add, **options.of_plan, decompositions=decompositions)
+    report = carry_out(planned, Path(os.path.abspath(out)), overwrite=True, allow_nan=allow_nan, with_bar=not quiet)
+    _tell(out, planned, report, clock, quiet=quiet, json=json)
+
+
+def _tell(out: str, planned: Plan, report: Report, clock: Clock, *, quiet: bool, json: bool) -> None:
     clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}
     if json:
         print_json(report_object(planned, report, clock))
-        return
-    if quiet:
+    elif quiet:
         warn(report.warnings)
     else:
         print_report(out, planned, report, clock)

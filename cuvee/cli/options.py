@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter, validators
 
 __all__ = [
+    "Add",
     "AllowNan",
     "AsJson",
     "Atoms",
@@ -14,6 +15,7 @@ __all__ = [
     "BenchMethods",
     "ByteMatch",
     "Compat",
+    "Continue",
     "CosineSimilarity",
     "Device",
     "Exclude",
@@ -67,6 +69,22 @@ PresetName = Annotated[
         group=_RECIPE,
         metavar="NAME",
         help="The recipe of a study, with ROLE=MODEL for each of its places instead of RECIPE; cuvee presets lists them.",
+    ),
+]
+Continue = Annotated[
+    str | None,
+    Parameter(
+        name="--continue",
+        group=_RECIPE,
+        metavar="OUT",
+        help="Instead of RECIPE and OUT: a model merged by a method that can be continued (opcm), replaced when the new one "
+        "is complete. The experts in it are needed no more.",
+    ),
+]
+Add = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--add", group=_RECIPE, metavar="EXPERT", help="With --continue: an expert to merge; may be repeated."
     ),
 ]
 Seed = Annotated[

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
@@ -53,6 +53,18 @@ class PlanOptions:
     def memory_bytes(self) -> int | None:
         """`--memory` in bytes."""
         return None if self.memory is None else parse_size(self.memory, where="--memory")
+
+    @property
+    def of_plan(self) -> dict[str, Any]:
+        """Those that `cuvee.plan` takes."""
+        return {
+            "memory": self.memory_bytes,
+            "threads": self.threads,
+            "shard_size": self.shard_bytes,
+            "device": self.device,
+            "offline": self.offline,
+            "token": self.token,
+        }
 
 
 def read_recipe(path: str, options: PlanOptions) -> Recipe:
@@ -151,12 +163,7 @@ def make_plan(
     with clock.phase("plan"), said_meanwhile("planning", wanted=not quiet):
         return plan(
             recipe,
-            memory=options.memory_bytes,
-            threads=options.threads,
-            shard_size=options.shard_bytes,
-            device=options.device,
-            offline=options.offline,
-            token=options.token,
+            **options.of_plan,
             decompositions=decompositions,
         )
 

@@ -8,7 +8,7 @@ fields of later versions included.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def build_manifest(
     files: Mapping[str, str],
     inputs: Mapping[int, Mapping[str, str]],
     non_finite: Mapping[str, int],
+    continual: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Return the content of cuvee.json, without its seal.
 
@@ -45,6 +46,7 @@ def build_manifest(
         files: digest of each other file, but for the model card, which is the user's to change.
         inputs: digest of each tensor read, by model and name.
         non_finite: output tensors that hold NaN or Inf, and how many.
+        continual: numbers that a continued merge goes on from, beside the files in the folder of that name.
     """
     shards = {name: shard.file for shard in plan.shards for name in shard.tensors}
     manifest = {
@@ -77,6 +79,8 @@ def build_manifest(
     }
     if plan.tokens:
         manifest["tokens"] = dict(plan.tokens)
+    if continual:
+        manifest["continual"] = list(continual)
     return {key: value for key, value in manifest.items() if value not in ({}, [], "")}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "CONTINUAL",
     "DEFAULT_SHARD_SIZE",
     "Asked",
     "MergePlan",
@@ -56,6 +58,8 @@ __all__ = [
 ]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
+CONTINUAL = "continual"
+"""The folder within a model that a later merge goes on from."""
 _TRIALS = 64
 
 
@@ -84,6 +88,9 @@ class Plan:
         tasks: one for each output tensor.
         formula: the computation.
         shards: the output's files.
+        continual: files in the folder `continual` of the output, for a method that can be continued.
+        expected: the digest that a tensor of a model must have, by the model's number and name.
+        replaces: the published model that this one continues, and may replace though it is an input.
         config: the output's config.json, None where the models have none.
         sidecars: the other files, carried over or written.
         budget: threads, blocks and memory.
@@ -116,6 +123,9 @@ class Plan:
     roles: Mapping[int, str] = field(default_factory=dict)
     tokens: Mapping[str, Any] = field(default_factory=dict)
     profile: str = "portable-1"
+    continual: Sequence[Shard] = ()
+    expected: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    replaces: Path | None = None
     warnings: Sequence[str] = field(default=())
 
     @property
@@ -212,6 +222,7 @@ def plan(
         tasks=matched.tasks,
         formula=formula,
         shards=shards,
+        continual=_continual_files(matched.tasks, formula),
         config=config,
         sidecars=sidecars,
         budget=choose_budget(
@@ -232,6 +243,13 @@ def plan(
         dropped=matched.dropped,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _continual_files(tasks: Sequence[Task], formula: Formula) -> list[Shard]:
+    if not formula.method.continual:
+        return []
+    dtype = DTYPES["F64" if formula.compute_dtype == "float64" else "F32"]
+    return plan_shards({task.name: (dtype, task.layout.shape) for task in tasks if not task.is_copy}, sys.maxsize)
 
 
 def _means(reference: Any, model: Any) -> bool:
@@ -419,6 +437,8 @@ def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
         stop = min(task.layout.numel, task.layout.leaf)
         base = _first_values(task.base.source, stop, scratch)
         for one in task.inputs:
+            if one.is_delta:
+                continue
             expert = _first_values(one.source, stop, scratch)
             found = sums.setdefault(one.model, [0.0, 0.0, 0.0])
             pairs = ((base, base), (base, expert), (expert, expert))

@@ -30,18 +30,19 @@ from cuvee.checkpoints.publishing import (
     publish,
     staging_folder,
 )
-from cuvee.checkpoints.sidecars import config_json, copy_sidecars
+from cuvee.checkpoints.sidecars import config_json, copy_sidecars, digest_of
 from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
 from cuvee.engine.allocator import keep_freed_memory
 from cuvee.engine.blocks import Computed, Observer, Task
 from cuvee.engine.keeping import KeptInFolder
 from cuvee.engine.known import Known
 from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, is_sealed, manifest_json, model_card, read_manifest
-from cuvee.engine.plan import Plan, plan
+from cuvee.engine.plan import CONTINUAL, Plan, plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import Stage, stages_of
 from cuvee.errors import CheckpointError, NonFinite, RecipeError, ResourceError
+from cuvee.methods.measuring import Left
 from cuvee.recipes import Recipe
 from cuvee.tensors.digests import TensorDigest
 
@@ -110,6 +111,7 @@ class _Finished:
     marks: dict[str, str] = field(default_factory=dict)
     inputs: dict[int, dict[str, str]] = field(default_factory=dict)
     non_finite: dict[str, int] = field(default_factory=dict)
+    continual: Sequence[float] = ()
 
     def add(self, record: Mapping[str, Any], output: TensorDigest) -> None:
         self.outputs[record["tensor"]] = record["output"]
@@ -124,12 +126,20 @@ class _Writing(Handler):
     """Records, writes and journals each tensor."""
 
     def __init__(
-        self, plan: Plan, writer: ShardWriter, journal: Journal, finished: _Finished, *, allow_non_finite: bool
+        self,
+        plan: Plan,
+        writer: ShardWriter,
+        continual: ShardWriter,
+        journal: Journal,
+        finished: _Finished,
+        *,
+        allow_non_finite: bool,
     ) -> None:
         self._plan = plan
         self._writer = writer
         self._journal = journal
         self._finished = finished
+        self._continual = continual
         self._allow = allow_non_finite
         self._known = Known.of(plan)
         self._records: dict[str, TaskRecord] = {}
@@ -156,10 +166,17 @@ class _Writing(Handler):
 
     _plan_out = Path(".")
 
+    def left(self, task: Task, start: int, left: Left) -> None:
+        values = left.values.cpu().contiguous().reshape(-1).numpy()
+        with os_errors(self._plan_out):
+            self._continual.write(task.name, start * values.itemsize, values.view(np.uint8))
+        self._finished.continual = left.numbers
+
     def finish(self, task: Task) -> None:
         record = self._records.pop(task.name)
         record.check_output()
         self._known.check(record)
+        _check_expected(self._plan, record)
         line = {
             "tensor": task.name,
             "output": record.output.hexdigest(),
@@ -223,7 +240,13 @@ def run(
             merged = time.perf_counter()
             files = _write_beside(plan, staging / MODEL_NAME)
             manifest = build_manifest(
-                plan, finished.outputs, finished.marks, files, finished.inputs, finished.non_finite
+                plan,
+                finished.outputs,
+                finished.marks,
+                files,
+                finished.inputs,
+                finished.non_finite,
+                finished.continual,
             )
             fs.write_file(staging / MODEL_NAME / MANIFEST_NAME, manifest_json(manifest))
             for model in plan.models.values():
@@ -310,6 +333,8 @@ def _check_not_an_input(plan: Plan, out: Path) -> None:
     """Refuse to replace a folder that an input lies in."""
     for model in plan.models.values():
         for file in model.files:
+            if plan.replaces == out and model.label == str(out):
+                continue
             if fs.real_path(file.path).is_relative_to(fs.real_path(out)):
                 raise ResourceError(
                     f"the output folder holds an input, {model.label!r}, and would be replaced",
@@ -324,9 +349,11 @@ def check_space(plan: Plan, out: Path, staging: Path) -> None:
     Raises:
         ResourceError: with the bytes needed and free.
     """
-    there = sum(fs.allocated_bytes(staging / MODEL_NAME / shard.file) for shard in plan.shards)
+    written = {staging / MODEL_NAME / shard.file: shard.layout.size for shard in plan.shards}
+    written |= {staging / MODEL_NAME / CONTINUAL / shard.file: shard.layout.size for shard in plan.continual}
+    there = sum(map(fs.allocated_bytes, written))
     beside = sum(sidecar.size for sidecar in plan.sidecars)
-    needed = sum(shard.layout.size for shard in plan.shards) + beside + _SPARE_BYTES - there
+    needed = sum(written.values()) + beside + _SPARE_BYTES - there
     free = fs.free_bytes(out.parent)
     if needed > free:
         raise ResourceError(
@@ -365,6 +392,9 @@ def _merge(
         fs.remove_tree(staging)
     fs.mkdir(staging / MODEL_NAME)
     writer = ShardWriter(staging / MODEL_NAME, plan.shards, keep=records is not None)
+    if plan.continual:
+        fs.mkdir(staging / MODEL_NAME / CONTINUAL)
+    continual = ShardWriter(staging / MODEL_NAME / CONTINUAL, plan.continual, keep=False)
     journal = Journal(staging / JOURNAL_NAME)
     try:
         if records is None:
@@ -374,7 +404,7 @@ def _merge(
         resumed = len(finished.outputs)
         # What is measured over the whole model needs every tensor once more.
         tasks = [task for task in plan.tasks if plan.is_wide or task.name not in finished.outputs]
-        handler = _Writing(plan, writer, journal, finished, allow_non_finite=allow_nan)
+        handler = _Writing(plan, writer, continual, journal, finished, allow_non_finite=allow_nan)
         handler._plan_out = staging
         handler.done = plan.bytes_written - sum(t.layout.numel * t.dtype.itemsize for t in tasks)
         visits = {t.name: 1 if t.is_copy else plan.tally.visits for t in tasks}
@@ -397,10 +427,28 @@ def _merge(
             )
         progress(Progress(plan.bytes_written, plan.bytes_written, "publishing", 1.0))
         writer.sync()
+        continual.sync()
     finally:
         journal.close()
         writer.close()
+        continual.close()
     return finished, resumed, tally
+
+
+def _check_expected(plan: Plan, record: TaskRecord) -> None:
+    """Refuse a tensor that is not the one that the plan goes on from.
+
+    Raises:
+        CheckpointError: naming model and tensor.
+    """
+    for one, digest in zip(record.task.all_inputs, record.inputs, strict=True):
+        name = one.name or record.task.name
+        if plan.expected.get((one.model, name), digest.hexdigest()) != digest.hexdigest():
+            raise CheckpointError(
+                f"tensor {name!r} of {plan.labels[one.model]!r} is not the one that was merged before",
+                where=one.source.place[0],
+                right="that model as it was, or one merge of all experts",
+            )
 
 
 class _write_back_beside:
@@ -483,9 +531,12 @@ def _digest_of_written(writer: ShardWriter, task: Task) -> TensorDigest | None:
 
 def _write_beside(plan: Plan, folder: Path) -> dict[str, str]:
     """Write what lies beside the weights, in place of all that is no weights, whoever put it there; return digests."""
-    for name in set(fs.listdir(folder)) - {shard.file for shard in plan.shards}:
+    ours = {shard.file for shard in plan.shards} | {CONTINUAL for _ in plan.continual}
+    for name in set(fs.listdir(folder)) - ours:
         fs.remove_tree(folder / name)
     digests = copy_sidecars(list(plan.sidecars), folder)
+    for shard in plan.continual:
+        digests[f"{CONTINUAL}/{shard.file}"] = digest_of(folder / CONTINUAL / shard.file)
     if plan.config is not None:
         content = config_json(plan.config)
         fs.write_file(folder / "config.json", content)

@@ -634,7 +634,7 @@ def measured_each(
     Raises:
         Pending: some are not finished.
     """
-    values = deltas if isinstance(deltas, Matrices) else by_model(deltas)
+    values = by_model(deltas)
     call = _active.call or current(values[0])
     found = []
     with activated(call):

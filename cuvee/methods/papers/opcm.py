@@ -16,8 +16,8 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-EARLIER = "continual/norms"
-"""Where a continued merge finds the norms of the models merged before; their accumulation is its first task vector."""
+EARLIER = "continual"
+"""The statistic that holds the norms of the models merged before, whose accumulation is then the first task vector."""
 
 
 def opcm_bytes(rows: int, columns: int, models: int) -> int:
@@ -37,10 +37,10 @@ def opcm_bytes(rows: int, columns: int, models: int) -> int:
     continual=True,
     embeddings=True,
     workspace=opcm_bytes,
-    cost="K - 1 decompositions, two rounds over the model",
-    formula="A = τ_1;  for t = 2 … K:  A = U S Vᵀ, X = Uᵀ τ_t V,  A ← A + τ_t − U (X ⊙ M) Vᵀ, where M is the diagonal and the "
+    cost="K - 1 decompositions",
+    formula="A = τ_1;  for t = 2 … K:  A = U S Vᵀ, X = Uᵀ τ_t V,  A ← A + τ_t − U (X ⊙ M) Vᵀ, M the diagonal and the "
     "leading block that holds alpha of Σ S;  out = θ_0 + scaling · A · mean ‖τ_t‖ / ‖A‖",
-    differs="The official code scales after every model; these scales cancel but for the last, so one is applied at the end. It "
+    differs="The official code scales after every model; all scales cancel but the last, and that one is applied. It "
     "shuffles the models, and its alpha of 1 protects nothing (here everything). Where the accumulation has low rank, "
     "directions of noise are not protected (rank: full protects them).",
 )

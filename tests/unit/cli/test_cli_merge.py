@@ -103,3 +103,28 @@ def test_many_left_out_names_are_cut_short(run, models, tmp_path):
     outcome = run("merge", recipe, tmp_path / "out", columns=160)
     assert "15 tensors, exclude: model.layers.*" in outcome.out
     assert "and 12 more" in outcome.out
+
+
+def test_an_expert_is_added_to_a_published_model(run, models, tmp_path):
+    recipe = models.write_recipe(
+        "opcm.yml", f"merge_method: opcm\nbase_model: {models.base}\nmodels: [{models.math}]\n"
+    )
+    out = tmp_path / "out"
+    assert run("merge", recipe, out).code == 0
+    added = run("merge", "--continue", out, "--add", models.code)
+    assert added.code == 0, added.err
+    assert added.out.startswith(f"{out} is published\n")
+    again = run("merge", "--continue", out, "--add", models.code)
+    assert again.code == 2
+    assert "merged into this model already" in again.err
+
+
+def test_continuing_takes_a_model_and_experts_and_no_recipe(run, models):
+    for arguments, said in (
+        (["--continue", "out"], "--add is missing"),
+        (["--add", "expert"], "--continue is missing"),
+        (["--continue", "out", "--add", "expert", models.recipe], "--continue takes no recipe"),
+        (["--continue", "out", "--add", "expert", "--overwrite"], "--continue takes no --overwrite"),
+    ):
+        outcome = run("merge", *arguments)
+        assert (outcome.code, outcome.err.split("\n")[0]) == (2, said)

@@ -6,8 +6,8 @@ from cuvee.cli.app import COMMANDS, GROUPS, build
 
 PLANNING = ["--seed", "--compat", "--shard-size", "--device", "--threads", "--memory", "--offline", "--token"]
 FROZEN = {
-    "merge": ["RECIPE", "OUT", "--preset", "--overwrite", "--allow-nan", "--stages", "--decompositions", "--quiet",
-        "--json", *PLANNING,
+    "merge": ["RECIPE", "OUT", "--preset", "--continue", "--add", "--overwrite", "--allow-nan", "--stages", "--decompositions",
+        "--quiet", "--json", *PLANNING,
     ],
     "moe": [
         "CONFIG", "OUT", "--gate-dtype", "--batch", "--skip-routing", "--overwrite", "--allow-nan", "--quiet", "--json",
