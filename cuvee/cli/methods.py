@@ -124,7 +124,7 @@ def _print_method(method: Method) -> None:
     show(console, rows(facts), "")
     if page.body:
         show(console, prose(page.body), "")
-    _print_parameters(console, method.parameters, {**page.arguments, **_ENGINE_PARAMETERS})
+    _print_parameters(console, method.parameters, {**_ENGINE_PARAMETERS, **page.arguments})
     if method.differs:
         show(console, heading("Beside the paper and mergekit"), prose(method.differs), "")
     show(console, heading("A recipe to start from"), prose(example_recipe(method).rstrip()))
@@ -140,7 +140,7 @@ def _print_edit(step: Edit) -> None:
     show(console, rows((("goes", goes), ("or", wraps), ("returns", page.returns))), "")
     if page.body:
         show(console, prose(page.body), "")
-    _print_parameters(console, step.parameters, page.arguments)
+    _print_parameters(console, step.parameters, {**_ENGINE_PARAMETERS, **page.arguments})
     show(console, heading("A recipe to start from"), prose(_example_of_edit(step).rstrip()))
 
 
@@ -248,7 +248,7 @@ def method_object(method: Method) -> dict[str, Any]:
         "formula": method.formula,
         "differs": method.differs,
         "returns": page.returns,
-        "parameters": _parameters(method.parameters, {**page.arguments, **_ENGINE_PARAMETERS}),
+        "parameters": _parameters(method.parameters, {**_ENGINE_PARAMETERS, **page.arguments}),
         "example": example_recipe(method),
     }
 
@@ -264,7 +264,7 @@ def edit_object(step: Edit) -> dict[str, Any]:
         "status": step.status,
         "goes": step.role.value,
         "returns": page.returns,
-        "parameters": _parameters(step.parameters, page.arguments),
+        "parameters": _parameters(step.parameters, {**_ENGINE_PARAMETERS, **page.arguments}),
         "example": _example_of_edit(step),
     }
 

@@ -127,10 +127,9 @@ class Task:
         """The coefficient of what is added to the base."""
         return float((self.arguments or {}).get("scaling", 1.0))
 
-    @property
-    def method_arguments(self) -> dict[str, Any]:
-        """The arguments that are the method's own, not the engine's."""
-        return {name: value for name, value in (self.arguments or {}).items() if name not in ENGINE_PARAMETERS}
+    def own_arguments(self, method: Method) -> dict[str, Any]:
+        """Return the arguments that are the method's own, not the engine's."""
+        return {name: value for name, value in (self.arguments or {}).items() if name in method.own}
 
     def as_matrix(self, piece: Method | Edit, parameters: Mapping[str, Any]) -> tuple[int, int] | None:
         """Return its rows and columns where it is a matrix to a method or an edit that works on matrices, else None."""
@@ -325,7 +324,7 @@ def _combine_stored(
         rows.append(Row(raw, kind, shape, rows[0] if task.base and number else None))
     base = rows.pop(0) if task.base else None
     with activated(call):
-        merged = formula.method.function(Stored(rows), **task.method_arguments)
+        merged = formula.method.function(Stored(rows), **task.own_arguments(formula.method))
     if not isinstance(merged, Combination):
         merged = Combination([kernels.row_of(np.ascontiguousarray(_array(plain(merged)), np.float32))], [1.0])
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)
@@ -403,7 +402,7 @@ def decode(raw: NDArray[np.uint8], dtype: DType, base: Array | None, out: Array)
 def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | None) -> Tensor:
     """Run the edits and the method on blocks or `Matrices`; returns what is added to the base, or without one the merged."""
     method = formula.method
-    function, arguments = method.function, task.method_arguments
+    function, arguments = method.function, task.own_arguments(method)
     if method.unit is MATRIX and not isinstance(values, Matrices) and "others" in method.parameters:
         function = OTHERS[(task.arguments or {})["others"]]
         arguments = {name: value for name, value in arguments.items() if name == "weight"}

@@ -17,7 +17,7 @@ import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from cuvee.errors import MethodError, nearest
@@ -235,6 +235,7 @@ class Edit:
         joint: a filter that is given the task vectors of all models, not one after the other.
         unit: how much of a tensor one call must see; one on matrices leaves all else as it is.
         workspace: of one on matrices, see `Workspace`.
+        alone: parameters of the method that it wraps where a recipe names it as the merge method and no `inner`.
     """
 
     name: str
@@ -246,6 +247,7 @@ class Edit:
     unit: Unit
     status: str
     workspace: Workspace | None = None
+    alone: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,7 @@ class Method:
         arrays: it runs on NumPy arrays as well as on tensors.
         workspace: of a method on matrices, see `Workspace`.
         continual: its merges keep what it hands to `left_beside`, and can be continued.
+        own: the names of the parameters that its function takes.
     """
 
     name: str
@@ -287,6 +290,7 @@ class Method:
     arrays: bool = False
     workspace: Workspace | None = None
     continual: bool = False
+    own: frozenset[str] = frozenset()
 
     @property
     def summary(self) -> str:
@@ -339,6 +343,7 @@ def merge_method(
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         parameters = _parameters(function)
+        own = frozenset(parameters)
         if on is DELTAS or base is OPTIONAL:
             parameters["scaling"] = Parameter("scaling", False, (float,), (), Bound(), 1.0)
         parameters["embed_mismatch"] = Parameter(
@@ -365,6 +370,7 @@ def merge_method(
             arrays,
             workspace,
             continual,
+            own,
         )
         return function
 
@@ -379,11 +385,15 @@ def edit(
     embeddings: bool = False,
     workspace: Workspace | None = None,
     status: str = "published",
+    alone: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a filter or a refiner under its function's name.
 
     A filter is called as `f(delta, **parameters)` for each model, or, where its first argument is called `deltas`, as
     `f(deltas, **parameters)` once for all; a refiner as `f(merged, deltas, **parameters)`.
+
+    Args:
+        alone: parameters of what it wraps where a recipe names it as the merge method, and no `inner`.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -392,7 +402,7 @@ def edit(
         parameters = _parameters(function)
         if unit is MATRIX:
             parameters |= _matrix_parameters(embeddings, None)
-        _EDITS[name] = Edit(name, role, function, paper, parameters, joint, unit, status, workspace)
+        _EDITS[name] = Edit(name, role, function, paper, parameters, joint, unit, status, workspace, alone or {})
         return function
 
     return register

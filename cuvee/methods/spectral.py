@@ -33,9 +33,11 @@ __all__ = [
     "orthogonalized",
     "polar",
     "product",
+    "ridge_solve",
     "second_moment",
     "singular_values",
     "svd",
+    "with_singular_values",
 ]
 
 _CHUNK = 1 << 22
@@ -81,6 +83,24 @@ def svd(matrix: Tensor, rank: int | None = None) -> Spectrum:
 def singular_values(matrix: Tensor) -> Tensor:
     """Return all min(m, n) singular values of a matrix (m, n), falling, float64."""
     return _short_side(matrix)[0].clamp(min=0).sqrt()
+
+
+def with_singular_values(matrix: Tensor, change: Callable[[Tensor], Tensor], *, keep: bool = True) -> Tensor:
+    """Return U diag(f(s)) Vh of a matrix (m, n), in its dtype: the same directions with other singular values.
+
+    Args:
+        change: f, given the singular values above 1e-6 of the largest, (r,), falling, float64; the others become 0.
+        keep: whether the decomposition may be wanted again.
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    values, vectors = _known("short side", matrix, lambda: _short_side(matrix)) if keep else _short_side(matrix)
+    kept = _above(values, _WEAKEST)
+    s = values[kept].sqrt()
+    gain = change(s) / s
+    used = gain != 0
+    v = vectors[:, kept[used]]
+    out = product(product(tall, v), (v * gain[used]).mT)
+    return out if tall is matrix else out.mT
 
 
 def polar(matrix: Tensor, rtol: float = 1e-4, rank: int | None = None) -> Tensor:
@@ -168,6 +188,13 @@ def gram_solve(
     # Θ = A + (T Q diag(1/λ) − A Q) diag(f) Qᵀ
     along = product(t, q, torch.float64).div_(values).sub_(product(anchor, q, torch.float64))
     return anchor + product(along, (q * f).mT, anchor.dtype)
+
+
+def ridge_solve(symmetric: Tensor, target: Tensor, ridge: float) -> Tensor:
+    """Return (A + ridge · mean(diag A) · I)⁻¹ b in float64, of a positive semidefinite A (n, n) and b (n,)."""
+    a = symmetric.double().clone()
+    a.diagonal().add_(ridge * float(a.diagonal().mean()) if len(a) else 0.0)
+    return torch.cholesky_solve(target.double()[:, None], torch.linalg.cholesky(a))[:, 0]
 
 
 def numerical_rank(s: Tensor, side: int) -> int:

@@ -37,7 +37,8 @@ def _deltas(contract: Contract, rank: int | None = None, seed: int = 0) -> list[
 def _merged(contract: Contract, deltas: list[Tensor]) -> Tensor:
     """Return the merged task vector of a base of zeros, in float64."""
     base = {_NAME: torch.zeros_like(deltas[0])}
-    got = contract.merge(Specimens(base, [{_NAME: one} for one in deltas]), True, compute_dtype="float64")
+    given = Specimens(base, [{_NAME: one} for one in deltas])
+    got = contract.merge(given, contract.with_base[-1], compute_dtype="float64")
     return got[_NAME]
 
 

@@ -30,7 +30,7 @@ def optmerge_bytes(rows: int, columns: int, models: int) -> int:
     ),
     unit=MATRIX,
     workspace=optmerge_bytes,
-    cost="K + 1 decompositions (center: 2 K + 1); sgd and adam: steps · 4 m n min(m, n) operations",
+    cost="K + 1 decompositions; with center 2 K + 1; sgd and adam: steps · 4 m n min(m, n) operations",
     formula="τ_i ≈ U_i S_i V_iᵀ, rank r;  L_i = S_i V_iᵀ;  t_i = U_i S_i V_iᵀ;  "
     "X = argmin Σ ‖(X − t_i) L_iᵀ‖² / ‖τ_i‖²;  out = θ_0 + scaling · X",
     differs="The official code has two flavours: for merged LoRA experts solver: sgd, init: mean; for fully fine-tuned ones "

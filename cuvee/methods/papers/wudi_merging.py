@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     ),
     unit=MATRIX,
     workspace=regression_bytes,
-    cost="1 eigendecomposition of the input side; adam: steps · 2 m n² operations",
+    cost="1 eigendecomposition; of the input side; adam: steps · 2 m n² operations",
     formula="C = Σ τ_iᵀτ_i / ‖τ_i‖² = Q diag(λ) Qᵀ,  T = Σ τ_i τ_iᵀτ_i / ‖τ_i‖²;  "
     "X = X_0 + (T Q diag(1/λ) − X_0 Q) diag(f(λ)) Qᵀ;  out = θ_0 + scaling · X",
     differs="The paper minimises Σ ‖(X − τ_i) τ_iᵀ‖² / ‖τ_i‖² by 300 steps of Adam (solver: adam), whose path has an absolute "

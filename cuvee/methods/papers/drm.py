@@ -1,0 +1,141 @@
+"""Decom-Renorm-Merge: prune and vote where all task vectors share a basis, each direction of each model at length one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cuvee.methods.combination import Matrices
+from cuvee.methods.measuring import measured_each, spread
+from cuvee.methods.reductions import Ranks
+from cuvee.methods.registry import MATRIX, Fraction, Paper, PerModel, merge_method
+from cuvee.methods.spectral import decomposition_bytes, svd
+from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.order import digits_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AS_LARGE = 1 - 1e-5
+_NO_PART = 1e-6
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """How many of n entries a share dropped leaves, and one more: the threshold of the official code."""
+
+    drop: float
+
+    def __call__(self, n: int) -> tuple[int, ...]:
+        return (min(n, round(n * (1 - self.drop)) + 1),)
+
+
+def drm_bytes(rows: int, columns: int, models: int) -> int:
+    """Return the bytes that it holds: the task vectors side by side, their directions, what is voted on, the result."""
+    stack = models * rows * columns
+    return 4 * (5 * stack + 3 * rows * columns) + decomposition_bytes(min(models * max(rows, columns), rows, columns))
+
+
+@merge_method(
+    paper=Paper(
+        "Decom-Renorm-Merge: Model Merging on the Right Space Improves Multitasking", arxiv="2505.23117", year=2025
+    ),
+    unit=MATRIX,
+    others=None,
+    workspace=drm_bytes,
+    cost="1 decomposition; of all task vectors side by side",
+    formula="[τ_1 … τ_K] = U S [V_1 … V_K]ᵀ;  "
+    "X_i = S V_iᵀ where |v_ij| / ‖v_ij‖ is among the largest 1 − drop of all, else 0;  "
+    "out = θ_0 + scaling · U · mean over the X_i that have the sign of Σ X_i, each times weight_i",
+    differs="The official code divides by zero where a model has nothing in a direction; here it takes no part in it. It gives "
+    "an entry whose votes cancel exactly the majority's sign, here +. What is no matrix goes the same way without a basis. Its "
+    "splitting of fused projections (split_fused) is not built.",
+)
+def drm(
+    deltas: Any,
+    *,
+    weight: PerModel[float] = 1.0,
+    direction: Literal["horizontal", "vertical"] = "horizontal",
+    drop: Fraction = 0.8,
+    disjoint: bool = True,
+    sign_election: bool = True,
+    other_drop: Fraction = 0.0,
+    rank_rtol: Fraction = 1e-2,
+) -> Tensor:
+    """Decompose all task vectors at once, and merge each model's directions, made equally long for pruning, by signs.
+
+    Args:
+        deltas: (K, m, n), or the (K, …) blocks of what is no matrix.
+        weight: of each model, after the vote.
+        direction: task vectors lie side by side and share their left directions, or above one another.
+        drop: share of the entries of all unit directions that is dropped; 0: no basis, no vote.
+        disjoint: divide by the number of models that agree; otherwise by K.
+        sign_election: models vote on each entry, in the size of what they have there; the others are left out of it.
+        other_drop: share of what is no matrix that is dropped, by magnitude over the model.
+        rank_rtol: directions that are this much weaker than the strongest are left out.
+
+    Returns:
+        (m, n), or a block.
+    """
+    weights = spread(weight, len(deltas))
+    if not isinstance(deltas, Matrices):
+        return _merged(_trimmed(deltas, other_drop), weights, disjoint=disjoint, elect=sign_election)
+    if drop == 0:
+        return _merged(deltas.values, weights, disjoint=disjoint, elect=False)
+    across = direction == "horizontal"
+    parts, shared = _in_shared_basis(_stacked(deltas, across=across), drop, rank_rtol)
+    out = _merged(parts, weights, disjoint=disjoint, elect=sign_election) @ shared
+    return out.mT if across else out
+
+
+def _stacked(deltas: Matrices, *, across: bool) -> Tensor:
+    """Return the task vectors, or their transposes, (K, a, b)."""
+    k, m, n = deltas.shape
+    first = deltas[0]
+    stack = first.new_empty((k, n, m) if across else (k, m, n))
+    for number in range(k):
+        one = deltas[number] if number else first
+        stack[number] = one.mT if across else one
+    return stack
+
+
+def _in_shared_basis(stack: Tensor, drop: float, rtol: float) -> tuple[Tensor, Tensor]:
+    """Return each model's coordinates after pruning, (K, a, R), and the basis of rows that they share, (R, b)."""
+    found = svd(stack.reshape(-1, stack.shape[2]))
+    found = found.cut(int((found.s > rtol * found.s[:1]).sum()))
+    left = found.u.reshape(*stack.shape[:2], -1)
+    length = torch.linalg.vector_norm(left, dim=1, keepdim=True)
+    length = torch.where(length > _NO_PART, length, torch.inf)
+    unit = left / length
+    there = int((length < torch.inf).any(2).sum())
+    keep = _keep(unit, Survivors(drop)(there * unit[0].numel())[0]) if there else unit != 0
+    return left * found.s * keep, found.vh
+
+
+def _keep(values: Tensor, count: int) -> Tensor:
+    """Return where magnitudes are at least the `count`-th largest, but for rounding."""
+    sizes = values.abs().reshape(-1)
+    threshold = sizes.kthvalue(len(sizes) - count + 1).values if count else torch.inf
+    return values.abs() >= threshold * _AS_LARGE
+
+
+def _trimmed(deltas: Tensor, drop: float) -> Tensor:
+    """Zero the smallest entries of each model over all that is no matrix."""
+    if drop == 0:
+        return deltas
+    ranks = measured_each(
+        Ranks(Survivors(drop), resolve_ties=False, digits=digits_of(deltas.dtype)), deltas, scope="model"
+    )
+    least = [float(one.value) for (one,) in ranks]
+    return torch.stack([delta * (delta.abs() >= limit) for delta, limit in zip(deltas, least, strict=True)])
+
+
+def _merged(values: Tensor, weights: list[float], *, disjoint: bool, elect: bool) -> Tensor:
+    """Return the mean of weighted entries, (K, …) into (…): of those that agree in sign, of those that are there, or of all."""
+    agrees = values != 0
+    if elect:
+        agrees &= (values > 0) == (values.sum(0) >= 0)
+    total = torch.zeros_like(values[0])
+    for value, there, w in zip(values, agrees, weights, strict=True):
+        total += value * there * w
+    return total / (agrees.sum(0).clamp(min=1) if disjoint else len(values))

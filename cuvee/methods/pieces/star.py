@@ -1,0 +1,55 @@
+"""STAR: keep the strong directions of a task vector, and stretch them to the strength that all of them had."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cuvee.methods.registry import MATRIX, Bound, Paper, Role, edit
+from cuvee.methods.spectral import decomposition_bytes, with_singular_values
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["star"]
+
+
+def star_bytes(rows: int, columns: int, models: int) -> int:
+    """Return the bytes that it holds: a task vector, its part along the directions kept, the result."""
+    return 4 * 4 * rows * columns + decomposition_bytes(min(rows, columns))
+
+
+@edit(
+    role=Role.FILTER,
+    paper=Paper("STAR: Spectral Truncation and Rescale for Model Merging", arxiv="2502.10339", year=2025),
+    unit=MATRIX,
+    workspace=star_bytes,
+    alone={"normalize": True},
+)
+def star(
+    delta: Tensor,
+    *,
+    eta: Annotated[float, Bound(0, 100)] = 40.0,
+    known_rank: Annotated[int, Bound(1)] | None = None,
+) -> Tensor:
+    """Keep the fewest singular directions that hold `eta` percent of the nuclear norm, stretched so that it stays.
+
+    Args:
+        eta: percent of the sum of singular values that is kept; 100 changes nothing.
+        known_rank: of the task vector, where it has one (a merged LoRA): what lies beyond counts for nothing.
+
+    Source: the official code averages what was kept, as `merge_method: star` does; it knows LoRA weights only, and finds
+    them by randomised decompositions where known_rank is given.
+    """
+    if eta >= 100 and known_rank is None:
+        return delta
+    return with_singular_values(delta, lambda s: _stretched(s, eta, known_rank))
+
+
+def _stretched(s: Tensor, eta: float, known_rank: int | None) -> Tensor:
+    """Return the leading singular values that reach eta percent of their sum, scaled to it, and zeros."""
+    reached = s[:known_rank].cumsum(0)
+    rank = int((reached[:-1] < reached[-1:] * (eta / 100)).sum()) + 1
+    stretched = torch.zeros_like(s)
+    stretched[:rank] = s[:rank] * (reached[-1:] / reached[rank - 1 : rank])
+    return stretched
