@@ -7,11 +7,17 @@ import pytest
 import torch
 
 import cuvee
+from cuvee.checkpoints.opening import open_model
+from cuvee.checkpoints.sources import read_all
 from cuvee.errors import IncompatibleModels, ResourceError
-from cuvee.evaluation.byte_text import exact_answers
-from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, read_corpus
+from cuvee.evaluation.byte_text import answers_in, exact_answers
+from cuvee.evaluation.candidates import holding, skeleton
+from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, read_corpus, side_of
+from cuvee.evaluation.fetched_domains import sums
+from cuvee.evaluation.lora import adapter_config, adapter_tensors, with_lora
+from cuvee.evaluation.model_folders import as_json, save_adapter, save_model
 from cuvee.evaluation.suites import Corruption
-from cuvee.evaluation.suites.lm import SUITE, Form, build_lm
+from cuvee.evaluation.suites.lm import SUITE, SUITE_LORA, Form, build_lm
 from cuvee.evaluation.suites.suite import silently
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
 from cuvee.evaluation.training import Training
@@ -113,3 +119,70 @@ def test_an_answer_counts_only_when_every_byte_of_it_is_the_likeliest():
     wrong[0, -1] = (wrong[0, -1] + 1) % 256
     is_answer = torch.arange(9).expand(2, 9) >= 6
     assert exact_answers(model, torch.cat([written, wrong]), is_answer).tolist() == [1, 0]
+
+
+# --- Adapters -------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_learns_without_moving_the_base_and_is_read_as_what_was_trained(built, corpora):
+    lora = build_lm(SUITE_LORA, built.folder.parent.parent.parent, 0, FORM, corpora, silently)
+    assert lora.base == built.base
+    assert lora.key != built.key
+    base, expert = lora.tensors(lora.base), lora.tensors(lora.experts["yaml"])
+    moved = {name for name in base if not torch.equal(base[name], expert[name])}
+    assert moved == {name for name in base if "_proj" in name}
+    assert torch.linalg.matrix_rank(expert[min(moved)] - base[min(moved)]) <= FORM.rank
+    assert lora.score(expert, "yaml").value < lora.score(base, "yaml").value
+
+
+def test_a_lora_model_computes_what_its_adapter_says(tmp_path):
+    model = TinyLlama(FORM.shape, seed=1)
+    save_model(model, tmp_path / "base")
+    with_lora(model, rank=4, alpha=8, seed=2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(3))
+    config = as_json(adapter_config(str(tmp_path / "base"), 4, 8))
+    save_adapter(tmp_path / "adapter", adapter_tensors(model), config)
+    opened = open_model(f"{tmp_path / 'base'}+{tmp_path / 'adapter'}")
+    merged = TinyLlama(FORM.shape)
+    merged.load_state_dict({name: read_all(source).reshape(source.shape) for name, source in opened.tensors.items()})
+    tokens = torch.arange(16).unsqueeze(0)
+    with torch.inference_mode():
+        torch.testing.assert_close(merged(tokens), model(tokens), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(TinyLlama(FORM.shape, seed=1)(tokens), model(tokens))
+
+
+def test_adapters_are_those_of_peft(tmp_path, built, corpora):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    lora = build_lm(SUITE_LORA, built.folder.parent.parent.parent, 0, FORM, corpora, silently)
+    base, _, adapter = lora.experts["yaml"].partition("+")
+    theirs = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), adapter)
+    ours = holding(skeleton(TinyLlama(FORM.shape)), lora.tensors(lora.experts["yaml"]))
+    tokens = torch.arange(16).unsqueeze(0)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=1e-3, atol=1e-4)
+
+
+# --- Sums -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_sum_is_trained_on_and_scored():
+    by_side = {"train": set(), "validation": set(), "test": set()}
+    for name, problems in sums():
+        by_side[side_of(name)] |= set(problems)
+        for problem in problems:
+            question, _, answer = problem.partition("=")
+            assert eval(question) == int(answer)  # noqa: S307 - digits and a sign
+    train, validation, test = by_side.values()
+    assert min(map(len, by_side.values())) > 1000
+    assert not train & test and not train & validation and not validation & test
+
+
+def test_passages_of_sums_end_with_the_answer_and_begin_with_others():
+    text = b"".join(b"%d+%d=%d\n%d-%d=%d\n" % (n, n + 1, 2 * n + 1, n, n + 1, -1) for n in range(10, 30))
+    passages, is_answer = answers_in(text, 32, b"-")
+    assert passages.shape == is_answer.shape
+    for passage, answer in zip(passages, is_answer, strict=True):
+        assert bytes(passage[answer].tolist()) == b"-1\n"
+        assert bytes(passage.tolist()).count(b"=") >= 3
