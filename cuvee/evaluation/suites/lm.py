@@ -95,7 +95,7 @@ FULL = Form(
     shape=Shape(hidden=256, intermediate=704, layers=7, heads=4, key_value_heads=2, context=128),
     expertise=(*EXPERTISE[:2], MANUALS["fr"], MANUALS["de"], MANUALS["es"], BIBLE, SUMS),
     unseen=(UNSEEN, MANUALS["it"]),
-    base=Training(steps=1100, learning_rate=3e-3, muon_rate=0.02, warmup=50, seed=1),
+    base=Training(steps=1600, learning_rate=3e-3, muon_rate=0.02, warmup=50, seed=1),
     general_of_base=6,
     shared_of_base=2,
     expert=Training(steps=200, learning_rate=5e-4, seed=2),
