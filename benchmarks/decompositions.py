@@ -73,6 +73,7 @@ WORK: dict[str, Callable[[int, int, int], Work]] = {
     "iso_c": lambda m, n, k: polar(m, n),
     "iso_cts": _iso_cts,
     "lore_merging": lambda m, n, k: vectors(m, n, min(m, n), 20 * k) + gemm(m, min(m, n), n, 20 * k),
+    "mats": lambda m, n, k: gemm(m, n, n, 100 + k) + Counter({("gram", n, m, n): k}),
     "opcm": _opcm,
     "optmerge": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + _on_inputs(m, n, k),
     "ortho_merge": _ortho_merge,

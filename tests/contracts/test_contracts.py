@@ -285,6 +285,26 @@ CONTRACTS = [
         scales=True,
         transposes=True,
     ),
+    Contract("mats", {"iterations": 5}, turns=("left", "right"), scales=True, tolerance=1e-5),
+    # An exact solution is as exact as C is conditioned: of equal weights to 1e-11.
+    Contract(
+        "mats",
+        {"iterations": "converged", "offdiag": 1.0, "not_matrix": []},
+        equal_models={"iterations": 5},
+        turns=("left", "right"),
+        scales=True,
+        tolerance=1e-5,
+    ),
+    Contract("mats", {"offdiag": 0.5, "iterations": 8}, scales=True, tolerance=1e-5, wide=1e-4),
+    Contract(
+        "mats",
+        {"objective": "block_fisher", "iterations": 5, "conv": "flatten"},
+        turns=("left", "right"),
+        scales=True,
+        transposes=True,
+        tolerance=1e-5,
+        wide=1e-4,  # steps towards an ill-conditioned solution multiply what float32 rounds off
+    ),
     Contract("passthrough"),
     Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}),
 ]
