@@ -36,6 +36,7 @@ __all__ = [
     "ridge_solve",
     "second_moment",
     "singular_values",
+    "spectral_norm",
     "svd",
     "with_singular_values",
 ]
@@ -101,6 +102,12 @@ def with_singular_values(matrix: Tensor, change: Callable[[Tensor], Tensor], *, 
     v = vectors[:, kept[used]]
     out = product(product(tall, v), (v * gain[used]).mT)
     return out if tall is matrix else out.mT
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """Return the largest singular value of a matrix (m, n)."""
+    side: Literal["columns", "rows"] = "columns" if matrix.shape[0] >= matrix.shape[1] else "rows"
+    return float(torch.linalg.eigvalsh(gram(matrix, side))[-1].clamp(min=0)) ** 0.5
 
 
 def polar(matrix: Tensor, rtol: float = 1e-4, rank: int | None = None) -> Tensor:
@@ -223,9 +230,9 @@ def cayley(skew: Tensor) -> Tensor:
 
 
 def inverse_cayley(rotation: Tensor) -> Tensor:
-    """Return the skew-symmetric (R + I)⁻¹(R − I) of a rotation R, (n, n), without an eigenvalue of −1."""
+    """Return the skew-symmetric (R + I)⁻¹(R − I) of a rotation R, (n, n); with an eigenvalue of −1 it is huge or not finite."""
     one = torch.eye(len(rotation), dtype=rotation.dtype, device=rotation.device)
-    skew = torch.linalg.solve(rotation + one, rotation - one)
+    skew = torch.linalg.solve_ex(rotation + one, rotation - one).result
     return (skew - skew.mT) / 2
 
 

@@ -129,6 +129,17 @@ CONTRACTS = [
         wide=1e-3,
         stable=False,
     ),
+    Contract("ortho_merge", equal_models=None, tolerance=1e-5, wide=1e-4, turns=("left", "right")),
+    Contract(
+        "ortho_merge",
+        {"target": "conflict_rows", "residual": "tsv_m", "direction_weight": "uniform", "theta": "median"},
+        equal_models=None,
+        tolerance=1e-5,
+        wide=1e-3,
+    ),
+    Contract(
+        "ortho_merge", {"residual": "ties", "theta": "max", "not_matrix": None}, equal_models=None, tolerance=1e-5
+    ),
     Contract("trim", {"density": 0.5}, equal_models=None),
     Contract("dare", {"density": 0.5}, equal_models=None, symmetric=None),
     Contract("magprune", {"density": 0.5}, equal_models=None, symmetric=None),
