@@ -86,9 +86,8 @@ def _print_list(suites: list[Suite]) -> None:
 
 
 def _print_sources(suite: Suite, *, quick: bool) -> None:
-    packages = suite.quick_packages if quick else suite.packages
     show(screen(), heading(suite.title))
-    for source in [*map(str, packages), *suite.data]:
+    for source in suite.sources(quick=quick):
         show(screen(), prose(source, "dim"))
 
 

@@ -19,7 +19,6 @@ from cuvee.evaluation.chart import draw
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.scoring import DEFINITION, Kind, Row, ScoreBoard
 from cuvee.evaluation.suites import BASE, Built, suite
-from cuvee.evaluation.suites.lm import form
 from cuvee.evaluation.tables import as_json, as_markdown, as_table
 
 if TYPE_CHECKING:
@@ -92,10 +91,11 @@ def _build(console: Console) -> Built:
     """Train the models that are not there yet, with a bar for each."""
     from cuvee.evaluation.bars import training_bars
 
-    for domain in form(quick=True).domains:
-        console.print(f"[bold]{domain.title}[/]: {domain.source}")
+    lm = suite("lm")
+    for source in lm.sources(quick=True):
+        console.print(source, style="dim")
     with training_bars(console) as progress:
-        return suite("lm").build(quick=True, progress=progress)
+        return lm.build(quick=True, progress=progress)
 
 
 def _merge_all(console: Console, built: Built, recipes: Sequence[Path], out: Path) -> dict[str, Path]:

@@ -61,6 +61,8 @@ def test_a_suite_says_its_name_and_its_data(name):
     assert found.name == name
     assert found.packages or found.data
     assert all(one.licence and one.holds for one in found.packages)
+    assert set(found.quick_packages) <= set(found.packages)
+    assert found.sources(quick=True)
 
 
 def test_an_unknown_suite_suggests_the_nearest():

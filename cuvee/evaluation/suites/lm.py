@@ -266,5 +266,14 @@ def _told(form: Form) -> list[str]:
 
 
 _PACKAGES = [*map(manual_package, MANUALS), KJV]
-SUITE = Suite("lm", "a language model of bytes, and experts in kinds of text", _build, _PACKAGES, data=_told(FULL))
-SUITE_LORA = Suite("lm-lora", "the same with LoRA adapters as experts", _build, _PACKAGES, data=_told(FULL))
+SUITE = Suite(
+    "lm",
+    "a language model of bytes, and experts in kinds of text",
+    _build,
+    _PACKAGES,
+    data=_told(FULL),
+    quick_data=_told(QUICK),
+)
+SUITE_LORA = Suite(
+    "lm-lora", "the same with LoRA adapters as experts", _build, _PACKAGES, data=_told(FULL), quick_data=_told(QUICK)
+)

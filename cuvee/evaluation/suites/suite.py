@@ -198,7 +198,8 @@ class Suite:
         title: in a few words.
         packages: what it downloads, with their licences. The quick form may need fewer.
         quick_packages: what the quick form downloads.
-        data: what else it is made of, with licences, one line each.
+        data: what else it is made of, one line each.
+        quick_data: of the quick form; None: the same.
         builder: makes its models.
     """
 
@@ -208,6 +209,12 @@ class Suite:
     packages: Sequence[Package] = ()
     quick_packages: Sequence[Package] = ()
     data: Sequence[str] = ()
+    quick_data: Sequence[str] | None = None
+
+    def sources(self, *, quick: bool) -> list[str]:
+        """Return what a form is made of, one line each."""
+        data = self.data if not quick or self.quick_data is None else self.quick_data
+        return [*map(str, self.quick_packages if quick else self.packages), *data]
 
     def build(
         self, home: Path | None = None, *, seed: int = 0, quick: bool = False, progress: Progress = silently
