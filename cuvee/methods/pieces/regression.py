@@ -73,9 +73,10 @@ class Regression(NamedTuple):
         """Eigenvalues and eigenvectors of C."""
         return gram_spectrum(self.c) if self.is_rows else eigh(self.c)
 
-    def scaled(self, factor: float) -> Regression:
-        """Return the same regression with all G_i multiplied."""
-        return self._replace(c=self.c * (factor**0.5 if self.is_rows else factor), t=self.t * factor)
+    def scale(self, factor: float) -> None:
+        """Multiply all G_i, in place."""
+        self.c.mul_(factor**0.5 if self.is_rows else factor)
+        self.t.mul_(factor)
 
     def gradient(self, dtype: torch_types.dtype) -> Callable[[Tensor], Tensor]:
         """Return the gradient 2 (X C − T) as a function of X."""
@@ -211,6 +212,7 @@ def posterior_mean(
     if trace <= 0:
         return anchor
     if gram_norm == "mean_diagonal":
-        found, trace = found.scaled(columns / trace), float(columns)
+        found.scale(columns / trace)
+        trace = float(columns)
     floor = FLOOR * trace / count
     return gram_solve(found.spectrum, found.t, anchor, lambda values: values / (values + precision), floor)
