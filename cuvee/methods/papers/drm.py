@@ -32,8 +32,8 @@ class Survivors:
 
 def drm_bytes(rows: int, columns: int, models: int) -> int:
     """Return the bytes that it holds: the task vectors side by side, their directions, what is voted on, the result."""
-    stack = models * rows * columns
-    return 4 * (5 * stack + 3 * rows * columns) + decomposition_bytes(min(models * max(rows, columns), rows, columns))
+    side = min(max(rows, columns), models * min(rows, columns))
+    return 4 * (5 * models + 3) * rows * columns + decomposition_bytes(side)
 
 
 @merge_method(
