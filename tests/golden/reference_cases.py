@@ -226,7 +226,24 @@ def run_adapter(case: GoldenCase, folder: Path) -> Tensors:
         model.close()
 
 
+def run_copa_merging(case: GoldenCase, folder: Path) -> Tensors:
+    """Merge the factors of each module, and multiply them."""
+    from cuvee.methods.pieces.factors import Factors, merge_robustly
+
+    models, _, _ = case.inputs()
+    found: Tensors = {}
+    for module in sorted({name.partition(".lora_")[0] for name in models[0]}):
+        names = [f"{module}.lora_{factor}.weight" for factor in "AB"]
+        merged = merge_robustly(
+            [Factors(*(model[name] for name in names)) for model in models], **case.description["params"]
+        )
+        found |= {f"adapter/{name}": factor for name, factor in zip(names, merged, strict=True)}
+        found[f"delta/{module}.weight"] = merged.up @ merged.down
+    return found
+
+
 RUNNERS = {
+    "copa_merging": run_copa_merging,
     "mergekit_moe": run_moe,
     "mergekit_slices": run_yaml,
     "mergekit_yaml": run_yaml,

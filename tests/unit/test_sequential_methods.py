@@ -1,4 +1,4 @@
-"""What opcm and ortho_merge promise in their papers and references, on matrices written out or drawn."""
+"""What opcm, ortho_merge and robust merging of factors promise in their papers, on small or drawn matrices."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from cuvee import merge_tensors
 from cuvee.errors import MethodError
+from cuvee.methods.pieces.factors import Factors, merge_robustly
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -88,3 +89,44 @@ def test_orthogonal_adapters_keep_their_mean_size():
     got = merged("ortho_merge", [first, second], name=name)
     torch.testing.assert_close(got, (first + second) * (4 / 10**0.5) / 2)
     assert got.norm() == pytest.approx(2.0)
+
+
+def factors(count, rank=4, inner=6, outer=5):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Factors(torch.randn(rank, inner, generator=generator), torch.randn(outer, rank, generator=generator))
+        for _ in range(count)
+    ]
+
+
+def test_untrimmed_factors_are_summed_down_and_averaged_up():
+    one, other = factors(2)
+    got = merge_robustly([one, other], density=1.0)
+    torch.testing.assert_close(got.down, 2 * (one.down + other.down))
+    torch.testing.assert_close(got.up, one.up + other.up)
+
+
+def test_a_trimmed_row_counts_by_what_it_lost_and_others_are_lifted():
+    down = torch.tensor([[4.0, 1.0], [3.0, 3.0]])
+    other = torch.tensor([[5.0, 5.0], [5.0, 5.0]])
+    up = torch.ones(1, 2)
+    # Half of the first is kept: 4, 3, 3 reach the threshold; its rows count 5/4 and 1. All of the other reach theirs.
+    got = merge_robustly([Factors(down, up), Factors(other, 3 * up)], density=0.5, clamp_top=0.0, factor_scale=1.0)
+    torch.testing.assert_close(got.down, torch.tensor([[9.0, 5.0], [8.0, 8.0]]))
+    torch.testing.assert_close(got.up, torch.full((1, 2), (1.25 + 3) / 2.25))
+    got = merge_robustly([Factors(down, up), Factors(other, 3 * up)], density=0.5, clamp_top=1.0, factor_scale=1.0)
+    torch.testing.assert_close(got.up, torch.tensor([[(1.25 + 3) / 2.25, 2.0]]))
+
+
+def test_rows_that_the_trim_leaves_empty_and_adapters_of_zeros_give_no_nan():
+    down = torch.tensor([[9.0, 8.0], [0.1, 0.2]])
+    for one in (Factors(down, torch.ones(3, 2)), Factors(torch.zeros(2, 2), torch.zeros(3, 2))):
+        merged = merge_robustly([one, one], density=0.25)
+        assert all(bool(torch.isfinite(factor).all()) for factor in merged)
+
+
+def test_factors_of_other_ranks_are_refused():
+    with pytest.raises(MethodError, match="the factors are"):
+        merge_robustly([*factors(1, rank=4), *factors(1, rank=3)])
+    with pytest.raises(MethodError, match="no adapters"):
+        merge_robustly([])
