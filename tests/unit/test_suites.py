@@ -108,6 +108,16 @@ def test_another_seed_is_another_suite(tmp_path, corpora, built):
     assert not torch.equal(one.tensors(one.base)[first], other.tensors(other.base)[first])
 
 
+def test_two_builds_at_once_are_refused(tmp_path, corpora):
+    def build_again(model, done, steps, note):
+        with pytest.raises(ResourceError, match="another cuvee is writing"):
+            build_lm(SUITE, tmp_path, 0, FORM, corpora, silently)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_lm(SUITE, tmp_path, 0, FORM, corpora, build_again)
+
+
 def test_an_answer_counts_only_when_every_byte_of_it_is_the_likeliest():
     model = TinyLlama(FORM.shape, seed=3)
     prompt = torch.tensor([list(b"12+30=")])

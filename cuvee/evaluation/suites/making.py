@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cuvee.checkpoints import fs
+from cuvee.checkpoints.publishing import locked
 from cuvee.evaluation.model_folders import is_model
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.suites.suite import Progress
@@ -47,13 +48,18 @@ def make_models(
         progress: is told which were there.
         at_most: how many at once; None: as many as there are cores.
         threads: of torch, for each.
+
+    Raises:
+        ResourceError: another process is making them.
     """
     missing = [name for name in names if not is_model(folder / name)]
     for name in names:
         if name not in missing:
             progress(name, 0, 0, "")
     if missing:
-        each_on_a_core(lambda name, check: make(name, check), missing, at_most=at_most, threads=threads)
+        # Two builds of one suite at once would train the same models, and trip over each other's snapshots.
+        with locked(folder):
+            each_on_a_core(lambda name, check: make(name, check), missing, at_most=at_most, threads=threads)
 
 
 def trained(
