@@ -475,7 +475,11 @@ def edits() -> Mapping[str, Edit]:
     return dict(sorted(_EDITS.items()))
 
 
-def find_method(name: str, *, where: str = "", planned: Iterable[str] = ()) -> Method:
+_PLANNED = ("fda", "recall", "seme")
+"""They need forward passes through the models, or a paper's steps that were not seen."""
+
+
+def find_method(name: str, *, where: str = "", planned: Iterable[str] = _PLANNED) -> Method:
     """Return the method of that name.
 
     Raises:

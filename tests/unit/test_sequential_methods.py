@@ -8,6 +8,7 @@ import torch
 from cuvee import merge_tensors
 from cuvee.errors import MethodError
 from cuvee.methods.pieces.factors import Factors, merge_robustly
+from cuvee.methods.pieces.latent_maps import latent_map, semantic_bases
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -130,3 +131,27 @@ def test_factors_of_other_ranks_are_refused():
         merge_robustly([*factors(1, rank=4), *factors(1, rank=3)])
     with pytest.raises(MethodError, match="no adapters"):
         merge_robustly([])
+
+
+def test_a_turned_hidden_space_is_turned_by_its_map():
+    generator = torch.Generator().manual_seed(2)
+    head = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0]
+    torch.testing.assert_close(latent_map(head, head @ turn), turn.mT @ latent_map(head, head))
+    bases = semantic_bases(head)
+    torch.testing.assert_close(bases.norm(dim=0), torch.ones(40, dtype=torch.float64))
+    pinv = torch.linalg.pinv(head)
+    torch.testing.assert_close(bases, pinv / pinv.norm(dim=0))
+
+
+def test_heads_of_other_vocabularies_are_refused_and_zeros_give_no_nan():
+    with pytest.raises(MethodError, match="40 and 41 rows"):
+        latent_map(torch.ones(40, 3), torch.ones(41, 3))
+    assert bool(torch.isfinite(latent_map(torch.zeros(4, 3), torch.ones(4, 2))).all())
+
+
+@pytest.mark.parametrize("method", ["fda", "recall", "seme"])
+def test_methods_that_are_not_built_are_refused_by_name(method):
+    base, experts = drawn(2)
+    with pytest.raises(MethodError, match=f"'{method}' is not built yet"):
+        merged(method, experts, base)
