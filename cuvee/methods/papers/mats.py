@@ -58,7 +58,7 @@ class Asked(NamedTuple):
     unit=MATRIX,
     others=None,
     workspace=mats_bytes,
-    cost="iterations · 2 m n² operations (block_fisher: K times 2 m n² + 2 m² n); converged: 1 eigendecomposition",
+    cost="iterations of 2 m n²; block_fisher: of K (2 m n² + 2 m² n); converged: 1 eigendecomposition",
     formula="Σ G_i Θᵀ = Σ G_i θ_iᵀ  (block_fisher: Σ O_i Θ G_i = Σ O_i θ_i G_i), by conjugate gradients from init;  out = Θ",
     differs="The paper needs the Gram matrices of inputs, and for block_fisher of the gradients of outputs too. Without any "
     "(gram: task_vector) those of the task vectors stand in for them, τ_iᵀτ_i and τ_i τ_iᵀ over ‖τ_i‖², which is ours; without "

@@ -45,7 +45,7 @@ def ortho_bytes(rows: int, columns: int, models: int) -> int:
     others=None,
     embeddings=True,
     workspace=ortho_bytes,
-    cost="K decompositions over inputs",
+    cost="K decompositions",
     formula="R_i = polar(Wᵀ W_i), A_i = (R_i + I)⁻¹(R_i − I);  A = theta ‖A_i‖ · Σ A_i / ‖Σ A_i‖, R = (I − A)⁻¹(I + A);  "
     "out = W R + residual_scale · residual(W_i − W R_i), W of the base",
     differs="The official code takes the polar factor of Wᵀ W_i as it is, which is arbitrary where W has fewer rows than "
