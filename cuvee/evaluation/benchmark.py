@@ -306,8 +306,9 @@ def sizes_between(experts: int, at_most: int) -> list[int]:
 
 
 def _in_a_line(problem: CuveeError) -> str:
-    errors = problem.errors if isinstance(problem, Problems) else (problem,)
-    return "; ".join(f"{one.found}: {one.right}" if one.right else one.found for one in errors)
+    first, *others = problem.errors if isinstance(problem, Problems) else (problem,)
+    said = f"{first.found}: {first.right}" if first.right else first.found
+    return f"{said} (and {len(others)} more like it)" if others else said
 
 
 def _measured(work: Callable[[], object]) -> Cost:

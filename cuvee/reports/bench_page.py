@@ -24,7 +24,7 @@ from cuvee.reports.charts import (
     pareto_front,
 )
 from cuvee.reports.expert_maps import HeatMap, expert_maps
-from cuvee.reports.markup import element, joined, text
+from cuvee.reports.markup import element, joined, name, text
 from cuvee.reports.numbers import chosen, in_bytes, plus_minus, signed, three_digits, two_digits
 from cuvee.reports.page import page, section
 
@@ -132,7 +132,7 @@ def _ranked(row: Row, axis: Axis) -> str:
     bar = interval_bar(one.low, one.mean, one.high, axis, before=row.default.mean if row.default else None)
     return joined(
         (
-            element("div", text(row.name), class_=f"label {row.kind}"),
+            element("div", name(row.name), class_=f"label {row.kind}"),
             element("div", bar, class_=row.kind),
             element("div", element("span", text(three_digits(one.mean)), half), class_="number"),
         )
@@ -152,7 +152,7 @@ def _task_map(bench: Bench, rows: Sequence[Row]) -> str:
     experts = {row.label: row.tasks for row in rows if row.kind == "expert"}
     own = {task.name: experts[task.expert][task.name] for task in tasks if task.expert}
     body = [
-        element("tr", element("th", text(row.name), scope="row"), *(_task_cell(row, task, base, own) for task in tasks))
+        element("tr", element("th", name(row.name), scope="row"), *(_task_cell(row, task, base, own) for task in tasks))
         for row in rows
         if row.summary
     ]
@@ -284,7 +284,7 @@ def _matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float]])
 def _matrix_cell(value: float, *, is_same: bool) -> str:
     if is_same or not math.isfinite(value):
         return element("td", text("·"))
-    return _cell(two_digits(value), min(abs(value), 1.0), "level" if value >= 0 else "bad")
+    return _cell(f"{value:.2f}".replace("-", "−"), min(abs(value), 1.0), "level" if value >= 0 else "bad")
 
 
 def _layer_map(one: HeatMap) -> str:
@@ -325,7 +325,7 @@ def _table(rows: Sequence[Row]) -> str:
         "memory",
     )
     head = element("tr", *(element("th", text(column)) for column in columns))
-    body = (element("tr", element("th", text(row.name), scope="row"), *_numbers(row)) for row in rows if row.summary)
+    body = (element("tr", element("th", name(row.name), scope="row"), *_numbers(row)) for row in rows if row.summary)
     table = element("table", element("thead", head), element("tbody", *body), class_="numbers")
     return element("div", table, class_="wide")
 

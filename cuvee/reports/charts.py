@@ -47,12 +47,12 @@ class Axis:
 
     @classmethod
     def around(cls, title: str, values: Sequence[float]) -> Axis:
-        """Return a linear axis around values, with some four round ticks."""
+        """Return a linear axis around values, with some five round ticks."""
         known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
         low, high = min(known), max(known)
         room = (high - low or abs(high) or 1.0) * 0.06
         low, high = low - room, high + room
-        step = _round_step((high - low) / 4)
+        step = _round_step((high - low) / 5)
         first = math.ceil(low / step)
         ticks = [round(place * step, 10) for place in range(first, math.floor(high / step) + 1)]
         return cls(title, low, high, ticks)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 
-__all__ = ["element", "joined", "text"]
+__all__ = ["element", "joined", "name", "text"]
 
-_EMPTY = {"br", "circle", "line", "meta", "path", "polyline", "rect"}
+_EMPTY = {"br", "circle", "line", "meta", "path", "polyline", "rect", "wbr"}
 
 
-def element(name: str, *children: str, **attributes: object) -> str:
-    """Return `<name …>children</name>`.
+def element(tag: str, *children: str, **attributes: object) -> str:
+    """Return `<tag …>children</tag>`.
 
     Args:
-        name: of the element.
+        tag: name of the element.
         children: markup; use `text` for what is not.
         attributes: `class_` is class, `data_x` is data-x; None leaves an attribute out. Numbers are written short.
     """
@@ -23,9 +24,9 @@ def element(name: str, *children: str, **attributes: object) -> str:
         for key, value in attributes.items()
         if value is not None
     )
-    if name in _EMPTY and not children:
-        return f"<{name}{written}/>"
-    return f"<{name}{written}>{''.join(children)}</{name}>"
+    if tag in _EMPTY and not children:
+        return f"<{tag}{written}/>"
+    return f"<{tag}{written}>{''.join(children)}</{tag}>"
 
 
 def joined(parts: Iterable[str]) -> str:
@@ -36,6 +37,11 @@ def joined(parts: Iterable[str]) -> str:
 def text(value: object) -> str:
     """Return text as markup."""
     return html.escape(str(value), quote=False)
+
+
+def name(value: str) -> str:
+    """Return a name as markup that may be broken after its signs."""
+    return re.sub(r"([_:,=])(?=.)", r"\1<wbr/>", text(value))
 
 
 def _short(value: object) -> str:

@@ -20,7 +20,7 @@ def page(title: str, *parts: str) -> str:
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         # nothing may be fetched, whatever a label says
         element("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
         element("title", text(title)),
