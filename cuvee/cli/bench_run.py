@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cuvee.evaluation.results import Bench
-    from cuvee.evaluation.suites import Suite
     from cuvee.evaluation.variants import Variant
     from cuvee.reports.bench_rows import Row
 
-__all__ = ["run"]
+__all__ = ["run", "run_suite"]
 
 _SIZES_QUICK, _SIZES = 3, 7
 
@@ -55,10 +54,13 @@ def run(
     from cuvee.evaluation.suites import suite as find
     from cuvee.evaluation.variants import all_variants, parse_variant
 
-    found = find(suite)
+    find(suite)  # a wrong name is told first
     variants = [parse_variant(one) for one in methods] if methods else all_variants()
     command = _command(suite, methods, quick=quick, seeds=seeds, limit=limit, severity=severity)
-    bench = _bench(found, _unequal(variants), command, seeds, limit, severity, quick=quick, quiet=quiet or json)
+    different = list({one.label: one for one in variants}.values())
+    bench = run_suite(
+        suite, different, command, seeds=seeds, limit=limit, severity=severity, quick=quick, quiet=quiet or json
+    )
     folder = Path(out or f"bench-{suite}{'-quick' if quick else ''}")
     files = _write(bench, folder)
     if json:
@@ -66,10 +68,6 @@ def run(
     elif not quiet:
         _print(screen(), bench)
         show(screen(), "", styled(f"{folder} has {', '.join(files)}", "bold green"))
-
-
-def _unequal(variants: Sequence[Variant]) -> list[Variant]:
-    return list({one.label: one for one in variants}.values())
 
 
 def _command(
@@ -84,25 +82,34 @@ def _command(
     return shlex.join(parts)
 
 
-def _bench(
-    suite: Suite,
+def run_suite(
+    name: str,
     variants: Sequence[Variant],
     command: str,
-    seeds: int,
-    limit: int | None,
-    severity: int,
     *,
-    quick: bool,
-    quiet: bool,
+    seeds: int = 1,
+    limit: int | None = None,
+    severity: int = 3,
+    quick: bool = False,
+    quiet: bool = False,
 ) -> Bench:
-    """Build the models and score, seed after seed."""
+    """Make the models that are not there yet and score the variants, seed after seed, with bars in a terminal.
+
+    Args:
+        name: of the suite.
+        variants: what is scored.
+        command: that says all this, for the record.
+        seeds, limit, severity, quick, quiet: as of `run`.
+    """
     from cuvee.evaluation.bars import training_bars
     from cuvee.evaluation.benchmark import Runner, sizes_between
     from cuvee.evaluation.home import cuvee_home
     from cuvee.evaluation.kept_scores import KeptScores
     from cuvee.evaluation.results import Bench
+    from cuvee.evaluation.suites import suite as find
     from cuvee.evaluation.suites.suite import silently
 
+    suite = find(name)
     console = screen(stderr=True)
     results = []
     kept = KeptScores(cuvee_home() / "scores.sqlite")
