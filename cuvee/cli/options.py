@@ -18,6 +18,7 @@ __all__ = [
     "Continue",
     "CosineSimilarity",
     "Device",
+    "EvaluationTasks",
     "Exclude",
     "GateDtype",
     "Limit",
@@ -272,6 +273,16 @@ BenchMethods = Annotated[
         metavar="METHOD",
         consume_multiple=True,
         help="Only these, each with settings if wanted, such as ties:density=0.2; all that are registered if not given.",
+    ),
+]
+EvaluationTasks = Annotated[
+    list[str],
+    Parameter(
+        name="--tasks",
+        group=_RECIPE,
+        metavar="TASK",
+        consume_multiple=True,
+        help="A suite, such as lm, or one of its tasks, such as lm/python; several may follow each other.",
     ),
 ]
 Limit = Annotated[

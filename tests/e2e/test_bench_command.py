@@ -26,10 +26,14 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*arguments):
+def cuvee_line(*arguments):
     with pytest.raises(SystemExit) as end:
-        main(["bench", "run", *arguments])
+        main(list(arguments))
     return end.value.code or 0
+
+
+def run(*arguments):
+    return cuvee_line("bench", "run", *arguments)
 
 
 @pytest.mark.slow
@@ -68,3 +72,18 @@ def test_a_wrong_word_ends_it_before_anything_is_made(home, capsys, arguments, n
     assert run(*arguments) == 2
     assert named in capsys.readouterr().err
     assert not (home / "home").exists()
+
+
+def test_a_model_is_scored_beside_the_base_and_the_expert(home, capsys):
+    built = lm.SUITE.build(quick=True)
+    assert cuvee_line("evaluate", built.experts["yaml"], "--tasks", "lm/yaml", "lm/english", "--quick", "--json") == 0
+    yaml, english = json.loads(capsys.readouterr().out)["tasks"]
+    assert yaml["model"] == yaml["expert"] == built.score(built.tensors(built.experts["yaml"]), "yaml").value
+    assert yaml["base"] == built.score(built.tensors(built.base), "yaml").value
+    assert english["expert"] is None
+    assert cuvee_line("evaluate", built.base, "--tasks", "lm", "--quick", "--limit", "2") == 0
+    assert "lm/yaml" in capsys.readouterr().out
+    assert cuvee_line("evaluate", built.base, "--tasks", "lm/yam", "--quick") == 2
+    assert "yaml" in capsys.readouterr().err
+    assert cuvee_line("evaluate", built.base, "--tasks", "lmm", "--quick") == 2
+    assert cuvee_line("evaluate", str(home / "nowhere"), "--tasks", "lm/yaml", "--quick") == 2

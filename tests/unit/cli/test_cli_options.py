@@ -33,6 +33,7 @@ FROZEN = {
     ],
     "bench build": ["SUITE", "--quick", "--seeds", "--quiet", "--json"],
     "bench run": ["SUITE", "--methods", "--quick", "--seeds", "--limit", "--severity", "--out", "--quiet", "--json"],
+    "evaluate": ["MODEL", "--tasks", "--quick", "--limit", "--json"],
     "verify": ["FOLDER", "--sample", "--load", "--threads", "--json"],
     "gc": ["FOLDER", "--remove", "--older-than", "--json"],
 }  # fmt: skip
