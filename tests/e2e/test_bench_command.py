@@ -74,6 +74,7 @@ def test_a_wrong_word_ends_it_before_anything_is_made(home, capsys, arguments, n
     assert not (home / "home").exists()
 
 
+@pytest.mark.slow
 def test_a_model_is_scored_beside_the_base_and_the_expert(home, capsys):
     built = lm.SUITE.build(quick=True)
     assert cuvee_line("evaluate", built.experts["yaml"], "--tasks", "lm/yaml", "lm/english", "--quick", "--json") == 0
