@@ -18,7 +18,7 @@ from cuvee.checkpoints.sources import Model
 from cuvee.engine.blocks import Task
 from cuvee.engine.manifest import MANIFEST_NAME, is_sealed, read_manifest
 from cuvee.engine.matching import BASE
-from cuvee.engine.plan import CONTINUAL, MergePlan, plan
+from cuvee.engine.plan import CONTINUAL, MergePlan, kinship, plan
 from cuvee.engine.run import Report, run
 from cuvee.errors import CheckpointError, RecipeError, printable
 from cuvee.methods.registry import methods
@@ -64,10 +64,15 @@ def plan_continued(out: str | PathLike[str], add: Sequence[Any], **options: Any)
         **{key: described[key] for key in _KEPT_OF_RECIPE if key in described},
     )
     planned = plan(recipe, **options)
+    tasks = [_from_accumulation(task) for task in planned.tasks]
+    mistaken = set(kinship(planned.tasks, planned.labels)) - set(kinship(tasks, planned.labels))
     return replace(
         planned,
         asked=replace(planned.asked, recipe=_with(add, described), text=""),
-        tasks=[_from_accumulation(task) for task in planned.tasks],
+        tasks=tasks,
+        warnings=tuple(
+            said for said in planned.warnings if said not in mistaken
+        ),  # a task vector is no kin of the base
         formula=replace(planned.formula, statistics={CONTINUAL: manifest["continual"]}),
         plan_id=blake3(f"{planned.plan_id} {manifest['seal']}".encode()).hexdigest(),
         roles={0: "accumulation of the models merged before"},
