@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["run", "run_suite"]
 
 _SIZES_QUICK, _SIZES = 3, 7
+_WIDE, _NAME = 118, 20
+_NARROW = ("model", "normalised", "default", "tuned", "merge")
 
 
 def run(
@@ -154,7 +156,7 @@ def _print(console: Console, bench: Bench) -> None:
         console,
         heading(f"{bench.title}: {plural(len(bench.variants), 'method')} on {plural(len(bench.seeds), 'seed')}"),
     )
-    columns = (
+    every = (
         "model",
         "normalised",
         "default",
@@ -166,7 +168,9 @@ def _print(console: Console, bench: Bench) -> None:
         "merge",
         "memory",
     )
-    made = table(*columns, numbers=range(1, len(columns)), fold=(0,))
+    shown = [n for n, title in enumerate(every) if console.width >= _WIDE or title in _NARROW]
+    made = table(*(every[n] for n in shown), numbers=range(1, len(shown)), fold=(0,))
+    made.columns[0].min_width = _NAME
     kind = "base"
     for row in rows:
         if row.failure:
@@ -174,7 +178,9 @@ def _print(console: Console, bench: Bench) -> None:
         if row.kind != kind and row.kind == "merge":
             made.add_section()
         kind = row.kind
-        made.add_row(styled(row.name, "cyan" if row.kind == "merge" else "dim"), *map(styled, _cells(row)))
+        made.add_row(
+            styled(row.name, "cyan" if row.kind == "merge" else "dim"), *(styled(_cells(row)[n - 1]) for n in shown[1:])
+        )
     show(console, indented(made), "")
     failed = [row for row in rows if row.failure]
     if failed:
