@@ -317,12 +317,14 @@ def _label(contract: Contract) -> str:
 
 
 def _cases():
-    """Every law of every contract; the dear laws of a method's further variants are slow."""
+    """Every law of every contract; slow are a method's further variants, and the dear laws of all but one of each kind."""
     dear = {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes"}
+    of_each_kind = {"linear", "slerp", "ties", "dare_ties", "della", "widen", "tsv_m", "opcm", "lines"}
     seen = set()
     for contract in CONTRACTS:
         for law in LAWS:
-            marks = [pytest.mark.slow] if law in dear and contract.method in seen else []
+            is_slow = contract.method in seen or (law in dear and contract.method not in of_each_kind)
+            marks = [pytest.mark.slow] if is_slow else []
             yield pytest.param(contract, law, id=f"{_label(contract)}-{law}", marks=marks)
         seen.add(contract.method)
 
