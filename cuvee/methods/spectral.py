@@ -1,4 +1,4 @@
-"""The matrix toolbox: every decomposition that a method makes is made here, and nowhere else.
+"""The matrix toolbox: every decomposition of a task vector or an input Gram matrix is made here, and nowhere else.
 
 Singular vectors and polar factors come from an eigendecomposition of the Gram matrix of the shorter side in float64: as
 exact as a float32 SVD down to singular values of 1e-6 of the largest, and two to three times as fast. Directions that
@@ -7,12 +7,15 @@ weak are noise of the storage dtype, and a polar factor would give them the stan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from blake3 import blake3
 
+from cuvee.errors import MethodError
 from cuvee.methods.measuring import current
+from cuvee.methods.registry import Workspace
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ __all__ = [
     "gram",
     "gram_solve",
     "gram_spectrum",
+    "holding",
     "inverse_cayley",
     "low_rank",
     "numerical_rank",
@@ -35,7 +39,6 @@ __all__ = [
     "product",
     "ridge_solve",
     "second_moment",
-    "singular_values",
     "spectral_norm",
     "svd",
     "with_singular_values",
@@ -81,11 +84,6 @@ def svd(matrix: Tensor, rank: int | None = None) -> Spectrum:
     return Spectrum(*_known(f"svd {rank}", matrix, compute))
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """Return all min(m, n) singular values of a matrix (m, n), falling, float64."""
-    return _short_side(matrix)[0].clamp(min=0).sqrt()
-
-
 def with_singular_values(matrix: Tensor, change: Callable[[Tensor], Tensor], *, keep: bool = True) -> Tensor:
     """Return U diag(f(s)) Vh of a matrix (m, n), in its dtype: the same directions with other singular values.
 
@@ -107,7 +105,8 @@ def with_singular_values(matrix: Tensor, change: Callable[[Tensor], Tensor], *, 
 def spectral_norm(matrix: Tensor) -> float:
     """Return the largest singular value of a matrix (m, n)."""
     side: Literal["columns", "rows"] = "columns" if matrix.shape[0] >= matrix.shape[1] else "rows"
-    return float(torch.linalg.eigvalsh(gram(matrix, side))[-1].clamp(min=0)) ** 0.5
+    with _converging(matrix):
+        return float(torch.linalg.eigvalsh(gram(matrix, side))[-1].clamp(min=0)) ** 0.5
 
 
 def polar(matrix: Tensor, rtol: float = 1e-4, rank: int | None = None) -> Tensor:
@@ -134,11 +133,7 @@ def orthogonalized(parts: Sequence[Tensor], rtol: float = 1e-4) -> Tensor:
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Return (values, vectors) of a symmetric matrix (n, n), the largest first, float64; vectors are columns."""
 
-    def compute() -> tuple[Tensor, ...]:
-        values, vectors = torch.linalg.eigh(symmetric.double())
-        return values.flip(0), vectors.flip(1)
-
-    values, vectors = _known("eigh", symmetric, compute)
+    values, vectors = _known("eigh", symmetric, lambda: _decomposed(symmetric.double()))
     return values, vectors
 
 
@@ -201,7 +196,8 @@ def ridge_solve(symmetric: Tensor, target: Tensor, ridge: float) -> Tensor:
     """Return (A + ridge · mean(diag A) · I)⁻¹ b in float64, of a positive semidefinite A (n, n) and b (n,)."""
     a = symmetric.double().clone()
     a.diagonal().add_(ridge * float(a.diagonal().mean()) if len(a) else 0.0)
-    return torch.cholesky_solve(target.double()[:, None], torch.linalg.cholesky(a))[:, 0]
+    with _converging(a):
+        return torch.cholesky_solve(target.double()[:, None], torch.linalg.cholesky(a))[:, 0]
 
 
 def numerical_rank(s: Tensor, side: int) -> int:
@@ -226,7 +222,8 @@ def low_rank(matrix: Tensor, rank: int) -> Tensor:
 def cayley(skew: Tensor) -> Tensor:
     """Return the rotation (I − A)⁻¹(I + A) of a skew-symmetric matrix A, (n, n)."""
     one = torch.eye(len(skew), dtype=skew.dtype, device=skew.device)
-    return torch.linalg.solve(one - skew, one + skew)
+    with _converging(skew):
+        return torch.linalg.solve(one - skew, one + skew)
 
 
 def inverse_cayley(rotation: Tensor) -> Tensor:
@@ -241,10 +238,45 @@ def decomposition_bytes(side: int) -> int:
     return 8 * 6 * side * side + 3 * 8 * _CHUNK
 
 
+def holding(*, matrices: int, factors: int = 0, cores: int = 0) -> Workspace:
+    """Return the workspace of a method that holds so much at once beside one decomposition of the shorter side.
+
+    Args:
+        matrices: (m, n), in the compute dtype: base, task vector, result and what else there is.
+        factors: sets of left and right vectors, (m, k) and (k, n) with k = min(m, n).
+        cores: (k, k).
+    """
+
+    def workspace(rows: int, columns: int, models: int) -> int:
+        side = min(rows, columns)
+        held = matrices * rows * columns + factors * side * (rows + columns) + cores * side * side
+        return 4 * held + decomposition_bytes(side)
+
+    return workspace
+
+
 def _short_side(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return squared singular values, falling, and singular vectors of the shorter side as columns, float64."""
-    values, vectors = torch.linalg.eigh(gram(matrix, "columns" if matrix.shape[0] >= matrix.shape[1] else "rows"))
+    return _decomposed(gram(matrix, "columns" if matrix.shape[0] >= matrix.shape[1] else "rows"))
+
+
+def _decomposed(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, falling, and eigenvectors as columns."""
+    with _converging(symmetric):
+        values, vectors = torch.linalg.eigh(symmetric)
     return values.flip(0), vectors.flip(1)
+
+
+@contextmanager
+def _converging(matrix: Tensor) -> Iterator[None]:
+    """Say in words that LAPACK gives up."""
+    try:
+        yield
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise MethodError(
+            f"the decomposition of a matrix of side {len(matrix)} does not converge",
+            right='values of a sane size, or not_matrix: ["…"] with the name of this tensor',
+        ) from None
 
 
 def _above(squares: Tensor, rtol: float) -> Tensor:

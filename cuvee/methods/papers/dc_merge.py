@@ -9,7 +9,7 @@ from cuvee.methods.measuring import spread
 from cuvee.methods.pieces.combine import mean_of_weighted
 from cuvee.methods.pieces.subspaces import leading_directions, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Fraction, Paper, PerModel, merge_method
-from cuvee.methods.spectral import Spectrum, decomposition_bytes
+from cuvee.methods.spectral import Spectrum, holding
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -21,16 +21,12 @@ _AS_LARGE = 1 - 1e-5
 _ROUNDING = 1e-6
 
 
-def dc_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: base, a task vector, the result, all directions, their frames, cores."""
-    side = min(rows, columns)
-    return 4 * (3 * rows * columns + 3 * side * (rows + columns) + 6 * side * side) + decomposition_bytes(side)
-
-
 @merge_method(
     paper=Paper("DC-Merge: Improving Model Merging with Directional Consistency", arxiv="2603.06242", year=2026),
     unit=MATRIX,
-    workspace=dc_bytes,
+    workspace=holding(
+        matrices=3, factors=3, cores=6
+    ),  # base, a task vector, the result, all directions, their frames, cores
     cost="K + 2 decompositions",
     formula="τ_i ≈ U_i S_i V_iᵀ, rank r, S_i smoothed;  C_u = polar [U_1 … U_K], C_v = polar [V_1 … V_K];  "
     "M_i = the `keep` largest entries of C_uᵀ U_i S_i V_iᵀ C_v;  M = mean of the entries that have the sign of Σ M_i, "

@@ -7,15 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from cuvee.methods.combination import Matrices
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import MATRIX, Paper, PerModel, merge_method
-from cuvee.methods.spectral import decomposition_bytes, numerical_rank, polar, singular_values
+from cuvee.methods.spectral import holding, numerical_rank, with_singular_values
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def iso_c_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: base, a task vector, the sum and the result."""
-    return 4 * 4 * rows * columns + decomposition_bytes(min(rows, columns))
 
 
 @merge_method(
@@ -25,7 +20,7 @@ def iso_c_bytes(rows: int, columns: int, models: int) -> int:
         year=2025,
     ),
     unit=MATRIX,
-    workspace=iso_c_bytes,
+    workspace=holding(matrices=4),  # base, a task vector, the sum and the result
     cost="1 decomposition",
     formula="A = Σ weight_i · τ_i = U S Vᵀ;  out = θ_0 + scaling · mean(S) · U Vᵀ",
     differs="The official code counts directions in which a sum of low rank has nothing but noise (rank: full); 96 % of its "
@@ -42,7 +37,12 @@ def iso_c(deltas: Matrices, *, weight: PerModel[float] = 1.0, rank: Literal["aut
     Returns:
         (m, n); zeros where the sum is zero.
     """
-    total = weighted_sum(deltas, weight)
-    s = singular_values(total)
-    found = numerical_rank(s, len(s)) if rank == "auto" else len(s)
-    return polar(total, 1e-6, found) * (float(s[:found].sum()) / max(1, found))
+    side = min(deltas.shape[1:])
+
+    def level(s: Tensor) -> Tensor:
+        kept = numerical_rank(s, side) if rank == "auto" else side
+        flat = s.new_zeros(len(s))
+        flat[:kept] = s[:kept].sum() / max(1, kept)
+        return flat
+
+    return with_singular_values(weighted_sum(deltas, weight), level)

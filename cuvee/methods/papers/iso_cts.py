@@ -9,18 +9,12 @@ from cuvee.methods.measuring import spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.subspaces import orthogonal_frames
 from cuvee.methods.registry import MATRIX, Fraction, Paper, PerModel, merge_method
-from cuvee.methods.spectral import Spectrum, decomposition_bytes, numerical_rank, svd
+from cuvee.methods.spectral import Spectrum, holding, numerical_rank, svd
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NOTHING_OF_ITS_OWN = 1e-6
-
-
-def iso_cts_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: base, a task vector, its projection, the result, all directions and their frames."""
-    side = min(rows, columns)
-    return 4 * (4 * rows * columns + 3 * side * (rows + columns)) + decomposition_bytes(side)
 
 
 @merge_method(
@@ -30,7 +24,7 @@ def iso_cts_bytes(rows: int, columns: int, models: int) -> int:
         year=2025,
     ),
     unit=MATRIX,
-    workspace=iso_cts_bytes,
+    workspace=holding(matrices=4, factors=3),  # base, a task vector, its projection, the result; directions, frames
     cost="K + 3 decompositions; every model is read twice",
     formula="Σ weight_i · τ_i ≈ U_c S_c V_cᵀ, rank c ≈ common_fraction · min(m, n);  "
     "τ_i − U_c U_cᵀ τ_i ≈ U_i S_i V_iᵀ, rank (min(m, n) − c) / K;  "

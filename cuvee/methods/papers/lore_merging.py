@@ -8,16 +8,11 @@ from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import spread
 from cuvee.methods.pieces.combine import mean
 from cuvee.methods.registry import MATRIX, NONE, WEIGHTS, Bound, Paper, PerModel, merge_method
-from cuvee.methods.spectral import decomposition_bytes, singular_values, with_singular_values
+from cuvee.methods.spectral import holding, spectral_norm, with_singular_values
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def lore_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: mean, estimated base, a model, what it adds, two sums, products."""
-    return 4 * 9 * rows * columns + decomposition_bytes(min(rows, columns))
 
 
 @merge_method(
@@ -28,7 +23,7 @@ def lore_bytes(rows: int, columns: int, models: int) -> int:
     base=NONE,
     unit=MATRIX,
     others=None,
-    workspace=lore_bytes,
+    workspace=holding(matrices=9),  # mean, estimated base, a model, what it adds, two sums, products
     cost="20 K decompositions; K an iteration, and every model is read as often",
     formula="in turns, `iterations` times: θ̂ = mean(θ_i − δ_i), δ_i = (θ_i − θ̂) with singular values max(s − mu, 0);  "
     "out = θ̂ + scaling · Σ weight_i δ_i",
@@ -65,8 +60,8 @@ def lore_merging(
     if not isinstance(models, Matrices):
         return average
     if mu_unit == "relative":
-        tops = [singular_values(models[k].sub_(average))[0] for k in range(len(models))]
-        mu *= float(torch.stack(tops).median())
+        tops = [spectral_norm(models[k].sub_(average)) for k in range(len(models))]
+        mu *= float(torch.tensor(tops, dtype=torch.float64).median())
     weights, shared, parts = spread(weight, len(models)), average, torch.zeros_like(average)
     for _ in range(iterations):
         added, parts = torch.zeros_like(average), torch.zeros_like(average)

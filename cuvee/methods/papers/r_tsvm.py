@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import spread
-from cuvee.methods.papers.tsv_m import tsv_bytes
 from cuvee.methods.pieces.combine import mean_of_weighted
 from cuvee.methods.pieces.subspaces import leading_directions, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
-from cuvee.methods.spectral import numerical_rank
+from cuvee.methods.spectral import holding, numerical_rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
         year=2025,
     ),
     unit=MATRIX,
-    workspace=tsv_bytes,
+    workspace=holding(matrices=3, factors=3),  # as tsv_m
     cost="K + 2 decompositions; every model is read twice",
     formula="a_i = Σ |x| over the entries of τ_i above mean + outlier · std of |τ_i|;  w_i = K a_i / Σ a_j;  "
     "r_i ≈ min(m, n) · density_i / Σ density_j;  τ_i ≈ U_i S_i V_iᵀ, rank r_i;  U = polar [U_1 … U_K], V = polar [V_1 … V_K];  "

@@ -8,23 +8,17 @@ from cuvee.methods.combination import Matrices
 from cuvee.methods.pieces.combine import mean_of_weighted
 from cuvee.methods.pieces.subspaces import leading_directions, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
-from cuvee.methods.spectral import Spectrum, decomposition_bytes, ridge_solve
+from cuvee.methods.spectral import Spectrum, holding, ridge_solve
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def stf_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: base, a task vector, the result, all directions, the system in float64."""
-    side = min(rows, columns)
-    return 4 * (4 * rows * columns + 3 * side * (rows + columns)) + decomposition_bytes(side)
-
-
 @merge_method(
     paper=Paper("Superpose Task-specific Features for Model Merging", arxiv="2502.10698", year=2025),
     unit=MATRIX,
-    workspace=stf_bytes,
+    workspace=holding(matrices=4, factors=3),  # base, a task vector, the result, all directions, the system in float64
     cost="K decompositions; 1 linear system",
     formula="τ_i ≈ Σ_j s_ij u_ij v_ijᵀ, rank r;  M = Σ a_ij u_ij v_ijᵀ with u_ijᵀ M v_ij = s_ij for all i and j;  "
     "out = θ_0 + scaling · M",

@@ -8,22 +8,18 @@ from cuvee.methods.combination import Matrices
 from cuvee.methods.pieces.combine import mean_of_weighted
 from cuvee.methods.pieces.subspaces import leading_directions, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
-from cuvee.methods.spectral import decomposition_bytes
+from cuvee.methods.spectral import holding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def tsv_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: base, a task vector, the result, the factors of all models and their frames."""
-    side = min(rows, columns)
-    return 4 * (3 * rows * columns + 3 * side * (rows + columns)) + decomposition_bytes(side)
-
-
 @merge_method(
     paper=Paper("Task Singular Vectors: Reducing Task Interference in Model Merging", arxiv="2412.00081", year=2024),
     unit=MATRIX,
-    workspace=tsv_bytes,
+    workspace=holding(
+        matrices=3, factors=3
+    ),  # base, a task vector, the result, the factors of all models and their frames
     cost="K + 2 decompositions",
     formula="τ_i ≈ U_i S_i V_iᵀ, rank r;  U = polar [U_1 … U_K], V = polar [V_1 … V_K];  out = θ_0 + scaling · U S Vᵀ",
     differs="The official code gives every model min(m, n)/K directions even where its task vector has fewer (a merged LoRA), "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.registry import MATRIX, Bound, Paper, Role, edit
-from cuvee.methods.spectral import decomposition_bytes, svd
+from cuvee.methods.spectral import holding, svd
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ _NO_RESPONSE = 1e-12
 _LEAST = 1e-300
 
 
-def calibration_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: merged, its factors, a task vector, its responses, products, the result."""
-    return 4 * 7 * rows * columns + decomposition_bytes(min(rows, columns))
-
-
 @edit(
     role=Role.REFINER,
     paper=Paper(
@@ -30,7 +25,7 @@ def calibration_bytes(rows: int, columns: int, models: int) -> int:
     ),
     unit=MATRIX,
     embeddings=True,
-    workspace=calibration_bytes,
+    workspace=holding(matrices=7),  # merged, its factors, a task vector, its responses, products, the result
 )
 def singular_value_calibration(
     merged: Tensor, deltas: Sequence[Tensor], *, alpha: Annotated[float, Bound(0, open_low=True)] = 1.0

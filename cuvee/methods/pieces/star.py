@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.registry import MATRIX, Bound, Paper, Role, edit
-from cuvee.methods.spectral import decomposition_bytes, with_singular_values
+from cuvee.methods.spectral import holding, with_singular_values
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -14,16 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["star"]
 
 
-def star_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: a task vector, its part along the directions kept, the result."""
-    return 4 * 4 * rows * columns + decomposition_bytes(min(rows, columns))
-
-
 @edit(
     role=Role.FILTER,
     paper=Paper("STAR: Spectral Truncation and Rescale for Model Merging", arxiv="2502.10339", year=2025),
     unit=MATRIX,
-    workspace=star_bytes,
+    workspace=holding(matrices=4),  # a task vector, its part along the directions kept, the result
     alone={"normalize": True},
 )
 def star(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import spread
 from cuvee.methods.spectral import Spectrum, numerical_rank, orthogonalized, svd
 from cuvee.tensors.lazy_torch import torch
 
-__all__ = ["Rank", "leading_directions", "orthogonal_frames", "share_of_rank"]
-
-Rank: TypeAlias = int | Literal["auto", "share"]
+__all__ = ["leading_directions", "orthogonal_frames", "share_of_rank"]
 
 
 def share_of_rank(deltas: Matrices) -> int:
