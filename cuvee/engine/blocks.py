@@ -181,9 +181,16 @@ class Formula:
 
     def call(self, place: Place, answers: Mapping[Any, Any], states: Mapping[Any, Any]) -> Call:
         """Return a call on one block that knows these measurements."""
-        call = Call(place, answers, states, self.statistics, self.seed, self.compat)
-        call.kept, call.decompositions = self.kept, self.decompositions
-        return call
+        return Call(
+            place,
+            answers,
+            states,
+            self.statistics,
+            self.seed,
+            self.compat,
+            kept=self.kept,
+            decompositions=self.decompositions,
+        )
 
 
 @dataclass
@@ -249,8 +256,11 @@ def compute_block(
     shape = task.layout.block_shape(start, stop) if task.layout.shape else ()
     if formula.on_arrays and all(one.source.dtype.name in kernels.KINDS for one in task.all_inputs):
         return _combine_stored(task, formula, call, worker, observer, shape or (1,))
-    values = as_tensor(_load(task, start, stop, formula, worker, observer)).reshape(-1, *shape)
+    loaded, non_finite = _load(task, start, stop, formula, worker, observer)
+    values = as_tensor(loaded).reshape(-1, *shape)
     base, models = (None, values) if task.base is None else (values[0], values[1:])
+    if non_finite and formula.needs_whole(task):  # products and decompositions would spread it over all elements
+        return encode(torch.full_like(values[0], math.nan), None, 1.0, task.dtype, worker)
     with activated(call):
         merged = apply_formula(task, formula, models, base)
     return encode(merged, base, task.scaling, task.dtype, worker)
@@ -355,8 +365,10 @@ def _read_watched(
     return raw
 
 
-def _load(task: Task, start: int, stop: int, formula: Formula, worker: Worker, observer: Observer | None) -> Array:
-    """Read a block of every input into one (inputs, elements) buffer in the compute dtype.
+def _load(
+    task: Task, start: int, stop: int, formula: Formula, worker: Worker, observer: Observer | None
+) -> tuple[Array, int]:
+    """Read a block of every input into one (inputs, elements) buffer in the compute dtype; also count NaN and Inf.
 
     With a base, it is the first row, and the others are task vectors.
     """
@@ -367,6 +379,7 @@ def _load(task: Task, start: int, stop: int, formula: Formula, worker: Worker, o
         values = worker.array(len(inputs), size, np.float64 if wide else np.float32)
     else:
         values = worker.on_device(len(inputs), size, torch.float64 if wide else torch.float32, formula.device)
+    total = 0
     for number, one in enumerate(inputs):
         with worker.timed("read"):
             raw = read_raw(one.source, start, stop, worker.scratch, "read")
@@ -374,9 +387,10 @@ def _load(task: Task, start: int, stop: int, formula: Formula, worker: Worker, o
             observer.read(number, start, raw)
         base = values[0] if task.base and number and not one.is_delta else None
         non_finite = decode(raw, one.source.dtype, base, values[number])
+        total += non_finite
         if observer:
             observer.decoded(number, non_finite)
-    return values
+    return values, total
 
 
 def decode(raw: NDArray[np.uint8], dtype: DType, base: Array | None, out: Array) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cuvee.checkpoints.sources import read_raw
@@ -35,18 +37,29 @@ def merge_matrix(
         watching = observer if number in unseen else None
         unseen.discard(number)
         base = None if inputs[number].is_delta else base
-        return _load(task, number, base, shape, formula, worker, watching)
+        values, non_finite = _load(task, number, base, shape, formula, worker, watching)
+        if non_finite and not formula.method.continual:  # what is left beside must hold them
+            raise _NotFinite
+        return values
 
-    base = load(0, None) if with_base else None
-    deltas = Matrices((len(task.inputs), *shape), lambda k: load(k + with_base, base).to(formula.device))
-    base_there = None if base is None else base.to(formula.device)
-    with activated(call):
-        try:
+    base: Tensor | None = None
+    try:
+        base = load(0, None) if with_base else None
+        deltas = Matrices((len(task.inputs), *shape), lambda k: load(k + with_base, base).to(formula.device))
+        base_there = None if base is None else base.to(formula.device)
+        with activated(call):
             merged = apply_formula(task, formula, deltas, base_there)
-        finally:  # what the method had no use for is still digested, and looked through for NaN
-            for number in sorted(unseen):
+    except _NotFinite:  # products and decompositions would spread it over all elements
+        merged, base_there = torch.full(shape, math.nan), None
+    finally:  # what the method had no use for is still digested, and looked through for NaN
+        for number in sorted(unseen):
+            with suppress(_NotFinite):
                 load(number, None)
     return encode(merged, base_there, task.scaling, task.dtype, worker)
+
+
+class _NotFinite(Exception):
+    """A matrix holds NaN or Inf. Not an error: whether it is one, the observer knows."""
 
 
 def _load(
@@ -57,18 +70,23 @@ def _load(
     formula: Formula,
     worker: Worker,
     observer: Observer | None,
-) -> Tensor:
-    """Return input `number` less the base, (m, n) on the CPU, in the compute dtype; read in pieces that stay in cache."""
+) -> tuple[Tensor, int]:
+    """Return input `number` less the base, (m, n) on the CPU, in the compute dtype, and how many elements are NaN or Inf.
+
+    It is read in pieces that stay in the cache.
+    """
     source, layout = task.all_inputs[number].source, task.layout
     values = torch.empty(shape, dtype=torch.float64 if formula.compute_dtype == "float64" else torch.float32)
     flat = values.view(-1).numpy()
     below = None if base is None else base.view(-1).numpy()
+    total = 0
     for start, stop in layout.blocks(_PIECE_ELEMENTS):
         with worker.timed("read"):
             raw = read_raw(source, start, stop, worker.scratch, "matrix")
         if observer:
             observer.read(number, start, raw)
         non_finite = decode(raw, source.dtype, None if below is None else below[start:stop], flat[start:stop])
+        total += non_finite
         if observer:
             observer.decoded(number, non_finite)
-    return values
+    return values, total

@@ -13,7 +13,7 @@ from models import LLAMA, family, llama_shapes, read_folder, write_model
 import cuvee
 from cuvee import KeptDecompositions, merge_tensors
 from cuvee.engine import matrices
-from cuvee.errors import NonFinite, ResourceError
+from cuvee.errors import MethodError, NonFinite, ResourceError
 from cuvee.methods import registry
 from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import kept, measured
@@ -51,11 +51,11 @@ def test_eight_models_are_never_in_memory_together(method, monkeypatch):
     alive, most, load = weakref.WeakSet(), [], matrices._load
 
     def watched(*given):
-        values = load(*given)
+        values, non_finite = load(*given)
         gc.collect()
         most.append(len(alive))
         alive.add(values)
-        return values
+        return values, non_finite
 
     monkeypatch.setattr(matrices, "_load", watched)
     merge_tensors(method, experts, base)
@@ -88,6 +88,39 @@ def test_nan_is_named_in_a_model_that_a_method_does_not_load(register, tmp_path)
     with pytest.raises(NonFinite, match=MATRIX_NAMES[3]):
         cuvee.merge(cuvee.Recipe("takes_the_base", models=folders[1:], base_model=folders[0]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["tsv_m", "iso_c", "wudi_merging", "drm", "opcm", "star", "doge"])
+def test_nan_is_named_before_anything_is_decomposed(method, bad, tmp_path):
+    base, experts = family(2, SHAPES)
+    experts[1][MATRIX_NAMES[3]][1, 2] = bad
+    folders = write(tmp_path, base, experts)
+    with pytest.raises(NonFinite, match=MATRIX_NAMES[3]):
+        cuvee.merge(cuvee.Recipe(method, models=folders[1:], base_model=folders[0]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_that_is_let_through_fills_its_matrix_and_no_other(tmp_path):
+    base, experts = family(2, SHAPES)
+    experts[1][MATRIX_NAMES[3]][1, 2] = float("nan")
+    folders = write(tmp_path, base, experts)
+    recipe = cuvee.Recipe("tsv_m", models=folders[1:], base_model=folders[0])
+    report = cuvee.merge(recipe, tmp_path / "out", allow_nan=True)
+    assert report.non_finite == {MATRIX_NAMES[3]: base[MATRIX_NAMES[3]].numel()}
+
+
+def test_a_decomposition_that_fails_is_said_in_words(monkeypatch):
+    base, experts = family(2, SHAPES)
+
+    def fails(matrix):
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    with pytest.raises(MethodError, match="does not converge") as caught:
+        merge_tensors("tsv_m", experts, base)
+    assert "not_matrix" in caught.value.right
+    assert caught.value.where.startswith("tensor 'model.layers.")
 
 
 def test_embeddings_and_heads_are_no_matrices_unless_a_recipe_says_so():
