@@ -13,6 +13,7 @@ import fcntl
 import os
 import resource
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,9 +53,11 @@ __all__ = [
     "remove_tree",
     "rename",
     "reopen",
+    "replace_file",
     "truncate",
     "unlink",
     "write_file",
+    "write_scratch",
 ]
 
 
@@ -277,6 +280,24 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         pwrite(fd, data, 0)
         fsync(fd)
+    finally:
+        close(fd)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file and make it durable, whole or not at all, in place of one that is there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    if exists(beside):
+        unlink(beside)
+    write_file(beside, data)
+    rename(beside, path)
+
+
+def write_scratch(path: Path, data: memoryview) -> None:
+    """Write a new file that need not outlive this process."""
+    fd = create(path)
+    try:
+        pwrite(fd, data, 0)
     finally:
         close(fd)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -139,11 +138,7 @@ def _write(bench: Bench, folder: Path) -> dict[str, str]:
     files["report.html"] = bench_page(bench)
     fs.mkdir(folder)
     for name, text in files.items():
-        beside = folder / f".{name}.{os.getpid()}"
-        if fs.exists(beside):
-            fs.unlink(beside)
-        fs.write_file(beside, text.encode())
-        fs.rename(beside, folder / name)
+        fs.replace_file(folder / name, text.encode())
     return files
 
 

@@ -57,7 +57,7 @@ class KeptInFolder:
         fs.mkdir(self._folder)
         path = self._folder / blake3(name.encode("utf-8", "surrogatepass")).hexdigest()
         array = value.cpu().contiguous().numpy()
-        fs.write_file(path, array.tobytes())
+        fs.write_scratch(path, array.reshape(-1).view(np.uint8).data)
         self._held[name] = (path, tuple(value.shape), str(array.dtype))
 
 
@@ -114,6 +114,4 @@ class DecompositionsInFolder:
         np.savez(packed, *[one.cpu().numpy() for one in factors])
         content = packed.getvalue()
         fs.mkdir(self._folder)
-        beside = self._folder / f".{key}.{threading.get_ident()}"
-        fs.write_file(beside, blake3(content).digest() + content)
-        fs.rename(beside, self._folder / f"{key}.decomposition")
+        fs.replace_file(self._folder / f"{key}.decomposition", blake3(content).digest() + content)

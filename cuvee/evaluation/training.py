@@ -7,7 +7,6 @@ and ends with the bytes of one that was not.
 from __future__ import annotations
 
 import io
-import os
 import re
 import time
 import zlib
@@ -122,12 +121,8 @@ class _Optimizers:
         data = io.BytesIO()
         parts = {"model": self._model.state_dict(), "adam": self._adam.state_dict(), "muon": self._muon.averages}
         torch.save({"done": done, **parts}, data)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
         fs.mkdir(path.parent)
-        if fs.exists(beside):
-            fs.unlink(beside)
-        fs.write_file(beside, data.getvalue())
-        fs.rename(beside, path)
+        fs.replace_file(path, data.getvalue())
 
     def load(self, path: Path) -> int:
         """Take a snapshot up; returns the number of steps that are done."""

@@ -210,11 +210,7 @@ def _heads(
             return head
 
         made = dict(zip((task.name for task in with_head), each_on_a_core(make, with_head), strict=True))
-        beside = file.with_suffix(".part")
-        if fs.exists(beside):
-            fs.unlink(beside)
-        fs.write_file(beside, pack(made))
-        fs.rename(beside, file)
+        fs.replace_file(file, pack(made))
     return parse(fs.read_file(file))
 
 
