@@ -306,6 +306,7 @@ class Model:
         commits: the commit of each hub id that was read.
         sidecars: its files beside the weights, where they are not simply those of its folder.
         origins: of a view of a model, whose layers are numbered anew: the model's own name of each tensor.
+        is_delta: its tensors are a task vector, from which no base is taken.
     """
 
     label: str
@@ -317,6 +318,7 @@ class Model:
     commits: Mapping[str, str] = field(default_factory=dict)
     sidecars: tuple[Sidecar, ...] | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
+    is_delta: bool = False
 
     def close(self) -> None:
         """Close its files."""

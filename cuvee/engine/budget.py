@@ -78,9 +78,9 @@ def choose_budget(
     enough = memory or DEFAULT_BYTES
     if memory is None and any(formula.needs_whole(task) for task in tasks):
         enough = max(enough, available_bytes() * 7 // 10)  # a matrix has no smaller block: fewer threads instead
+    sized = [(block, whole, _worker_bytes(tasks, formula, block, whole)) for block, whole in choices]
     for count in range(threads or default_threads(), 0, -1):
-        for block, whole in choices:
-            worker = _worker_bytes(tasks, formula, block, whole)
+        for block, whole, worker in sized:
             needed = PROCESS_BYTES + count * worker
             if memory is not None:
                 # A promise also holds against a hard limit, which counts stacks, and what is freed but kept.

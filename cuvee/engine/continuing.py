@@ -15,12 +15,12 @@ from cuvee.checkpoints import fs
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sidecars import digest_of
 from cuvee.checkpoints.sources import Model
-from cuvee.engine.blocks import Task
 from cuvee.engine.manifest import MANIFEST_NAME, is_sealed, read_manifest
 from cuvee.engine.matching import BASE
-from cuvee.engine.plan import CONTINUAL, MergePlan, kinship, plan
+from cuvee.engine.plan import MergePlan, plan
 from cuvee.engine.run import Report, run
 from cuvee.errors import CheckpointError, RecipeError, printable
+from cuvee.methods.measuring import CONTINUAL
 from cuvee.methods.registry import methods
 from cuvee.recipes import Recipe, RecipeModel
 
@@ -64,15 +64,9 @@ def plan_continued(out: str | PathLike[str], add: Sequence[Any], **options: Any)
         **{key: described[key] for key in _KEPT_OF_RECIPE if key in described},
     )
     planned = plan(recipe, **options)
-    tasks = [_from_accumulation(task) for task in planned.tasks]
-    mistaken = set(kinship(planned.tasks, planned.labels)) - set(kinship(tasks, planned.labels))
     return replace(
         planned,
         asked=replace(planned.asked, recipe=_with(add, described), text=""),
-        tasks=tasks,
-        warnings=tuple(
-            said for said in planned.warnings if said not in mistaken
-        ),  # a task vector is no kin of the base
         formula=replace(planned.formula, statistics={CONTINUAL: manifest["continual"]}),
         plan_id=blake3(f"{planned.plan_id} {manifest['seal']}".encode()).hexdigest(),
         roles={0: "accumulation of the models merged before"},
@@ -152,12 +146,7 @@ def _accumulation(manifest: Mapping[str, Any], folder: Path) -> Model:
             where=str(folder / CONTINUAL),
             right="one merge of all experts",
         )
-    return replace(open_model(str(folder / CONTINUAL)), label=str(folder))
-
-
-def _from_accumulation(task: Task) -> Task:
-    inputs = tuple(replace(one, is_delta=not task.is_copy and one.model == 0) for one in task.inputs)
-    return replace(task, inputs=inputs)
+    return replace(open_model(str(folder / CONTINUAL)), label=str(folder), is_delta=True)
 
 
 def _digests_of_base(manifest: Mapping[str, Any]) -> dict[tuple[int, str], str]:

@@ -57,7 +57,7 @@ class Matching:
         """Return what the model at a place (`BASE`: the base) gives to a tensor."""
         model = self.reference if place == BASE else self.models[place]
         number = self.base_number if place == BASE else place if self.numbers is None else self.numbers[place]
-        return Input(number, source, model.origins.get(name, ""))
+        return Input(number, source, model.origins.get(name, ""), is_delta=model.is_delta)
 
     def names(self, name: str) -> list[str]:
         """Return what each model calls a tensor."""

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "CONTINUAL",
     "DEFAULT_SHARD_SIZE",
     "Asked",
     "MergePlan",
@@ -58,8 +57,6 @@ __all__ = [
 ]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
-CONTINUAL = "continual"
-"""The folder within a model that a later merge goes on from."""
 _TRIALS = 64
 
 

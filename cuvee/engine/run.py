@@ -37,12 +37,12 @@ from cuvee.engine.blocks import Computed, Observer, Task
 from cuvee.engine.keeping import KeptInFolder
 from cuvee.engine.known import Known
 from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, is_sealed, manifest_json, model_card, read_manifest
-from cuvee.engine.plan import CONTINUAL, Plan, plan
+from cuvee.engine.plan import Plan, plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import Stage, stages_of
 from cuvee.errors import CheckpointError, NonFinite, RecipeError, ResourceError
-from cuvee.methods.measuring import Left
+from cuvee.methods.measuring import CONTINUAL, Left
 from cuvee.recipes import Recipe
 from cuvee.tensors.digests import TensorDigest
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "CONTINUAL",
     "Again",
     "Call",
     "Decompositions",
@@ -55,6 +56,8 @@ __all__ = [
     "spread",
 ]
 
+CONTINUAL = "continual"
+"""What a later merge goes on from: the folder within a model, and the statistic that holds the numbers left beside it."""
 _BEFORE = -1
 """In a path: what runs before the method."""
 

@@ -7,23 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cuvee.errors import MethodError
 from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import Pending, current, kept, left_beside, measured, measured_each, spread
+from cuvee.methods.measuring import CONTINUAL, Pending, current, kept, left_beside, measured, measured_each, spread
 from cuvee.methods.reductions import Sums
 from cuvee.methods.registry import MATRIX, Bound, Fraction, Paper, Patterns, PerModel, merge_method
-from cuvee.methods.spectral import decomposition_bytes, numerical_rank, svd
+from cuvee.methods.spectral import holding, numerical_rank, svd
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-EARLIER = "continual"
-"""The statistic that holds the norms of the models merged before, whose accumulation is then the first task vector."""
-
-
-def opcm_bytes(rows: int, columns: int, models: int) -> int:
-    """Return the bytes that it holds: base, the accumulation, a task vector, what is taken from it, factors, the result."""
-    side = min(rows, columns)
-    return 4 * (7 * rows * columns + 3 * side * side) + decomposition_bytes(side)
 
 
 @merge_method(
@@ -36,7 +27,9 @@ def opcm_bytes(rows: int, columns: int, models: int) -> int:
     others=None,
     continual=True,
     embeddings=True,
-    workspace=opcm_bytes,
+    workspace=holding(
+        matrices=7, cores=3
+    ),  # base, the accumulation, a task vector, what is taken from it, factors, the result
     cost="K - 1 decompositions",
     formula="A = τ_1;  for t = 2 … K:  A = U S Vᵀ, X = Uᵀ τ_t V,  A ← A + τ_t − U (X ⊙ M) Vᵀ, M the diagonal and the "
     "leading block that holds alpha of Σ S;  out = θ_0 + scaling · A · mean ‖τ_t‖ / ‖A‖",
@@ -91,8 +84,8 @@ def opcm(
     total = kept("opcm", accumulate) if isinstance(deltas, Matrices) else accumulate()
     norm = float(measured(Sums("square"), total, scope="model")) ** 0.5
     norms = [float(square) ** 0.5 for square in squares]
-    if EARLIER in call.statistics:
-        norms = [*map(float, call.statistics[EARLIER]), *norms[1:]]
+    if CONTINUAL in call.statistics:  # the first task vector is the accumulation of the models merged before
+        norms = [*map(float, call.statistics[CONTINUAL]), *norms[1:]]
     left_beside(total, norms)
     return total * (sum(norms) / len(norms) / norm) if norm else total
 
