@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cuvee.cli.amounts import plural
 from cuvee.cli.bench_run import run
-from cuvee.cli.options import AsJson, Quick, Quiet, Seeds
+from cuvee.cli.options import AsJson, Device, Quick, Quiet, Seeds
 from cuvee.cli.screen import heading, indented, print_json, prose, rows, screen, show, styled, table
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def build(
     *,
     quick: Quick = False,
     seeds: Seeds = 1,
+    device: Device = "cpu",
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
@@ -43,21 +44,21 @@ def build(
     found = find(suite)
     if not quiet and not json:
         _print_sources(found, quick=quick)
-    built = [_made(found, seed, quick=quick, quiet=quiet) for seed in range(seeds)]
+    built = [_made(found, seed, quick=quick, quiet=quiet, device=device) for seed in range(seeds)]
     if json:
-        print_json({"suite": suite, "quick": quick, "built": [_built(one) for one in built]})
+        print_json({"suite": suite, "quick": quick, "device": device, "built": [_built(one) for one in built]})
     elif not quiet:
         for one in built:
             _print_built(one)
 
 
-def _made(suite: Suite, seed: int, *, quick: bool, quiet: bool) -> Built:
+def _made(suite: Suite, seed: int, *, quick: bool, quiet: bool, device: str) -> Built:
     from cuvee.evaluation.bars import training_bars
     from cuvee.evaluation.suites.suite import silently
 
     console = screen(stderr=True)
     with nullcontext(silently) if quiet or not console.is_terminal else training_bars(console) as progress:
-        return suite.build(seed=seed, quick=quick, progress=progress)
+        return suite.build(seed=seed, quick=quick, progress=progress, device=device)
 
 
 def _described(suite: Suite) -> dict[str, object]:

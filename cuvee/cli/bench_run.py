@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cuvee.cli.amounts import plural
-from cuvee.cli.options import AsJson, BenchMethods, Limit, OutFolder, Quick, Quiet, Seeds, Severity
+from cuvee.cli.options import AsJson, BenchMethods, Device, Limit, OutFolder, Quick, Quiet, Seeds, Severity
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, indented, prose, screen, show, styled, table
 
@@ -38,6 +38,7 @@ def run(
     limit: Limit = None,
     severity: Severity = 3,
     out: OutFolder = None,
+    device: Device = "cpu",
     quiet: Quiet = False,
     json: AsJson = False,
 ) -> None:
@@ -57,10 +58,18 @@ def run(
 
     find(suite)  # a wrong name is told first
     variants = [parse_variant(one) for one in methods] if methods else all_variants()
-    command = _command(suite, methods, quick=quick, seeds=seeds, limit=limit, severity=severity)
+    command = _command(suite, methods, quick=quick, seeds=seeds, limit=limit, severity=severity, device=device)
     different = list({one.label: one for one in variants}.values())
     bench = run_suite(
-        suite, different, command, seeds=seeds, limit=limit, severity=severity, quick=quick, quiet=quiet or json
+        suite,
+        different,
+        command,
+        seeds=seeds,
+        limit=limit,
+        severity=severity,
+        quick=quick,
+        quiet=quiet or json,
+        device=device,
     )
     folder = Path(out or f"bench-{suite}{'-quick' if quick else ''}")
     files = _write(bench, folder)
@@ -72,13 +81,14 @@ def run(
 
 
 def _command(
-    suite: str, methods: Sequence[str] | None, *, quick: bool, seeds: int, limit: int | None, severity: int
+    suite: str, methods: Sequence[str] | None, *, quick: bool, seeds: int, limit: int | None, severity: int, device: str
 ) -> str:
     parts = ["cuvee", "bench", "run", suite]
     parts += ["--quick"] if quick else []
     parts += ["--seeds", str(seeds)] if seeds > 1 else []
     parts += ["--limit", str(limit)] if limit else []
     parts += ["--severity", str(severity)] if severity != 3 else []
+    parts += ["--device", device] if device != "cpu" else []
     parts += [word for one in methods or () for word in ("--methods", one)]
     return shlex.join(parts)
 
@@ -93,6 +103,7 @@ def run_suite(
     severity: int = 3,
     quick: bool = False,
     quiet: bool = False,
+    device: str = "cpu",
 ) -> Bench:
     """Make the models that are not there yet and score the variants, seed after seed, with bars in a terminal.
 
@@ -100,7 +111,7 @@ def run_suite(
         name: of the suite.
         variants: what is scored.
         command: that says all this, for the record.
-        seeds, limit, severity, quick, quiet: as of `run`.
+        seeds, limit, severity, quick, quiet, device: as of `run`.
     """
     from cuvee.evaluation.bars import training_bars
     from cuvee.evaluation.benchmark import Runner, sizes_between
@@ -117,7 +128,7 @@ def run_suite(
     try:
         for seed in range(seeds):
             with nullcontext(silently) if quiet or not console.is_terminal else training_bars(console) as progress:
-                built = suite.build(seed=seed, quick=quick, progress=progress)
+                built = suite.build(seed=seed, quick=quick, progress=progress, device=device)
             sizes = sizes_between(len(built.experts), _SIZES_QUICK if quick else _SIZES)
             with Bar(wanted=not quiet, spoken=lambda count: plural(round(count), "model")) as bar:
                 runner = Runner(built, kept, limit=limit, severity=severity, sizes=sizes)

@@ -15,6 +15,7 @@ from cuvee.cli.clock import Clock
 from cuvee.cli.options import Compat, Device, Memory, Offline, Seed, ShardSize, Threads, Token
 from cuvee.cli.screen import screen
 from cuvee.cli.usage import UsageError
+from cuvee.tensors.devices import need_device
 
 if TYPE_CHECKING:
     from cuvee.engine.plan import MergePlan
@@ -130,12 +131,9 @@ def load_engine(device: str, clock: Clock, recipe: Recipe | None = None, *, quie
 
         if recipe is not None and runs_on_arrays(recipe, device):
             return
-        import torch
+        import torch  # noqa: F401
 
-        if device == "cuda" and not torch.cuda.is_available():
-            from cuvee.errors import ResourceError
-
-            raise ResourceError(f"torch {torch.__version__} finds no CUDA device here", right="--device cpu")
+        need_device(device)
 
 
 @contextmanager

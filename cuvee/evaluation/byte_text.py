@@ -38,7 +38,9 @@ class Portion:
     passages: int
 
 
-def passage_loss(model: TinyLlama, portions: Sequence[Portion], seed: int) -> Callable[[int], Tensor]:
+def passage_loss(
+    model: TinyLlama, portions: Sequence[Portion], seed: int, device: str = "cpu"
+) -> Callable[[int], Tensor]:
     """Return the function of a step that draws its passages and returns their loss in nats a byte."""
     length = model.shape.context + 1
     texts = [(torch.frombuffer(bytearray(one.text), dtype=torch.uint8), one.passages) for one in portions]
@@ -49,7 +51,7 @@ def passage_loss(model: TinyLlama, portions: Sequence[Portion], seed: int) -> Ca
         for text, count in texts:
             starts = torch.randint(0, len(text) - length + 1, (count, 1), generator=generator)
             drawn.append(text[starts + torch.arange(length)])
-        return model.loss(torch.cat(drawn).long())
+        return model.loss(torch.cat(drawn).long().to(device))
 
     return loss_of
 
@@ -83,7 +85,7 @@ def bits_of_windows(model: TinyLlama, passages: Tensor, seen: Tensor | None = No
             logits = model(shown[:, :-1])
             nats = functional.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none")
             parts.append(nats.double().mean(1) / math.log(2))
-    return torch.cat(parts).float().numpy()
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def exact_answers(
@@ -106,7 +108,7 @@ def exact_answers(
         ):
             right = model(one[:, :-1]).argmax(-1) == part[:, 1:]
             parts.append((right | ~answer[:, 1:]).all(1))
-    return torch.cat(parts).float().numpy()
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def answers_in(text: bytes, context: int, sign: bytes) -> tuple[Tensor, Tensor]:

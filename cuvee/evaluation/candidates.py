@@ -27,8 +27,8 @@ def skeleton(module: Module) -> Module:
     return module.eval().requires_grad_(False)
 
 
-def holding(bones: Module, tensors: Mapping[str, Tensor]) -> Module:
-    """Return a module like `bones`, a skeleton, that computes with these tensors, in float32.
+def holding(bones: Module, tensors: Mapping[str, Tensor], device: str = "cpu") -> Module:
+    """Return a module like `bones`, a skeleton, that computes with these tensors, in float32, on a device.
 
     Raises:
         IncompatibleModels: they are not those of such a module.
@@ -47,4 +47,4 @@ def holding(bones: Module, tensors: Mapping[str, Tensor]) -> Module:
     module = copy.deepcopy(bones)
     held = {n: one.float() if one.is_floating_point() else one for n, one in tensors.items()}
     module.load_state_dict(held, assign=True)
-    return module.eval().requires_grad_(False)
+    return module.to(device).eval().requires_grad_(False)

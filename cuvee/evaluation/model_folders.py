@@ -32,7 +32,7 @@ def save_folder(
     """
     from safetensors.torch import save
 
-    weights = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    weights = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     with locked(folder):
         for old in leftovers(folder):
             fs.remove_tree(old)

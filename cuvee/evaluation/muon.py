@@ -34,7 +34,9 @@ class Muon:
         self._groups: dict[tuple[int, ...], list[Tensor]] = {}
         for matrix in matrices:
             self._groups.setdefault(tuple(matrix.shape), []).append(matrix)
-        self.averages = {shape: torch.zeros(len(group), *shape) for shape, group in self._groups.items()}
+        self.averages = {
+            shape: torch.zeros(len(group), *shape, device=group[0].device) for shape, group in self._groups.items()
+        }
         self._momentum = momentum
 
     @torch.no_grad()

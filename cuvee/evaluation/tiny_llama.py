@@ -90,12 +90,14 @@ class TinyLlama(nn.Module):
         seed: of the weights that it starts with.
     """
 
+    _rotation: Tensor
+
     def __init__(self, shape: Shape, *, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
         self.model = _Stack(shape)
         self.lm_head = _linear(shape.hidden, shape.vocabulary)
-        self._rotation = _rotation(shape)
+        self.register_buffer("_rotation", _rotation(shape), persistent=False)
         _start(self, torch.Generator().manual_seed(seed))
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from cuvee.checkpoints import fs
 from cuvee.evaluation.candidates import holding, skeleton
+from cuvee.evaluation.devices import at_once
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.suites.making import Check, make_models, trained, weaker
 from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Kind, Progress, Split, Suite, Task
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderTask", "Labelled", "build_encoders", "features_of", "prototypes"]
 
-_AT_ONCE = 32
 _HEADS = "heads.safetensors"
 _SHARPNESS = 16.0
 _EXAMPLES_OF_HEAD = 800
@@ -83,13 +83,15 @@ Encode = Callable[[nn.Module, Tensor], Tensor]
 Corrupt = Callable[[Tensor, Corruption], Tensor]
 
 
-def features_of(encoder: nn.Module, inputs: Tensor, encode: Encode, check: Check = lambda: None) -> Tensor:
-    """Return (n, width) features, without gradients."""
+def features_of(
+    encoder: nn.Module, inputs: Tensor, encode: Encode, device: str = "cpu", check: Check = lambda: None
+) -> Tensor:
+    """Return (n, width) features, without gradients, of an encoder that is on a device."""
     parts = []
     with torch.inference_mode():
-        for part in torch.split(inputs, _AT_ONCE):
+        for part in torch.split(inputs, at_once(device)):
             check()
-            parts.append(encode(encoder, part))
+            parts.append(encode(encoder, part.to(device)).cpu())
     return torch.cat(parts).clone()
 
 
@@ -126,6 +128,7 @@ def build_encoders(
     corrupt: Corrupt | None = None,
     corruptions: Sequence[str] = (),
     base_threads: int = 1,
+    device: str = "cpu",
 ) -> Built:
     """Make the base, make the heads, and fine-tune an expert for each task of the kind "expert".
 
@@ -145,20 +148,22 @@ def build_encoders(
         corrupt: shifts inputs.
         corruptions: what it knows.
         base_threads: of torch, while the base is made.
+        device: where heads and experts are made, and all are scored.
     """
     by_name = {task.name: task for task in tasks}
     experts = [task.name for task in tasks if task.kind == "expert"]
     make_models(folder, [BASE], lambda name, check: make_base(folder / name, check), progress, threads=base_threads)
-    heads = _heads(folder, tasks, load, encode, progress)
+    heads = _heads(folder, tasks, load, encode, progress, device)
 
     def make_expert(name: str, check: Check) -> None:
-        encoder = load(folder / BASE)
-        train, head = by_name[name].train, heads[name]
+        encoder = load(folder / BASE).to(device)
+        train, head = by_name[name].train, heads[name].to(device)
         assert train is not None
 
         def loss_of(step: int) -> Tensor:
             chosen = torch.randint(len(train.labels), (batch,), generator=generator_of_step(seed + 1, step))
-            return functional.cross_entropy(_logits(encode(encoder, train.inputs[chosen]), head), train.labels[chosen])
+            inputs, labels = train.inputs[chosen].to(device), train.labels[chosen].to(device)
+            return functional.cross_entropy(_logits(encode(encoder, inputs), head), labels)
 
         trained(
             encoder,
@@ -181,14 +186,20 @@ def build_encoders(
         base=str(folder / BASE),
         experts={name: str(folder / name) for name in experts},
         tasks={task.name: task.task() for task in tasks},
-        scorer=_Scorer(skeleton(load(folder / BASE)), by_name, heads, encode, corrupt),
+        scorer=_Scorer(skeleton(load(folder / BASE)), by_name, heads, encode, corrupt, device),
         weaker=weaker(folder, experts, shares),
         corruptions=corruptions,
+        device=device,
     )
 
 
 def _heads(
-    folder: Path, tasks: Sequence[EncoderTask], load: Callable[[Path], nn.Module], encode: Encode, progress: Progress
+    folder: Path,
+    tasks: Sequence[EncoderTask],
+    load: Callable[[Path], nn.Module],
+    encode: Encode,
+    progress: Progress,
+    device: str,
 ) -> dict[str, Tensor]:
     """Return the heads by task, making them where they are not kept yet."""
     from safetensors.torch import load as parse
@@ -196,14 +207,14 @@ def _heads(
 
     file = folder / _HEADS
     if not fs.exists(file):
-        base = load(folder / BASE).eval()
+        base = load(folder / BASE).to(device).eval()
         with_head = [task for task in tasks if task.train is not None and task.classes]
         done = 0
 
         def make(task: EncoderTask, check: Check) -> Tensor:
             nonlocal done
             assert task.train is not None
-            features = features_of(base, task.train.inputs[:_EXAMPLES_OF_HEAD], encode, check)
+            features = features_of(base, task.train.inputs[:_EXAMPLES_OF_HEAD], encode, device, check)
             head = prototypes(features, task.train.labels[:_EXAMPLES_OF_HEAD], task.classes)
             done += 1
             progress("heads", done, len(with_head), "")
@@ -224,23 +235,25 @@ class _Scorer:
         heads: Mapping[str, Tensor],
         encode: Encode,
         corrupt: Corrupt | None,
+        device: str,
     ) -> None:
         self._bones = bones
         self._tasks = tasks
         self._heads = heads
         self._encode = encode
         self._corrupt = corrupt
+        self._device = device
 
     def __call__(
         self, tensors: Mapping[str, Tensor], task: Task, split: Split, limit: int | None, corruption: Corruption | None
     ) -> NDArray[np.float32]:
-        encoder = holding(self._bones, tensors)
+        encoder = holding(self._bones, tensors, self._device)
         items = self._tasks[task.name].held_out(split)
         # The whole split is corrupted, so that an item's noise does not depend on the limit.
         inputs = self._corrupt(items.inputs, corruption) if corruption and self._corrupt else items.inputs
-        features = features_of(encoder, inputs[:limit], self._encode)
+        features = features_of(encoder, inputs[:limit], self._encode, self._device)
         if items.documents is None:
             found = _logits(features, self._heads[task.name])
         else:
-            found = features @ features_of(encoder, items.documents, self._encode).T
+            found = features @ features_of(encoder, items.documents, self._encode, self._device).T
         return (found.argmax(1) == items.labels[:limit]).float().numpy()

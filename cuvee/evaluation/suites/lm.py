@@ -25,6 +25,7 @@ from cuvee.evaluation.byte_text import (
     windows,
 )
 from cuvee.evaluation.candidates import holding, skeleton
+from cuvee.evaluation.devices import marks
 from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, Corpus, Domain, read_corpus
 from cuvee.evaluation.fetched_domains import BIBLE, MANUALS, SUMS, manual_package
 from cuvee.evaluation.lora import adapter_config, adapter_tensors, with_lora
@@ -120,13 +121,19 @@ def read_corpora(form: Form) -> dict[str, Corpus]:
     }
 
 
-def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress) -> Built:
+def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress, device: str) -> Built:
     chosen = form(quick=quick)
-    return build_lm(suite, home, seed, chosen, read_corpora(chosen), progress)
+    return build_lm(suite, home, seed, chosen, read_corpora(chosen), progress, device)
 
 
 def build_lm(
-    suite: Suite, home: Path, seed: int, form: Form, corpora: Mapping[str, Corpus], progress: Progress
+    suite: Suite,
+    home: Path,
+    seed: int,
+    form: Form,
+    corpora: Mapping[str, Corpus],
+    progress: Progress,
+    device: str = "cpu",
 ) -> Built:
     """Train what is not there yet: the base, then the experts beside each other.
 
@@ -134,7 +141,7 @@ def build_lm(
     """
     read = (text for corpus in corpora.values() for text in (corpus.train, corpus.validation, corpus.test))
     plain = replace(form, general=None, expertise=None, unseen=None)  # type: ignore[arg-type]
-    key = digest("lm 2", plain, seed, *corpora, *read)
+    key = digest("lm 2", plain, seed, *corpora, *read, *marks(device))
     folder = home / "suites" / SUITE.name / key
     domains = [domain.name for domain in form.expertise]
     general = corpora[form.general.name].train
@@ -173,7 +180,7 @@ def build_lm(
         save: Callable[[Path], None],
         shares: Sequence[float] = (),
     ) -> None:
-        loss_of = passage_loss(model, portions, _seed(training, seed))
+        loss_of = passage_loss(model.to(device), portions, _seed(training, seed), device)
         told = {"progress": progress, "check": check, "in_words": _in_words}
         trained(model, folder / name, loss_of, training, save, shares=shares, **told)  # type: ignore[arg-type]
 
@@ -189,12 +196,13 @@ def build_lm(
         base=str(folder / BASE),
         experts={name: f"{before}{folder / (name + ending)}" for name in domains},
         tasks=_tasks(form),
-        scorer=_Scorer(form, corpora),
+        scorer=_Scorer(form, corpora, device),
         weaker={
             share: {name: f"{before}{folder / weaker_name(name + ending, share)}" for name in domains}
             for share in form.shares
         },
         corruptions=("noise",),
+        device=device,
     )
 
 
@@ -229,22 +237,24 @@ _EXACT = {"addition": ("Additions", b"+"), "subtraction": ("Subtractions", b"-")
 class _Scorer:
     """Scores language models on windows of held-out text, in one shuffled order."""
 
-    def __init__(self, form: Form, corpora: Mapping[str, Corpus]) -> None:
+    def __init__(self, form: Form, corpora: Mapping[str, Corpus], device: str) -> None:
         self._bones = skeleton(TinyLlama(form.shape))
         self._corpora = corpora
+        self._device = device
         self._passages = cache(self._cut)
 
     def __call__(
         self, tensors: Mapping[str, Tensor], task: Task, split: Split, limit: int | None, corruption: Corruption | None
     ) -> NDArray[np.float32]:
-        model = holding(self._bones, tensors)
+        model = holding(self._bones, tensors, self._device)
         passages, is_answer = self._passages(task.name, split)
-        seen = (
-            None if corruption is None else noisy(passages, _NOISE[corruption.severity - 1], seed=corruption.severity)
-        )
+        seen = passages
+        if corruption is not None:
+            seen = noisy(passages, _NOISE[corruption.severity - 1], seed=corruption.severity)
+        passages, seen = passages[:limit].to(self._device), seen[:limit].to(self._device)
         if is_answer is not None:
-            return exact_answers(model, passages[:limit], is_answer[:limit], None if seen is None else seen[:limit])
-        return bits_of_windows(model, passages[:limit], None if seen is None else seen[:limit])
+            return exact_answers(model, passages, is_answer[:limit].to(self._device), seen)
+        return bits_of_windows(model, passages, seen)
 
     def _cut(self, task: str, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the passages of a task, and where a model has to answer; both shuffled."""

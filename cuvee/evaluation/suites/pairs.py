@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cuvee.evaluation.ani import MEMBERS, MOLECULES, TORCHANI, Ani, conformers, environments, network
 from cuvee.evaluation.candidates import holding, skeleton
+from cuvee.evaluation.devices import marks
 from cuvee.evaluation.model_folders import as_json, save_folder
 from cuvee.evaluation.suites.making import Check, digest, make_models
 from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Progress, Split, Suite, Task
@@ -46,12 +47,12 @@ class _Sizes:
         return self.test if split == "test" else self.validation
 
 
-def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress) -> Built:
+def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress, device: str) -> Built:
     sizes = _Sizes(5, 10) if quick else _Sizes(20, 60)
     member = seed % MEMBERS
     company = range(_OTHERS + 1 if suite.name == SUITE_SEEDS.name else 1)
     names = {("ccx" if n == 0 else f"ccx-seed{n}"): (member + n) % MEMBERS for n in company}
-    key = digest("pairs 1", TORCHANI.sha256, member, names)
+    key = digest("pairs 1", TORCHANI.sha256, member, names, *marks(device))
     folder = home / "suites" / suite.name / key
 
     def unpack(name: str, check: Check) -> None:
@@ -71,8 +72,9 @@ def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progre
         base=str(folder / BASE),
         experts={name: str(folder / name) for name in names},
         tasks={task.name: task for task in tasks},
-        scorer=_Scorer(sizes),
+        scorer=_Scorer(sizes, device),
         corruptions=("heat",),
+        device=device,
     )
 
 
@@ -82,8 +84,9 @@ _METRIC = "error in kcal/mol"
 class _Scorer:
     """Scores members by their distance from the mean of all eight, conformer by conformer, the molecules taking turns."""
 
-    def __init__(self, sizes: _Sizes) -> None:
+    def __init__(self, sizes: _Sizes, device: str) -> None:
         self._sizes = sizes
+        self._device = device
         self._bones = skeleton(Ani())
         self._surroundings: dict[tuple[Split, str], dict[str, Tensor]] = {}
         self._references: dict[tuple[str, Split, str], NDArray[np.float64]] = {}
@@ -92,7 +95,7 @@ class _Scorer:
         self, tensors: Mapping[str, Tensor], task: Task, split: Split, limit: int | None, corruption: Corruption | None
     ) -> NDArray[np.float32]:
         spread = "calm" if corruption is None else str(corruption.severity)
-        found = self._energies(holding(self._bones, tensors), split, spread)
+        found = self._energies(holding(self._bones, tensors, self._device), split, spread)
         errors = np.abs(found - self._reference(task.name.partition("-")[0], split, spread)) * _KCAL
         return errors[:limit].astype(np.float32)
 
@@ -100,7 +103,9 @@ class _Scorer:
         """Return the mean of the eight members of a family."""
         key = (family, split, spread)
         if key not in self._references:
-            published = (holding(self._bones, network(_FAMILIES[family], member)) for member in range(MEMBERS))
+            published = (
+                holding(self._bones, network(_FAMILIES[family], member), self._device) for member in range(MEMBERS)
+            )
             self._references[key] = np.mean([self._energies(one, split, spread) for one in published], axis=0)
         return self._references[key]
 
@@ -108,7 +113,7 @@ class _Scorer:
         """Return the energies of all conformers: the first of each molecule, the second of each, …"""
         with torch.inference_mode():
             by_molecule = [
-                model(MOLECULES[name][0], surroundings).double().numpy()
+                model(MOLECULES[name][0], surroundings).double().cpu().numpy()
                 for name, surroundings in self._of(split, spread).items()
             ]
         return np.stack(by_molecule, 1).ravel()
@@ -119,7 +124,7 @@ class _Scorer:
             self._surroundings[key] = {
                 name: torch.from_numpy(
                     environments(elements, conformers(name, self._sizes.of(split), _SEEDS[split], _SPREADS[spread]))
-                )
+                ).to(self._device)
                 for name, (elements, _) in MOLECULES.items()
             }
         return self._surroundings[key]

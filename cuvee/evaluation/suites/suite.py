@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from cuvee.errors import ResourceError, nearest
+from cuvee.tensors.devices import need_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,6 +124,7 @@ class Built:
         tasks: by name.
         corruptions: names that `Corruption` may have.
         scorer: scores tensors.
+        device: where they are scored; the models were trained there too.
     """
 
     suite: Suite
@@ -135,6 +137,7 @@ class Built:
     scorer: Scorer = field(repr=False)
     weaker: Mapping[float, Mapping[str, str]] = field(default_factory=dict)
     corruptions: Sequence[str] = ()
+    device: str = "cpu"
 
     def tensors(self, reference: str) -> dict[str, Tensor]:
         """Return the tensors of a model: of `base`, of an expert, or of any reference of the same shape."""
@@ -173,19 +176,22 @@ class Built:
             ResourceError: the suite has no such task or corruption.
             IncompatibleModels: the tensors are not those of the suite's base.
         """
+        from cuvee.evaluation.devices import repeatable
+
         if task not in self.tasks:
             raise ResourceError(f"the suite {self.suite.name} has no task {task!r}", right=nearest(task, self.tasks))
         if corruption is not None and corruption.name not in self.corruptions:
             right = nearest(corruption.name, self.corruptions)
             raise ResourceError(f"the suite {self.suite.name} has no corruption {corruption.name!r}", right=right)
-        items = self.scorer(tensors, self.tasks[task], split, limit, corruption)
+        with repeatable(self.device):
+            items = self.scorer(tensors, self.tasks[task], split, limit, corruption)
         return Score(items, self.tasks[task].higher_is_better)
 
 
 class Builder(Protocol):
     """Makes the models of a suite."""
 
-    def __call__(self, suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress) -> Built:
+    def __call__(self, suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress, device: str) -> Built:
         """Train or unpack what is not there yet, under `home`; goes on where an earlier call was interrupted."""
 
 
@@ -217,7 +223,13 @@ class Suite:
         return [*map(str, self.quick_packages if quick else self.packages), *data]
 
     def build(
-        self, home: Path | None = None, *, seed: int = 0, quick: bool = False, progress: Progress = silently
+        self,
+        home: Path | None = None,
+        *,
+        seed: int = 0,
+        quick: bool = False,
+        progress: Progress = silently,
+        device: str = "cpu",
     ) -> Built:
         """Return the suite with its models, making what is not there yet.
 
@@ -226,10 +238,14 @@ class Suite:
             seed: of the training; another seed is another base, where the base is trained, and other experts.
             quick: small models, trained for a minute or two.
             progress: is told how far each model is.
+            device: where models are trained and scored, "cpu" or "cuda"; what another device trains is another suite.
 
         Raises:
-            ResourceError: a package or a library is missing.
+            ResourceError: a package, a library or the device is missing.
         """
+        from cuvee.evaluation.devices import repeatable
         from cuvee.evaluation.home import cuvee_home
 
-        return self.builder(self, home or cuvee_home(), seed, quick=quick, progress=progress)
+        need_device(device)
+        with repeatable(device):
+            return self.builder(self, home or cuvee_home(), seed, quick=quick, progress=progress, device=device)

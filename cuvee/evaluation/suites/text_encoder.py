@@ -14,6 +14,7 @@ from torch.nn import functional
 from cuvee.checkpoints import fs
 from cuvee.errors import ResourceError
 from cuvee.evaluation import texts
+from cuvee.evaluation.devices import marks
 from cuvee.evaluation.model_folders import save_folder
 from cuvee.evaluation.packages import Package, members
 from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, build_encoders
@@ -83,7 +84,13 @@ QUICK = Form(
 
 
 def build_text_encoder(
-    suite: Suite, home: Path, seed: int, form: Form, tasks: Sequence[EncoderTask], progress: Progress
+    suite: Suite,
+    home: Path,
+    seed: int,
+    form: Form,
+    tasks: Sequence[EncoderTask],
+    progress: Progress,
+    device: str = "cpu",
 ) -> Built:
     """Unpack the base and fine-tune what is not there yet."""
     plain = (form.tokens, form.training, form.batch, form.shares)
@@ -94,7 +101,7 @@ def build_text_encoder(
         if side is not None
         for tensor in (side.inputs, side.labels)
     ]
-    key = digest("text-encoder 3", plain, seed, MINILM.sha256, *(task.name for task in tasks), *data)
+    key = digest("text-encoder 3", plain, seed, MINILM.sha256, *(task.name for task in tasks), *data, *marks(device))
     return build_encoders(
         suite,
         home / "suites" / suite.name / key,
@@ -110,13 +117,14 @@ def build_text_encoder(
         shares=form.shares,
         corrupt=_Corrupting(),
         corruptions=("typos", "dropped words"),
+        device=device,
     )
 
 
-def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress) -> Built:
+def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress, device: str) -> Built:
     form = QUICK if quick else FULL
     _transformers()
-    return build_text_encoder(suite, home, seed, form, read_tasks(form), progress)
+    return build_text_encoder(suite, home, seed, form, read_tasks(form), progress, device)
 
 
 def read_tasks(form: Form) -> list[EncoderTask]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional
 from cuvee.checkpoints import fs
 from cuvee.errors import ResourceError
 from cuvee.evaluation import images
+from cuvee.evaluation.devices import marks
 from cuvee.evaluation.glyphs import SIDE
 from cuvee.evaluation.images import PictureTask
 from cuvee.evaluation.model_folders import as_json, save_folder
@@ -27,9 +28,6 @@ from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, build_encode
 from cuvee.evaluation.suites.making import Check, digest, trained
 from cuvee.evaluation.suites.suite import Built, Corruption, Kind, Progress, Suite
 from cuvee.evaluation.training import Training, generator_of_step
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SUITE", "SUITE_RESNET", "Form", "build_vision", "read_tasks"]
 
@@ -111,10 +109,10 @@ FORMS = {
 }
 
 
-def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress) -> Built:
+def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress, device: str) -> Built:
     form = FORMS[suite.name, quick]
     _transformers()
-    return build_vision(suite, home, seed, form, read_tasks(form), progress)
+    return build_vision(suite, home, seed, form, read_tasks(form), progress, device)
 
 
 def read_tasks(form: Form) -> list[EncoderTask]:
@@ -138,7 +136,13 @@ def read_tasks(form: Form) -> list[EncoderTask]:
 
 
 def build_vision(
-    suite: Suite, home: Path, seed: int, form: Form, tasks: Sequence[EncoderTask], progress: Progress
+    suite: Suite,
+    home: Path,
+    seed: int,
+    form: Form,
+    tasks: Sequence[EncoderTask],
+    progress: Progress,
+    device: str = "cpu",
 ) -> Built:
     """Train what is not there yet: the base, then the experts beside each other."""
     plain = (form.network, form.sizes, form.base, form.expert, form.batch, form.shares)
@@ -149,17 +153,17 @@ def build_vision(
         if side is not None
         for tensor in (side.inputs, side.labels)
     )
-    key = digest("vision 3", plain, seed, *(task.name for task in tasks), *data)
+    key = digest("vision 3", plain, seed, *(task.name for task in tasks), *data, *marks(device))
 
     def make_base(folder: Path, check: Check) -> None:
         torch_seed = form.base.seed + 1000 * seed
         encoder = _started(form, torch_seed)
         mix = _mix(form, tasks)
-        model = _WithHead(encoder, form.width, sum(classes for classes, _ in mix), torch_seed)
+        model = _WithHead(encoder, form.width, sum(classes for classes, _ in mix), torch_seed).to(device)
         trained(
             model,
             folder,
-            _mixed_loss(model, mix, form.batch, torch_seed),
+            _mixed_loss(model, mix, form.batch, torch_seed, device),
             form.base,
             lambda place: _save(encoder, place),
             progress=progress,
@@ -182,6 +186,7 @@ def build_vision(
         shares=form.shares,
         corrupt=_corrupted,
         corruptions=tuple(_CORRUPTIONS),
+        device=device,
     )
 
 
@@ -205,7 +210,7 @@ def _mix(form: Form, tasks: Sequence[EncoderTask]) -> list[tuple[int, Labelled]]
 
 
 def _mixed_loss(
-    model: _WithHead, mix: Sequence[tuple[int, Labelled]], batch: int, seed: int
+    model: _WithHead, mix: Sequence[tuple[int, Labelled]], batch: int, seed: int, device: str
 ) -> Callable[[int], Tensor]:
     """Return the function of a step that draws pictures, of all tasks alike, and returns their loss among their own classes."""
     first = torch.tensor([0, *(classes for classes, _ in mix)]).cumsum(0)
@@ -220,8 +225,9 @@ def _mixed_loss(
         drawn = [(mix[task][1], int(draw * len(mix[task][1].labels))) for task, draw in zip(tasks, draws, strict=True)]
         inputs = torch.stack([side.inputs[place] for side, place in drawn])
         labels = torch.stack([side.labels[place] for side, place in drawn]) + first[tasks]
-        logits = _SHARPNESS * _encode(model.encoder, inputs) @ functional.normalize(model.head, dim=1).T
-        return functional.cross_entropy(logits + others[tasks], labels)
+        features = _encode(model.encoder, inputs.to(device))
+        logits = _SHARPNESS * features @ functional.normalize(model.head, dim=1).T
+        return functional.cross_entropy(logits + others[tasks].to(device), labels.to(device))
 
     return loss_of
 
