@@ -31,8 +31,10 @@ FROZEN = {
     "compare": [
         "BASE", "EXPERTS", "--only", "--exclude", "--png", "--threads", "--offline", "--token", "--json",
     ],
-    "bench build": ["SUITE", "--quick", "--seeds", "--quiet", "--json"],
-    "bench run": ["SUITE", "--methods", "--quick", "--seeds", "--limit", "--severity", "--out", "--quiet", "--json"],
+    "bench build": ["SUITE", "--quick", "--seeds", "--device", "--quiet", "--json"],
+    "bench run": [
+        "SUITE", "--methods", "--quick", "--seeds", "--limit", "--severity", "--out", "--device", "--quiet", "--json",
+    ],
     "evaluate": ["MODEL", "--tasks", "--quick", "--limit", "--json"],
     "verify": ["FOLDER", "--sample", "--load", "--threads", "--json"],
     "gc": ["FOLDER", "--remove", "--older-than", "--json"],
