@@ -32,7 +32,7 @@ COMMANDS = {
     "inspect": "Show what a model is made of.",
     "compare": "Show how fine-tuned models differ from their base, and from each other.",
     "bench": "Make real experts, and measure what merges of them can do.",
-    "evaluate": "Score a model on the tasks of suites of experts.",
+    "evaluate": "Score a model on the tasks of suites of experts, or of lm-evaluation-harness.",
     "verify": "Check every tensor of a merged model against its manifest.",
     "gc": "List what killed runs have left, and remove it when told to.",
 }

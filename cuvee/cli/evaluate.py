@@ -1,106 +1,109 @@
-"""`cuvee evaluate`: a model's scores on the tasks of suites."""
+"""`cuvee evaluate`: a model's scores on the tasks of suites, and of lm-evaluation-harness."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from cuvee.cli.options import AsJson, EvaluationTasks, Limit, Quick
-from cuvee.cli.screen import heading, indented, print_json, screen, show, styled, table
-
-if TYPE_CHECKING:
-    from cuvee.evaluation.suites import Built, Score, Task
+from cuvee.cli.evaluate_lines import Asked, Line, harness_lines, suite_lines
+from cuvee.cli.options import (
+    AsJson,
+    ChatTemplate,
+    Device,
+    EvaluationBatch,
+    EvaluationTasks,
+    FewShot,
+    IncludePath,
+    Limit,
+    Offline,
+    OtherBase,
+    OtherExperts,
+    Quick,
+    Token,
+    UnsafeCode,
+)
+from cuvee.cli.screen import heading, indented, print_json, prose, screen, show, styled, table
+from cuvee.errors import ResourceError
+from cuvee.tensors.devices import need_device
 
 __all__ = ["evaluate"]
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A task with the scores of the model, of the suite's base, and of the task's own expert, if it has one."""
-
-    suite: str
-    task: Task
-    model: Score
-    base: Score
-    expert: Score | None
-
-
 def evaluate(
-    model: str, /, *, tasks: EvaluationTasks, quick: Quick = False, limit: Limit = None, json: AsJson = False
+    model: str,
+    /,
+    *,
+    tasks: EvaluationTasks,
+    quick: Quick = False,
+    limit: Limit = None,
+    num_fewshot: FewShot = None,
+    include_path: IncludePath = None,
+    base: OtherBase = None,
+    expert: OtherExperts = (),
+    apply_chat_template: ChatTemplate = False,
+    confirm_run_unsafe_code: UnsafeCode = False,
+    batch_size: EvaluationBatch = 4,
+    device: Device = "cpu",
+    offline: Offline = False,
+    token: Token = None,
+    json: AsJson = False,
 ) -> None:
-    """Score a model on the tasks of suites of experts.
+    """Score a model on the tasks of suites of experts, or of lm-evaluation-harness.
 
-    The model has the shape of the suite's base: one of its experts, or a merge of them. Items are those of the test split,
-    in the order in which every model sees them; the base and the task's own expert are scored beside it.
+    For a suite's tasks the model has the shape of the suite's base: one of its experts, or a merge of them; the base and the
+    task's own expert are scored beside it. Tasks of lm-evaluation-harness score any language model that transformers knows.
+    A recipe is merged in memory. All models see the same items in the same order; what was scored before is not scored again.
 
     Args:
-        model: a folder, a file, a hub id.
+        model: a folder, a file, a hub id, or a recipe.
     """
-    lines = [line for suite, names in _asked(tasks).items() for line in _scored(model, suite, names, quick, limit)]
+    suites, names = _asked(tasks)
+    if suites and not names and (base or expert):
+        raise ResourceError("--base and --expert are for tasks of lm-evaluation-harness; a suite has its own")
+    need_device(device)
+    lines = [
+        line
+        for suite, own in suites.items()
+        for line in suite_lines(model, suite, own, quick=quick, limit=limit, device=device)
+    ]
+    notes: list[str] = []
+    if names:
+        asked = Asked(names, limit, num_fewshot, include_path, apply_chat_template, confirm_run_unsafe_code)
+        found, notes = harness_lines(
+            [model, base, *expert], asked, batch_size=batch_size, device=device, offline=offline, token=token
+        )
+        lines += found
     if json:
-        print_json({"model": model, "quick": quick, "limit": limit, "tasks": [_object(line) for line in lines]})
+        said = {"model": model, "base": base, "experts": list(expert), "quick": quick, "limit": limit}
+        print_json({**said, "tasks": [line.as_object() for line in lines], "notes": notes})
         return
-    made = table("task", "metric", "model", "base", "expert", "items", numbers=range(2, 6))
+    _print(model, lines, notes)
+
+
+def _asked(tasks: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the tasks by suite (none: all of the suite's), and those of the harness."""
+    from cuvee.evaluation.suites import SUITES
+    from cuvee.evaluation.suites import suite as find
+
+    suites: dict[str, list[str]] = {}
+    names: list[str] = []
+    for one in (name.strip() for joined in tasks for name in joined.split(",")):
+        suite, slash, task = one.partition("/")
+        if slash or suite in SUITES:
+            find(suite)  # a wrong name is told first
+            suites.setdefault(suite, []).extend([task] if task else [])
+        elif one:
+            names.append(one)
+    if not suites and not names:
+        raise ResourceError("--tasks names no task", right="--tasks lm/python, or --tasks arc_easy,hellaswag")
+    return suites, names
+
+
+def _print(model: str, lines: Sequence[Line], notes: Sequence[str]) -> None:
+    made = table("task", "metric", "model", "base", "expert", "normalised", "items", numbers=range(2, 7), fold=(0,))
     for line in lines:
         numbers = [f"{one.value:.3f}" if one else "–" for one in (line.model, line.base, line.expert)]
-        name = f"{line.suite}/{line.task.name}"
-        made.add_row(styled(name, "cyan"), *map(styled, (line.task.metric, *numbers, line.model.n)))
+        share = "–" if line.normalised is None else f"{100 * line.normalised:.0f} %"
+        made.add_row(styled(line.name, "cyan"), *map(styled, (line.metric, *numbers, share, line.n)))
     show(screen(), heading(f"Scores of {model}"), indented(made))
-
-
-def _asked(tasks: Sequence[str]) -> dict[str, list[str]]:
-    """Return the tasks by suite; none: all of the suite's."""
-    from cuvee.evaluation.suites import suite as find
-
-    asked: dict[str, list[str]] = {}
-    for one in tasks:
-        suite, _, task = one.partition("/")
-        find(suite)  # a wrong name is told first
-        asked.setdefault(suite, []).extend([task] if task else [])
-    return asked
-
-
-def _scored(model: str, suite: str, names: Sequence[str], quick: bool, limit: int | None) -> list[_Line]:
-    from cuvee.errors import ResourceError, nearest
-    from cuvee.evaluation.bars import training_bars
-    from cuvee.evaluation.suites import suite as find
-    from cuvee.evaluation.suites.suite import silently
-
-    console = screen(stderr=True)
-    with training_bars(console) if console.is_terminal else nullcontext(silently) as progress:
-        built = find(suite).build(quick=quick, progress=progress)
-    for name in names:
-        if name not in built.tasks:
-            raise ResourceError(f"the suite {suite} has no task {name!r}", right=nearest(name, built.tasks))
-    tensors, base = built.tensors(model), built.tensors(built.base)
-    return [
-        _Line(
-            suite,
-            built.tasks[name],
-            built.score(tensors, name, limit=limit),
-            built.score(base, name, limit=limit),
-            _expert(built, name, limit),
-        )
-        for name in names or built.tasks
-    ]
-
-
-def _expert(built: Built, name: str, limit: int | None) -> Score | None:
-    expert = built.tasks[name].expert
-    return None if expert is None else built.score(built.tensors(built.experts[expert]), name, limit=limit)
-
-
-def _object(line: _Line) -> dict[str, object]:
-    return {
-        "suite": line.suite,
-        "task": line.task.name,
-        "kind": line.task.kind,
-        "metric": line.task.metric,
-        "higher_is_better": line.task.higher_is_better,
-        "items": line.model.n,
-        "model": line.model.value,
-        "base": line.base.value,
-        "expert": line.expert.value if line.expert else None,
-    }
+    if notes:
+        show(screen(), "", *(prose(note, "yellow") for note in notes))

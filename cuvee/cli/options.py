@@ -14,13 +14,17 @@ __all__ = [
     "BatchSize",
     "BenchMethods",
     "ByteMatch",
+    "ChatTemplate",
     "Compat",
     "Continue",
     "CosineSimilarity",
     "Device",
+    "EvaluationBatch",
     "EvaluationTasks",
     "Exclude",
+    "FewShot",
     "GateDtype",
+    "IncludePath",
     "Limit",
     "Load",
     "Magikarp",
@@ -28,6 +32,8 @@ __all__ = [
     "Offline",
     "OlderThan",
     "Only",
+    "OtherBase",
+    "OtherExperts",
     "OutFolder",
     "Overwrite",
     "Png",
@@ -50,6 +56,7 @@ __all__ = [
     "TokenBatch",
     "TokenNoise",
     "TokenScale",
+    "UnsafeCode",
     "Way",
     "WeightScheme",
 ]
@@ -57,6 +64,7 @@ __all__ = [
 _RECIPE = Group("The recipe", sort_key=1)
 _TENSORS = Group("The tensors", sort_key=1)
 _GATES = Group("The gates", sort_key=1)
+_TASKS = Group("The tasks", sort_key=1)
 _OUTPUT = Group("The output", sort_key=2)
 _MACHINE = Group("The machine", sort_key=3)
 _TOKENS = Group("The new tokens", sort_key=1)
@@ -279,10 +287,68 @@ EvaluationTasks = Annotated[
     list[str],
     Parameter(
         name="--tasks",
-        group=_RECIPE,
+        group=_TASKS,
         metavar="TASK",
         consume_multiple=True,
-        help="A suite, such as lm, or one of its tasks, such as lm/python; several may follow each other.",
+        help="A suite, such as lm, one of its tasks, such as lm/python, or a task of lm-evaluation-harness, such as arc_easy; "
+        "several may follow each other, or be joined by commas.",
+    ),
+]
+FewShot = Annotated[
+    int | None,
+    Parameter(
+        name="--num-fewshot",
+        group=_TASKS,
+        metavar="N",
+        validator=validators.Number(gte=0),
+        help="Solved examples before each item of the harness; the task's own number if not given.",
+    ),
+]
+IncludePath = Annotated[
+    str | None,
+    Parameter(
+        group=_TASKS,
+        metavar="FOLDER",
+        help="Tasks of your own, as the harness's YAML files; functions that they name are run.",
+    ),
+]
+OtherBase = Annotated[
+    str | None,
+    Parameter(
+        name="--base", group=_TASKS, metavar="MODEL", help="On the harness's tasks, score this base beside the model."
+    ),
+]
+OtherExperts = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--expert",
+        group=_TASKS,
+        metavar="MODEL",
+        help="And this expert; may be repeated. A task's own expert is the one that is best at it.",
+    ),
+]
+ChatTemplate = Annotated[
+    bool,
+    Parameter(
+        name="--apply-chat-template", group=_TASKS, help="Ask the harness's items as a chat, by the model's template."
+    ),
+]
+UnsafeCode = Annotated[
+    bool,
+    Parameter(
+        name="--confirm-run-unsafe-code",
+        group=_TASKS,
+        help="Let tasks of the harness run code that the model writes, such as humaneval.",
+    ),
+]
+EvaluationBatch = Annotated[
+    int,
+    Parameter(
+        name="--batch-size",
+        group=_MACHINE,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Sequences of the harness at a time; 4 if not given, halved where a GPU's memory runs out.",
     ),
 ]
 Limit = Annotated[

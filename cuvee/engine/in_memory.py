@@ -1,4 +1,4 @@
-"""Merging tensors that are in memory: the engine's rounds with one block a tensor, and no disk."""
+"""Merging in memory: the engine's rounds without a disk to write to, of tensors that are there, or of a plan."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuvee.checkpoints.sources import Model, as_tensor
+from cuvee.checkpoints.sources import MemoryTensor, Model, as_tensor
 from cuvee.engine.blocks import Computed, Task
 from cuvee.engine.keeping import KeptInMemory
 from cuvee.engine.matching import BASE
 from cuvee.engine.parts import match_recipe
-from cuvee.engine.plan import _formula, model_from_values
+from cuvee.engine.plan import MergePlan, _formula, model_from_values
 from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.engine.stages import stages_of
 from cuvee.errors import raise_all
 from cuvee.methods.measuring import Decompositions
 from cuvee.recipes import Recipe, prepare
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["merge_tensors"]
+__all__ = ["compute", "merge_tensors"]
 
 
 class _Collecting(Handler):
@@ -113,6 +114,30 @@ def merge_tensors(
     handler = _Collecting()
     largest = max((task.layout.numel for task in matched.tasks), default=1)
     run_rounds(matched.tasks, formula, handler, threads=1, block_elements=block_elements or max(1, largest))
+    return {name: handler.tensors[name] for name in sorted(handler.tensors)}
+
+
+def compute(plan: MergePlan) -> dict[str, Tensor]:
+    """Carry out a plan in memory.
+
+    Stages that cannot be computed as they are read are computed first, and held.
+
+    Returns:
+        name -> tensor, on the CPU: those that `run` would publish, bit for bit.
+    """
+    for stage in stages_of(plan.models.values()):
+        if not stage.is_ready:
+            made = compute(stage.plan)
+            stage.opened = Model(stage.name, {n: MemoryTensor(made[n], rank) for rank, n in enumerate(made)})
+    handler = _Collecting()
+    run_rounds(
+        plan.tasks,
+        replace(plan.formula, kept=KeptInMemory()),
+        handler,
+        threads=plan.budget.threads,
+        block_elements=plan.budget.block_elements,
+        whole_elements=plan.budget.whole_elements,
+    )
     return {name: handler.tensors[name] for name in sorted(handler.tensors)}
 
 

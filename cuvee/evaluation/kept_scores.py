@@ -88,9 +88,9 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return a digest of names, dtypes, shapes and bytes."""
     whole = blake3()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].cpu().contiguous()
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        whole.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        whole.update(tensor.flatten().view(torch.uint8).numpy().data)
     return whole.hexdigest(16)
 
 

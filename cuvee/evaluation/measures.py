@@ -8,15 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from cuvee.evaluation.suites.suite import Score
 
-__all__ = ["Interval", "absolute", "change", "interval", "nested_subsets", "normalised", "paired_interval"]
+__all__ = ["Interval", "Valued", "absolute", "change", "interval", "nested_subsets", "normalised", "paired_interval"]
 
 # Two-sided 95 % quantiles of Student's t with 1, 2, … degrees of freedom; beyond, that of the normal distribution is near.
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
 _NORMAL_95 = 1.96
+
+
+class Valued(Protocol):
+    """A score, whoever found it."""
+
+    @property
+    def value(self) -> float: ...  # noqa: D102
+    @property
+    def higher_is_better(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -44,12 +54,12 @@ class Interval:
         return self.mean + self.half
 
 
-def absolute(scores: Mapping[str, Score]) -> float:
+def absolute(scores: Mapping[str, Valued]) -> float:
     """Return the mean of scores over tasks, which must share a metric to mean something."""
     return math.fsum(score.value for score in scores.values()) / len(scores)
 
 
-def normalised(merged: Mapping[str, Score], experts: Mapping[str, Score]) -> float:
+def normalised(merged: Mapping[str, Valued], experts: Mapping[str, Valued]) -> float:
     """Return the mean over the experts' tasks of merged / own expert (arXiv 2212.04089).
 
     Where less is better it is expert / merged. More than 1 is better than the experts.
@@ -62,12 +72,12 @@ def normalised(merged: Mapping[str, Score], experts: Mapping[str, Score]) -> flo
     return math.fsum(shares) / len(shares)
 
 
-def _ratio(one: Score, other: Score) -> float:
+def _ratio(one: Valued, other: Valued) -> float:
     above, below = (one.value, other.value) if other.higher_is_better else (other.value, one.value)
     return above / below if below else math.nan
 
 
-def change(candidate: Mapping[str, Score], base: Mapping[str, Score]) -> float:
+def change(candidate: Mapping[str, Valued], base: Mapping[str, Valued]) -> float:
     """Return the mean over tasks of how much better than the base a candidate is, in the unit of the scores.
 
     On the base's own tasks a negative change is forgetting; on unseen tasks a positive one is generalisation.

@@ -86,5 +86,5 @@ def test_a_model_is_scored_beside_the_base_and_the_expert(home, capsys):
     assert "lm/yaml" in capsys.readouterr().out
     assert cuvee_line("evaluate", built.base, "--tasks", "lm/yam", "--quick") == 2
     assert "yaml" in capsys.readouterr().err
-    assert cuvee_line("evaluate", built.base, "--tasks", "lmm", "--quick") == 2
+    assert cuvee_line("evaluate", built.base, "--tasks", "lmm/yaml", "--quick") == 2
     assert cuvee_line("evaluate", str(home / "nowhere"), "--tasks", "lm/yaml", "--quick") == 2

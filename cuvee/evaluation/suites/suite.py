@@ -140,15 +140,10 @@ class Built:
     device: str = "cpu"
 
     def tensors(self, reference: str) -> dict[str, Tensor]:
-        """Return the tensors of a model: of `base`, of an expert, or of any reference of the same shape."""
-        from cuvee.checkpoints.opening import open_model
-        from cuvee.checkpoints.sources import read_all
+        """Return the tensors of a model: of `base`, of an expert, or of any model or recipe of the same shape."""
+        from cuvee.evaluation.in_memory import in_memory
 
-        model = open_model(reference)
-        try:
-            return {name: read_all(source).reshape(source.shape) for name, source in model.tensors.items()}
-        finally:
-            model.close()
+        return dict(in_memory(reference).tensors)
 
     def tasks_of(self, kind: Kind) -> list[Task]:
         """Return the tasks of a kind, in order."""

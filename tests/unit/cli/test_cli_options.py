@@ -35,7 +35,10 @@ FROZEN = {
     "bench run": [
         "SUITE", "--methods", "--quick", "--seeds", "--limit", "--severity", "--out", "--device", "--quiet", "--json",
     ],
-    "evaluate": ["MODEL", "--tasks", "--quick", "--limit", "--json"],
+    "evaluate": [
+        "MODEL", "--tasks", "--quick", "--limit", "--num-fewshot", "--include-path", "--base", "--expert",
+        "--apply-chat-template", "--confirm-run-unsafe-code", "--batch-size", "--device", "--offline", "--token", "--json",
+    ],
     "verify": ["FOLDER", "--sample", "--load", "--threads", "--json"],
     "gc": ["FOLDER", "--remove", "--older-than", "--json"],
 }  # fmt: skip

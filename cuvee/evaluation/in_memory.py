@@ -1,0 +1,85 @@
+"""A model to be scored, in memory: read from where it lies, or merged from its recipe; nothing is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cuvee.checkpoints.opening import open_model
+from cuvee.checkpoints.sidecars import Sidecar, sidecars_of
+from cuvee.checkpoints.sources import read_all
+from cuvee.recipes import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["InMemory", "check_readable", "in_memory"]
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A model's tensors, and what lies beside them.
+
+    Attributes:
+        label: how the user named it.
+        tensors: by name, on the CPU, as they are stored.
+        config: config.json, None where there is none.
+        sidecars: the other files; few are large, none is read yet.
+    """
+
+    label: str
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    config: Mapping[str, Any] | None = field(default=None, repr=False)
+    sidecars: Sequence[Sidecar] = field(default=(), repr=False)
+
+
+def in_memory(
+    model: str | os.PathLike[str] | Recipe, *, device: str = "cpu", offline: bool = False, token: str | None = None
+) -> InMemory:
+    """Return a model with all its tensors.
+
+    Args:
+        model: a folder, a file, `model+adapter`, a hub id; or a recipe (a value, or a YAML file), which is merged.
+        device: where a recipe is merged.
+        offline: never ask the hub.
+        token: for the hub.
+
+    Raises:
+        CuveeError: it cannot be read, or the recipe cannot be merged.
+    """
+    if _is_recipe(model):
+        from cuvee.engine.in_memory import compute
+        from cuvee.engine.plan import plan
+
+        planned = plan(model, device=device, offline=offline, token=token)
+        label = "the recipe" if isinstance(model, Recipe) else os.fspath(model)
+        return InMemory(label, compute(planned), planned.config, planned.sidecars)
+    assert not isinstance(model, Recipe)
+    opened = open_model(model, offline=offline, token=token)
+    try:
+        tensors = {name: read_all(source).reshape(source.shape) for name, source in opened.tensors.items()}
+        return InMemory(opened.label, tensors, opened.config, sidecars_of(opened)[0])
+    finally:
+        opened.close()
+
+
+def check_readable(model: str | os.PathLike[str] | Recipe, *, offline: bool = False, token: str | None = None) -> None:
+    """Open a model, or plan its recipe, reading headers only.
+
+    Raises:
+        CuveeError: it cannot be read or merged.
+    """
+    if _is_recipe(model):
+        from cuvee.engine.plan import plan
+
+        plan(model, offline=offline, token=token)
+    else:
+        assert not isinstance(model, Recipe)
+        open_model(model, offline=offline, token=token).close()
+
+
+def _is_recipe(model: str | os.PathLike[str] | Recipe) -> bool:
+    return isinstance(model, Recipe) or Path(model).suffix in (".yml", ".yaml")
