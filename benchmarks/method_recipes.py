@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synthetic import Models
+import numpy as np
+from safetensors.numpy import save_file
+from synthetic import LlamaShape, Models
 
 from cuvee.methods.registry import Method, Parameter, methods
 
@@ -90,7 +92,20 @@ def recipe_of(case: Case, models: Models) -> dict[str, Any]:
     if base is not None:
         recipe["base_model"] = str(base)
     recipe["models"] = [{"model": str(one), **({"parameters": dict(own)} if own else {})} for one in folders]
+    if method.needs:
+        for one, folder in zip(recipe["models"], folders, strict=True):
+            one["statistics"] = f"{folder}-statistics.safetensors"
     return recipe | ({"parameters": shared} if shared else {})
+
+
+def write_statistics(recipe: Mapping[str, Any], shape: LlamaShape) -> None:
+    """Write what a recipe's models are said to have as statistics: random hidden states of twenty texts."""
+    for number, one in enumerate(recipe["models"]):
+        draws = np.random.Generator(np.random.SFC64([7, number]))
+        layers = {f"hidden/model.layers.{layer}": (20, shape.hidden) for layer in range(shape.layers)}
+        states = {name: draws.standard_normal(size, np.float32) for name, size in layers.items()}
+        if "statistics" in one:
+            save_file(states, one["statistics"])
 
 
 def inputs_of(recipe: Mapping[str, Any]) -> list[Path]:

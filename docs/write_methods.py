@@ -83,6 +83,7 @@ def _method_page(one: Mapping[str, Any]) -> str:
         ("works on", one["works_on"] + (" (model − base)" if one["works_on"] == "task vectors" else "")),
         ("base model", one["base"]),
         ("models", _models(one["models"])),
+        ("statistics", one["statistics"]),
         ("cost", one["cost"]),
         ("sees at once", f"a {one['unit']}" if one["unit"] != "element" else "any block of elements"),
         ("returns", one["returns"]),

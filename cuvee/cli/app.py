@@ -28,6 +28,7 @@ COMMANDS = {
     "fill": "Put a model in its place in a larger one, and publish it.",
     "plan": "Say what a merge will read, write, need and compute, before it does.",
     "methods": "List the merge methods, or show the page of one.",
+    "collect": "Collect what data say of a model, for methods that need it.",
     "presets": "List recipes that studies have found good, or print one with models in its places.",
     "inspect": "Show what a model is made of.",
     "compare": "Show how fine-tuned models differ from their base, and from each other.",
@@ -37,6 +38,11 @@ COMMANDS = {
     "gc": "List what killed runs have left, and remove it when told to.",
 }
 GROUPS = {
+    "collect": {
+        "hidden": "Collect a model's hidden states after every layer, the mean over each text: what recall compares.",
+        "gram": "Collect the Gram matrices of the inputs of a model's linear maps: what regressions know of data.",
+        "typical": "Choose typical texts: clusters of a model's last hidden states, of each the text nearest to its centre.",
+    },
     "bench": {
         "build": "Make the models of a suite of experts, or list the suites.",
         "run": "Score every merge method on a suite of experts.",
@@ -48,6 +54,9 @@ _USAGE = {
     "merge": "Usage: cuvee merge [OPTIONS] RECIPE OUT\n       cuvee merge [OPTIONS] --preset NAME ROLE=MODEL... OUT\n"
     "       cuvee merge [OPTIONS] --continue OUT --add EXPERT",
     "plan": "Usage: cuvee plan [OPTIONS] RECIPE\n       cuvee plan [OPTIONS] --preset NAME ROLE=MODEL...",
+    "collect hidden": "Usage: cuvee collect hidden [OPTIONS] MODEL TEXTS OUT.safetensors",
+    "collect gram": "Usage: cuvee collect gram [OPTIONS] MODEL TEXTS OUT.safetensors",
+    "collect typical": "Usage: cuvee collect typical [OPTIONS] MODEL TEXTS OUT.jsonl",
     "bench build": "Usage: cuvee bench build [OPTIONS] [SUITE]",
     "bench run": "Usage: cuvee bench run [OPTIONS] SUITE",
     "compare": "Usage: cuvee compare [OPTIONS] BASE EXPERT...",

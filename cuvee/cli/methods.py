@@ -12,6 +12,7 @@ from cuvee.cli.options import AsJson
 from cuvee.cli.screen import heading, indented, print_json, prose, rows, screen, show, styled, table
 from cuvee.cli.yaml_values import in_yaml
 from cuvee.errors import MethodError, nearest
+from cuvee.methods.needs import COLLECTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,6 +116,7 @@ def _print_method(method: Method) -> None:
         ("works on", method.on.value + (" (model − base)" if method.on.name == "DELTAS" else "")),
         ("base model", method.base.value),
         ("models", several),
+        ("statistics", statistics_of(method)),
         ("cost", method.cost),
         ("returns", page.returns),
     )
@@ -142,6 +144,13 @@ def _print_edit(step: Edit) -> None:
         show(console, prose(page.body), "")
     _print_parameters(console, step.parameters, {**_ENGINE_PARAMETERS, **page.arguments})
     show(console, heading("A recipe to start from"), prose(_example_of_edit(step).rstrip()))
+
+
+def statistics_of(method: Method) -> str:
+    """Return which statistics of each model a method needs, or may be given, and what collects them."""
+    kinds = [("needs", kind) for kind in method.needs] + [("takes", kind) for kind in method.uses]
+    said = [f"{verb} {kind}" + (f" (cuvee collect {kind})" if kind in COLLECTED else "") for verb, kind in kinds]
+    return ", ".join(said)
 
 
 def _title(name: str, summary: str) -> Text:
@@ -199,6 +208,7 @@ def example_recipe(method: Method) -> str:
     lines = [f"merge_method: {method.name}", *(["base_model: base"] if has_base else []), "models:"]
     for name in names:
         lines += [f"  - model: {name}", *([f"    parameters: {_inline(own)}"] if own else [])]
+        lines += [f"    statistics: {name}.safetensors"] if method.needs else []
     if common := {name: value for name, value in shown.items() if name not in own}:
         lines.append(f"parameters: {_inline(common)}")
     return "\n".join(lines) + "\n"
@@ -243,6 +253,7 @@ def method_object(method: Method) -> dict[str, Any]:
         "works_on": method.on.value,
         "base": method.base.value,
         "models": list(method.models),
+        "statistics": statistics_of(method),
         "cost": method.cost,
         "unit": method.unit.value,
         "formula": method.formula,

@@ -15,6 +15,7 @@ __all__ = [
     "BenchMethods",
     "ByteMatch",
     "ChatTemplate",
+    "Clusters",
     "Compat",
     "Continue",
     "CosineSimilarity",
@@ -28,7 +29,9 @@ __all__ = [
     "Limit",
     "Load",
     "Magikarp",
+    "MaxTokens",
     "Memory",
+    "Modules",
     "Offline",
     "OlderThan",
     "Only",
@@ -68,6 +71,7 @@ _TASKS = Group("The tasks", sort_key=1)
 _OUTPUT = Group("The output", sort_key=2)
 _MACHINE = Group("The machine", sort_key=3)
 _TOKENS = Group("The new tokens", sort_key=1)
+_TEXTS = Group("The texts", sort_key=1)
 _HUB = Group("The Hugging Face hub", sort_key=4)
 _TERMINAL = Group("The terminal", sort_key=5)
 
@@ -260,6 +264,30 @@ TokenBatch = Annotated[
         metavar="N",
         validator=validators.Number(gte=1),
         help="New tokens worked on at a time; 512 if not given.",
+    ),
+]
+MaxTokens = Annotated[
+    int,
+    Parameter(
+        group=_TEXTS,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Of each text, from its beginning; 512 if not given, and no more than the model takes.",
+    ),
+]
+Clusters = Annotated[
+    int,
+    Parameter(
+        group=_TEXTS,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="How many clusters of texts; 20 if not given.",
+    ),
+]
+Modules = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--only", group=_TENSORS, metavar="PATTERN", help="Only the maps whose names match, such as '*.mlp.*'."
     ),
 ]
 Tensors = Annotated[bool, Parameter(group=_TENSORS, help="List every tensor: name, dtype, shape, layer, role.")]

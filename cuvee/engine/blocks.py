@@ -170,6 +170,12 @@ class Formula:
         plain = plain and not (self.before or self.after or self.statistics)
         return self.method.arrays and plain and kernels.available()
 
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of statistics that it has a use for."""
+        steps = (*self.before, *self.after)
+        return {"mask", *self.method.needs, *self.method.uses, *(kind for step, _ in steps for kind in step.uses)}
+
     def on_matrix(self, task: Task) -> tuple[int, int] | None:
         """Return rows and columns of a tensor that the method is given as `Matrices`, else None."""
         return task.as_matrix(self.method, task.arguments or {})

@@ -11,6 +11,7 @@ from cuvee.checkpoints import fs
 from cuvee.engine.blocks import Formula, Task
 from cuvee.errors import ResourceError
 from cuvee.methods.registry import ROW, Edit, Method
+from cuvee.methods.spectral import decomposition_bytes
 from cuvee.tensors.layout import LEAF_ELEMENTS
 
 __all__ = ["Budget", "choose_budget", "default_threads"]
@@ -126,6 +127,10 @@ def _matrix_bytes(task: Task, formula: Formula) -> int:
     found = [(step, task.as_matrix(step, parameters)) for step, parameters in steps]
     held = sum(step.workspace(*shape, models) for step, shape in found if shape and step.workspace)
     on_stack = formula.on_matrix(task) is None or formula.after or any(step.joint for step, _ in formula.before)
+    if (
+        "gram" in formula.kinds and formula.statistics
+    ):  # one as read, three in float64, and the decomposition of their sum
+        held += max(28 * n * n + decomposition_bytes(n) for n in [shape[1] for _, shape in found if shape] or [0])
     stack = 4 * size * (2 * models + 4) if on_stack else 4 * size * (2 if formula.before else 0)
     return wide * (held + stack) + size * task.dtype.itemsize
 

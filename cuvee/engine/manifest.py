@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
+from cuvee.engine.given import describe_statistics
 from cuvee.engine.matching import BASE
 from cuvee.engine.plan import Plan, slowness
 from cuvee.engine.stages import describe_stages
@@ -57,7 +58,10 @@ def build_manifest(
         "recipe": plan.asked.recipe,
         "recipe_text": plan.asked.text,
         "stages": describe_stages(plan.models),
-        "inputs": [_input(plan, number, inputs.get(number, {})) for number in plan.models],
+        "inputs": [
+            *(_input(plan, number, inputs.get(number, {})) for number in plan.models),
+            *describe_statistics(plan.statistics),
+        ],
         "output": {
             "digest": model_digest(outputs),
             "tensors": {

@@ -18,10 +18,11 @@ from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sidecars import Sidecar, merged_config, sidecars_of
-from cuvee.checkpoints.sources import MemoryArray, MemoryTensor, Model, Scratch, TensorSource, read_raw
+from cuvee.checkpoints.sources import MemoryArray, MemoryTensor, Model, ModelFile, Scratch, TensorSource, read_raw
 from cuvee.checkpoints.writing import Shard, plan_shards
 from cuvee.engine.blocks import Formula, Input, Task, decode
 from cuvee.engine.budget import Budget, choose_budget
+from cuvee.engine.given import GivenStatistics, TrialStatistics, check_statistics, header_of, open_statistics
 from cuvee.engine.keeping import DecompositionsInFolder
 from cuvee.engine.matching import BASE, Matched
 from cuvee.engine.parts import match_recipe
@@ -58,6 +59,7 @@ __all__ = [
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
 _TRIALS = 64
+_TRIAL_SIDE = 8
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Plan:
         roles: what a model is called in the manifest, where it is neither the base nor a method's.
         tokens: what was done to the vocabulary, for the manifest; empty where nothing was.
         profile: where the same plan gives the same bytes: `portable-1` everywhere, `torch:…` with that torch on one machine.
+        statistics: what data say of the models, by the model's number.
         warnings: for the user.
     """
 
@@ -123,12 +126,19 @@ class Plan:
     continual: Sequence[Shard] = ()
     expected: Mapping[tuple[int, str], str] = field(default_factory=dict)
     replaces: Path | None = None
+    statistics: Mapping[int, Model] = field(default_factory=dict)
     warnings: Sequence[str] = field(default=())
 
     @property
     def labels(self) -> dict[int, str]:
         """How the user named the models."""
         return {number: model.label for number, model in self.models.items()}
+
+    @property
+    def files(self) -> list[ModelFile]:
+        """All files that are read, each once: those of the models and of their statistics."""
+        models = (*self.models.values(), *self.statistics.values())
+        return list({id(file): file for model in models for file in model.files}.values())
 
     @property
     def is_wide(self) -> bool:
@@ -184,6 +194,7 @@ def plan(
     prepared = prepare(recipe)
     options = {"memory": memory, "threads": threads, "shard_size": shard_size, "device": device}
     stages = {} if _stages is None else _stages
+    statistics = open_statistics(recipe, prepared)
     models = _open_models(prepared, offline=offline, token=token, stages=stages, **options)
     retokenized = _retokenized(recipe, prepared, models, memory=memory, offline=offline, token=token)
     if retokenized is not None:
@@ -193,6 +204,8 @@ def plan(
     if not matched.tasks:
         raise IncompatibleModels("the models have no tensors", right="models with weights")
     formula = _formula(recipe, prepared, matched, device)
+    if statistics:
+        formula = dataclasses.replace(formula, statistics=GivenStatistics(statistics))
     if decompositions is not None:
         formula = dataclasses.replace(formula, decompositions=DecompositionsInFolder(Path(decompositions)))
     tally = _trial(matched.tasks, formula)
@@ -200,6 +213,7 @@ def plan(
     reference = models.get(BASE, models[0])
     sidecars, refused = sidecars_of(reference)
     warnings = [*prepared.warnings, *matched.warnings, *slowness(device)]
+    warnings += check_statistics(formula, statistics, matched.tasks)
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
     warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes if note not in warnings]
     warnings += kinship(matched.tasks, {n: m.label for n, m in models.items()})
@@ -233,7 +247,8 @@ def plan(
         bytes_read=sum(task.bytes_read for task in matched.tasks),
         bytes_written=sum(task.bytes_written for task in matched.tasks),
         tally=tally,
-        plan_id=_plan_id(recipe, prepared, matched, formula, shards, config, sidecars),
+        plan_id=_plan_id(recipe, prepared, matched, formula, shards, config, sidecars, statistics),
+        statistics=statistics,
         tokens={} if retokenized is None else retokenized.report,
         profile=_profile(matched.tasks, formula),
         left_out=matched.left_out,
@@ -382,7 +397,8 @@ def _profile(tasks: Sequence[Task], formula: Formula) -> str:
 def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
     """Run the method on a few elements for each set of arguments: errors come early, visits and rounds are counted."""
     generator = np.random.default_rng(0)
-    formula = dataclasses.replace(formula, device="cpu", decompositions=None)
+    given = formula.statistics and TrialStatistics(formula.statistics, _TRIAL_SIDE)
+    formula = dataclasses.replace(formula, device="cpu", decompositions=None, statistics=given)
     tally = Tally()
     seen: set[str] = set()
     for task in tasks:
@@ -393,7 +409,7 @@ def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
         # Two leaves of one row make a method stream; a third set of arguments is only tried for its errors.
         streams = len(seen) < 2 and len(task.layout.shape) > 1
         seen.add(key)
-        small = (2, 1 << 16) if streams and not formula.needs_whole(task) else (8, 8)
+        small = (2, 1 << 16) if streams and not formula.needs_whole(task) else (_TRIAL_SIDE, _TRIAL_SIDE)
         fake = _fake_task(task, small, generator)
         try:
             took = run_rounds([fake], formula, Handler(), threads=1, block_elements=1)
@@ -504,6 +520,8 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def _described(entry: RecipeModel) -> dict[str, Any]:
     said: dict[str, Any] = {"model": _name(entry.model), "parameters": dict(entry.parameters)}
+    if entry.statistics is not None:
+        said["statistics"] = _name(entry.statistics)
     return said if entry.layer_range is None else {**said, "layer_range": list(entry.layer_range)}
 
 
@@ -535,6 +553,7 @@ def _plan_id(
     shards: Sequence[Shard],
     config: Mapping[str, Any] | None,
     sidecars: Sequence[Sidecar],
+    statistics: Mapping[int, Model],
 ) -> str:
     content = {
         "version": __version__,
@@ -547,6 +566,7 @@ def _plan_id(
         "shards": [shard.file for shard in shards],
         "config": config,
         "sidecars": [sidecar.identity for sidecar in sidecars],
+        **({"statistics": header_of(statistics)} if statistics else {}),
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     return blake3(text.encode("utf-8", "surrogatepass")).hexdigest()

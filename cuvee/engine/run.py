@@ -249,9 +249,8 @@ def run(
                 finished.continual,
             )
             fs.write_file(staging / MODEL_NAME / MANIFEST_NAME, manifest_json(manifest))
-            for model in plan.models.values():
-                for file in model.files:
-                    file.check_unchanged()
+            for file in plan.files:
+                file.check_unchanged()
             check_target(target, overwrite=overwrite)
         left = publish(staging, target)
         left += [said for folder in beside for said in give_up(folder)]
@@ -290,7 +289,7 @@ def _place(stage: Stage, target: Path, folder: str | PathLike[str] | None) -> Pa
     """Return where a stage is published; beside the output under a name that changes when its inputs do."""
     if folder is not None:
         return Path(os.path.abspath(folder)) / stage.name
-    files = sorted(str(asdict(file.opened)) for model in stage.plan.models.values() for file in model.files)
+    files = sorted(str(asdict(file.opened)) for file in stage.plan.files)
     return staging_folder(target, blake3("\n".join([stage.plan.plan_id, *files]).encode()).hexdigest())
 
 
@@ -325,13 +324,12 @@ def _is_published(plan: Plan, folder: Path) -> bool:
         raise ResourceError(
             "the folder of a stage holds something else", where=str(folder), right="another folder for the stages"
         ) from None
-    files = (file for model in plan.models.values() for file in model.files)
-    return bool(made == plan.plan_id and all(file.opened.mtime_ns < written for file in files))
+    return bool(made == plan.plan_id and all(file.opened.mtime_ns < written for file in plan.files))
 
 
 def _check_not_an_input(plan: Plan, out: Path) -> None:
     """Refuse to replace a folder that an input lies in."""
-    for model in plan.models.values():
+    for model in (*plan.models.values(), *plan.statistics.values()):
         for file in model.files:
             if plan.replaces == out and model.label == str(out):
                 continue
@@ -483,14 +481,15 @@ class _write_back_beside:
 
 
 def _header(plan: Plan, allow_nan: bool) -> dict[str, Any]:
-    files = [asdict(file.opened) for model in plan.models.values() for file in model.files]
+    files = [asdict(file.opened) for file in plan.files]
     return {"plan": plan.plan_id, "allow_nan": allow_nan, "files": sorted(files, key=lambda file: str(file["path"]))}
 
 
 def _resumable(plan: Plan, staging: Path, allow_nan: bool) -> list[dict[str, Any]] | None:
     """Return the records of an earlier run of the same plan on the same inputs; None when there is none."""
     folders = (staging, staging / MODEL_NAME)
-    if not all(map(fs.is_own_folder, folders)) or not all(model.files for model in plan.models.values()):
+    models = (*plan.models.values(), *plan.statistics.values())
+    if not all(map(fs.is_own_folder, folders)) or not all(model.files for model in models):
         return None
     records = read_journal(staging / JOURNAL_NAME)
     same = bool(records) and records[0] == json.loads(json.dumps(_header(plan, allow_nan)))

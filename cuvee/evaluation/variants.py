@@ -96,8 +96,9 @@ def parse_variant(text: str) -> Variant:
 
 
 def all_variants() -> list[Variant]:
-    """Return every registered method at its defaults, then those of `STUDIED`."""
-    return [*map(Variant, methods()), *map(parse_variant, STUDIED)]
+    """Return every registered method that needs no statistics, at its defaults, then those of `STUDIED`."""
+    able = [name for name, method in methods().items() if not method.needs]
+    return [*map(Variant, able), *map(parse_variant, STUDIED)]
 
 
 def merged(

@@ -236,6 +236,7 @@ class Edit:
         unit: how much of a tensor one call must see; one on matrices leaves all else as it is.
         workspace: of one on matrices, see `Workspace`.
         alone: parameters of the method that it wraps where a recipe names it as the merge method and no `inner`.
+        uses: the kinds of statistics that it takes where they are given.
     """
 
     name: str
@@ -248,6 +249,7 @@ class Edit:
     status: str
     workspace: Workspace | None = None
     alone: Mapping[str, Any] = field(default_factory=dict)
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,8 @@ class Method:
         arrays: it runs on NumPy arrays as well as on tensors.
         workspace: of a method on matrices, see `Workspace`.
         continual: its merges keep what it hands to `left_beside`, and can be continued.
+        needs: the kinds of statistics without which it does nothing, such as "hidden".
+        uses: those that it takes where they are given.
         own: the names of the parameters that its function takes.
     """
 
@@ -290,6 +294,8 @@ class Method:
     arrays: bool = False
     workspace: Workspace | None = None
     continual: bool = False
+    needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     own: frozenset[str] = frozenset()
 
     @property
@@ -314,6 +320,8 @@ def merge_method(
     workspace: Workspace | None = None,
     arrays: bool = False,
     continual: bool = False,
+    needs: tuple[str, ...] = (),
+    uses: tuple[str, ...] = (),
     cost: str = "one pass",
     formula: str = "",
     differs: str = "",
@@ -335,6 +343,8 @@ def merge_method(
         arrays: True when it leaves all work on values to pieces that take arrays as well as tensors: its merges do
             not load torch.
         continual: True when it hands what a later merge goes on from to `left_beside`.
+        needs: the kinds of statistics without which it does nothing.
+        uses: those that it takes where they are given.
         cost: in words: "one pass", "a few visits of each tensor", "two rounds over the model".
         formula: one line of plain text, with the parameters' names.
         differs: where it differs from the paper and from mergekit.
@@ -370,6 +380,8 @@ def merge_method(
             arrays,
             workspace,
             continual,
+            needs,
+            uses,
             own,
         )
         return function
@@ -386,6 +398,7 @@ def edit(
     workspace: Workspace | None = None,
     status: str = "published",
     alone: Mapping[str, Any] | None = None,
+    uses: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a filter or a refiner under its function's name.
 
@@ -394,6 +407,7 @@ def edit(
 
     Args:
         alone: parameters of what it wraps where a recipe names it as the merge method, and no `inner`.
+        uses: the kinds of statistics that it takes where they are given.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -402,7 +416,7 @@ def edit(
         parameters = _parameters(function)
         if unit is MATRIX:
             parameters |= _matrix_parameters(embeddings, None)
-        _EDITS[name] = Edit(name, role, function, paper, parameters, joint, unit, status, workspace, alone or {})
+        _EDITS[name] = Edit(name, role, function, paper, parameters, joint, unit, status, workspace, alone or {}, uses)
         return function
 
     return register
@@ -475,7 +489,7 @@ def edits() -> Mapping[str, Edit]:
     return dict(sorted(_EDITS.items()))
 
 
-_PLANNED = ("fda", "recall", "seme")
+_PLANNED = ("fda", "seme")
 """They need forward passes through the models, or a paper's steps that were not seen."""
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cuvee.checkpoints.sources import Scratch, TensorSource
 from cuvee.errors import IncompatibleModels
 from cuvee.moe.dense import EMBEDDING, Dense
-from cuvee.moe.prompts import need_transformers
+from cuvee.statistics.networks import need_transformers
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def run_layers(
 
 def _empty_net(dense: Dense, block: Block | None) -> Any:
     """Return the decoder without weights; where they are to come layer by layer."""
-    transformers = need_transformers("a forward pass")
+    transformers = need_transformers("a forward pass", "moe")
     said = {**(dense.model.config or {}), **dense.sizes}
     settings = {key: value for key, value in said.items() if key not in _LEFT_OUT}
     try:

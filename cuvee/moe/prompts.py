@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cuvee.checkpoints.sidecars import sidecars_of
 from cuvee.checkpoints.sources import Model
-from cuvee.errors import CheckpointError, RecipeError, ResourceError, printable
+from cuvee.errors import CheckpointError, RecipeError, printable
 from cuvee.moe.config import MoeConfig
+from cuvee.statistics.networks import load_words, need_transformers
 from cuvee.tokenizers.reading import read_tokenizer
 
-__all__ = ["PromptList", "need_transformers", "prompt_lists", "tokenize_prompts", "words_of"]
+__all__ = ["PromptList", "prompt_lists", "tokenize_prompts", "words_of"]
 
 PromptList = tuple[int, bool]
 """Which prompts: the entry's number, and whether they are its positive ones."""
-
-
-def need_transformers(what: str) -> Any:
-    """Import transformers.
-
-    Raises:
-        ResourceError: it is not installed; with the line that installs it.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise ResourceError(
-            f"{what} needs transformers, which is not installed", right="pip install 'cuvee[moe]'"
-        ) from None
-    return transformers
 
 
 def prompt_lists(config: MoeConfig) -> dict[PromptList, tuple[str, ...]]:
@@ -55,8 +40,8 @@ def tokenize_prompts(
         CheckpointError: the base has no tokenizer, or one for a larger vocabulary.
         RecipeError: a prompt comes out without tokens.
     """
-    transformers = need_transformers("a gate made of prompts")
-    tokenizer = _tokenizer(transformers, base)
+    need_transformers("a gate made of prompts", "moe")
+    tokenizer = load_words(base, "a gate made of prompts", "gate_mode: random")
     begin = tokenizer.bos_token or ""
     ids = {key: [_ids(tokenizer, begin + prompt, key) for prompt in prompts] for key, prompts in lists.items()}
     for (number, is_positive), index, row in _rows(ids):
@@ -97,21 +82,4 @@ def _ids(tokenizer: Any, text: str, of: PromptList) -> list[int]:
         raise RecipeError(
             f"a prompt of expert {of[0]} cannot be tokenized: {type(error).__name__}: {printable(str(error))[:200]}",
             right="a prompt of plain text",
-        ) from None
-
-
-def _tokenizer(transformers: Any, base: Model) -> Any:
-    folder: Path | None = base.folder
-    if folder is None:
-        raise CheckpointError(
-            f"{base.label!r} has no tokenizer beside its weights, which a gate made of prompts needs",
-            right="base_model: a folder or a hub id; or gate_mode: random",
-        )
-    try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever the files make it raise
-        raise CheckpointError(
-            f"the tokenizer of {base.label!r} cannot be loaded: {type(error).__name__}: {str(error)[:200]}",
-            where=str(folder),
-            right="the tokenizer's files in the base's folder; or gate_mode: random",
         ) from None

@@ -15,7 +15,7 @@ from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sources import Model, Scratch, TensorSource
 from cuvee.moe.building import Mixture
 from cuvee.moe.forward import Batch, Pass, run_layers
-from cuvee.moe.prompts import need_transformers
+from cuvee.statistics.networks import need_transformers
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ def measure_routing(
 def _measure(mixture: Mixture, published: Model, how: Pass, progress: Callable[[int, int], None]) -> Routing:
     config = published.config or {}
     experts, per_token = int(config[mixture.layout.count_key]), int(config["num_experts_per_tok"])
-    activation = need_transformers("measuring the routing").activations.ACT2FN[mixture.base.settings["hidden_act"]]
+    activation = need_transformers("measuring the routing", "moe").activations.ACT2FN[
+        mixture.base.settings["hidden_act"]
+    ]
     block = _Block(mixture, published.tensors, experts, per_token, how, activation)
     owned = [(n, row) for (n, positive), rows in mixture.prompts.items() if positive and n < experts for row in rows]
     chosen = torch.zeros(experts, experts, dtype=torch.int64)

@@ -111,6 +111,8 @@ def _count(low: int, high: int | None) -> str:
 
 def _warn_of_base_parameters(listed: Sequence[Expert], others: Sequence[Expert], findings: Findings) -> None:
     for one in listed:
+        if one not in others and one.entry.statistics is not None:
+            findings.warn("the statistics of the base model have no effect", (*one.path, "statistics"))
         if one not in others and one.entry.parameters:
             findings.warn(
                 "the parameters of the base model have no effect: its task vector is zero", (*one.path, "parameters")

@@ -27,12 +27,15 @@ class RecipeModel:
         model: a folder, a file, a hub id, `model+adapter`; in Python also a state dict, a module, or a `Recipe`, whose
             output is merged without being written where that can be.
         parameters: its own settings (weight, density …), each a number, a gradient or filter entries.
+        statistics: a file of what data say of it, such as `cuvee collect` writes; in Python also a dict of tensors, with
+            names as in such a file (`gram/<module>`, `hidden/<layer>`).
         layer_range: in a slice, the first layer and the one after the last; None: all layers.
     """
 
     model: Any
     parameters: Mapping[str, Setting] = field(default_factory=dict)
     layer_range: tuple[int, int] | None = None
+    statistics: Any = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,6 +128,7 @@ def check(recipe: Recipe) -> Checked:
     if method.unit is ELEMENT and any(step.unit is ROW for step, _ in (*before, *after)):
         method = replace(method, unit=ROW)
     parts = tuple(_prepared(recipe, method, part, findings) for part in parts_of(recipe, findings))
+    _check_statistics(recipe, parts, findings)
     warnings = (*recipe.notes, *findings.warnings)
     prepared = Prepared(method, parts, recipe.base_model, before, after, warnings)
     errors = tuple(findings.errors)
@@ -140,6 +141,19 @@ def _prepared(recipe: Recipe, method: Method, part: Part, findings: Findings) ->
     _check_weights(resolver, lineup.experts, findings)
     experts = tuple(expert.entry for expert in lineup.experts)
     return PreparedPart(part, experts, lineup.base.entry if lineup.base else None, resolver)
+
+
+def _check_statistics(recipe: Recipe, parts: tuple[PreparedPart, ...], findings: Findings) -> None:
+    """Refuse statistics where layers or modules of models are put together: they are known by the names in one model."""
+    listed = [expert for part in parts for expert in part.part.listed if expert.entry.statistics is not None]
+    for one in listed if recipe.slices or recipe.modules else ():
+        right = "whole models; slices of what that gives, as a second document"
+        findings.error("statistics belong to whole models", (*one.path, "statistics"), right=right)
+    for one in listed:
+        given = one.entry.statistics
+        if not isinstance(given, str | os.PathLike | Mapping) or not given:
+            right = "statistics: a file that cuvee collect has written"
+            findings.error(f"statistics is {given!r}", (*one.path, "statistics"), right=right)
 
 
 def validate(recipe: Recipe) -> list[CuveeError]:

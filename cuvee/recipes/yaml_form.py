@@ -35,16 +35,14 @@ _KEYS = (
     "tokenizer",
     "tokenizer_source",
 )
-_MODEL_KEYS = ("model", "parameters", "layer_range")
+_MODEL_KEYS = ("model", "parameters", "layer_range", "statistics")
 _MODULE_KEYS = ("models", "slices", "parameters")
 _SLICE_KEYS = ("sources", "parameters", "base_model")
 
-_NO_STATISTICS = ("statistics are not supported yet", "a method that needs no data")
 _LATER = {
     "space": ("space is not supported yet", "leave it out"),
-    "statistics": _NO_STATISTICS,
+    "statistics": ("statistics belong to one model", "models: [{model: …, statistics: a.safetensors}]"),
 }
-_LATER_IN_MODELS = {"statistics": _NO_STATISTICS}
 _WITHOUT_EFFECT = {
     "residual_weight": "mergekit reads it and does not use it",
     "random_seed": "seed: is the key for it",
@@ -279,7 +277,7 @@ class YamlForm:
         if not isinstance(node, Entries):
             reference = self._reference(node, path)
             return None if reference is None else RecipeModel(reference)
-        self._check_keys(node, path, _MODEL_KEYS, _LATER_IN_MODELS, {})
+        self._check_keys(node, path, _MODEL_KEYS, {}, {})
         parameters: dict[str, Any] = {}
         if not _is_absent(node, "parameters"):
             parameters = self._parameters(node.entries["parameters"][1], (*path, "parameters")) or {}
@@ -291,7 +289,11 @@ class YamlForm:
         if not _is_absent(node, "layer_range"):
             said = self._plain(node.entries["layer_range"][1], (*path, "layer_range"))
             layers = tuple(said) if isinstance(said, list) else said
-        return RecipeModel(self._reference(node.entries["model"][1], (*path, "model")), parameters, layers)
+        statistics = None
+        if not _is_absent(node, "statistics"):
+            statistics = self._word(node.entries["statistics"][1], (*path, "statistics"))
+        reference = self._reference(node.entries["model"][1], (*path, "model"))
+        return RecipeModel(reference, parameters, layers, statistics)
 
     def _reference(self, node: Node, path: KeyPath) -> str | None:
         """Return "path@revision+adapter" of a model written as text or as mergekit's mappings."""

@@ -22,10 +22,10 @@ from cuvee.engine.in_memory import merge_tensors
 from cuvee.engine.plan import plan
 from cuvee.engine.run import run
 from cuvee.methods.registry import DELTAS, MEMBER, OPTIONAL, REQUIRED, Method, edits, find_method
-from cuvee.recipes import Recipe
+from cuvee.recipes import Recipe, RecipeModel
 from cuvee.recipes.wrapping import INNER
 from cuvee.testing.second_process import digests_elsewhere, digests_of
-from cuvee.testing.specimens import LARGE, SMALL, Specimens, specimens
+from cuvee.testing.specimens import LARGE, SMALL, Specimens, by_place, specimens, statistics_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,12 @@ class Contract:
             for name, value in {**self.parameters, **settings}.items()
         }
         return merge_tensors(
-            self.method, given.models, given.base if base else None, block_elements=block, **parameters
+            self.method,
+            given.models,
+            given.base if base else None,
+            statistics=by_place(statistics_of(self.found.needs, count)),
+            block_elements=block,
+            **parameters,
         )
 
 
@@ -347,9 +352,10 @@ def blocks_and_threads_leave_no_trace(contract: Contract) -> Iterator[str]:
 
 
 def _streamed(contract: Contract, given: Specimens, base: bool, budget: Budget | None = None) -> dict[str, Tensor]:
+    told = statistics_of(contract.found.needs, len(given.models))
     recipe = Recipe(
         contract.method,
-        models=given.models,
+        models=[RecipeModel(model, statistics=own or None) for model, own in zip(given.models, told, strict=True)],
         base_model=given.base if base else None,
         parameters=contract.parameters,
     )

@@ -25,12 +25,14 @@ def digests_of(method: str, parameters: Mapping[str, Any], count: int, base: boo
     import torch
 
     from cuvee.engine.in_memory import merge_tensors
-    from cuvee.testing.specimens import LARGE, SMALL, specimens
+    from cuvee.methods.registry import methods
+    from cuvee.testing.specimens import LARGE, SMALL, by_place, specimens, statistics_of
 
     found = {}
     for shapes in (SMALL, LARGE):
         given = specimens(count, shapes, seed=1)
-        merged = merge_tensors(method, given.models, given.base if base else None, **parameters)
+        told = by_place(statistics_of(methods()[method].needs if method in methods() else (), count))
+        merged = merge_tensors(method, given.models, given.base if base else None, statistics=told, **parameters)
         for name, tensor in merged.items():
             found[name] = blake3(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
     return found

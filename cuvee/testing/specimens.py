@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LARGE", "SMALL", "Specimens", "specimens"]
+__all__ = ["LARGE", "SMALL", "Specimens", "by_place", "specimens", "statistics_of"]
 
 Tensors = dict[str, "Tensor"]
 
@@ -87,6 +87,28 @@ def specimens(count: int, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 
                 _freeze(name, delta)
         models.append({name: base[name] + delta for name, delta in deltas.items()})
     return Specimens(base, models)
+
+
+def statistics_of(needs: Sequence[str], count: int) -> list[Tensors]:
+    """Return what data might say of `count` fine-tunes, in the kinds that a method needs; names as in a file of one model.
+
+    Raises:
+        KeyError: for a kind that is not known here.
+    """
+    generator = torch.Generator().manual_seed(7)
+    common = {"hidden": torch.randn(2, 5, 8, generator=generator)}  # of both layers: 5 texts, 8 wide
+    found: list[Tensors] = []
+    for k in range(count):
+        own = {kind: common[kind] + 0.2 * (k + 1) * torch.randn(2, 5, 8, generator=generator) for kind in needs}
+        found.append({f"{kind}/model.layers.{n}": value for kind in needs for n, value in enumerate(own[kind])})
+    return found
+
+
+def by_place(statistics: Sequence[Tensors]) -> Tensors:
+    """Return the statistics of all models as `merge_tensors` takes them: `hidden/model0/…`."""
+    return {
+        name.replace("/", f"/model{k}/", 1): value for k, own in enumerate(statistics) for name, value in own.items()
+    }
 
 
 def _freeze(name: str, delta: Tensor) -> None:

@@ -74,6 +74,8 @@ CONTRACTS = [
     Contract("geometric_median", {"scope": "layer", "weight": 0.5}),
     Contract("centered_clipping"),
     Contract("centered_clipping", {"start": "mean", "tau": 0.5, "scope": "tensor"}),
+    Contract("recall", symmetric=None),
+    Contract("recall", {"temperature": 0.05}, symmetric=None),
     Contract("flag_aggregator"),
     Contract("flag_aggregator", {"r": 2, "regularization": 1.0, "scope": "tensor"}),
     Contract("flag_aggregator", {"scale": "median_norm"}),

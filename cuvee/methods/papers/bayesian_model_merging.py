@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     paper=BMM,
     unit=MATRIX,
     workspace=regression_bytes,
+    uses=("gram",),
     cost="1 eigendecomposition; of the input side",
     formula="G_i = τ_iᵀτ_i / ‖τ_i‖²;  C = Σ importance_i · G_i,  T = Σ importance_i · τ_i G_i;  "
     "out = θ_0 + scaling · (T + prior_precision · A)(C + prior_precision · I)⁻¹",

@@ -58,6 +58,7 @@ class Asked(NamedTuple):
     unit=MATRIX,
     others=None,
     workspace=mats_bytes,
+    uses=("gram", "outgram"),
     cost="iterations of 2 m n²; block_fisher: of K (2 m n² + 2 m² n); converged: 1 eigendecomposition",
     formula="Σ G_i Θᵀ = Σ G_i θ_iᵀ  (block_fisher: Σ O_i Θ G_i = Σ O_i θ_i G_i), by conjugate gradients from init;  out = Θ",
     differs="The paper needs the Gram matrices of inputs, and for block_fisher of the gradients of outputs too. Without any "

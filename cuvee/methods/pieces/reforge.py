@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["reforge"]
 
 
-@edit(role=Role.REFINER, paper=BMM, unit=MATRIX, workspace=regression_bytes, status="reconstruction")
+@edit(role=Role.REFINER, paper=BMM, unit=MATRIX, workspace=regression_bytes, uses=("gram",), status="reconstruction")
 def reforge(
     merged: Tensor,
     deltas: Tensor,

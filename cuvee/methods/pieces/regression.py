@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from cuvee.errors import MethodError
+from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import current, spread
+from cuvee.methods.needs import collect_command
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import Paper
 from cuvee.methods.spectral import decomposition_bytes, eigh, gram, gram_solve, gram_spectrum, product, second_moment
@@ -130,11 +132,12 @@ def from_task_vectors(deltas: Any, weight: Any = 1.0, *, normalize: bool = True)
     return Regression(c, t, total, few_rows)
 
 
-def from_grams(deltas: Any, grams: list[Tensor], weight: Any = 1.0, *, normalize: bool = False) -> Regression:
+def from_grams(deltas: Any, grams: Matrices, weight: Any = 1.0, *, normalize: bool = False) -> Regression:
     """Return the regression with given G_i, (n, n); with `normalize` each divided by its trace."""
     c, t, total = None, None, None
-    for delta, g, b in zip(deltas, grams, spread(weight, len(grams)), strict=True):
-        g = g.to(delta.device, torch.float64)
+    for k, b in enumerate(spread(weight, len(grams))):
+        delta = deltas[k]
+        g = grams[k].to(delta.device, torch.float64)
         trace = float(g.trace()) if normalize else 1.0
         g = g * (b / trace if trace > 0 else 0.0)
         moment = product(delta, g, torch.float64)
@@ -151,12 +154,21 @@ def start(init: Init, total: Tensor, count: int) -> Tensor:
 
 
 def uses_data(source: GramSource) -> bool:
-    """Return whether Gram matrices of data are to be used: "auto" does so where any is given."""
-    return source == "data" or (source == "auto" and any(key.startswith("gram/") for key in current().statistics))
+    """Return whether Gram matrices of data are to be used: "auto" does so where any is given.
+
+    Raises:
+        MethodError: "data", and none is given of any tensor.
+    """
+    is_given = source != "task_vector" and any(key.startswith("gram/") for key in current().statistics)
+    if source == "data" and not is_given:
+        raise MethodError("gram: data, and no model has Gram matrices", right=collect_command("gram"))
+    return is_given
 
 
-def given_gram(kind: Literal["gram", "outgram"], count: int, side: int) -> list[Tensor] | None:
-    """Return the Gram matrices (side, side) given for this tensor, one a model; None where no model has one.
+def given_gram(kind: Literal["gram", "outgram"], count: int, side: int) -> Matrices | None:
+    """Return the Gram matrices (side, side) given for this tensor, one a model, each read when it is asked for.
+
+    None where no model has one.
 
     They are the statistics `gram/model0/<module>`, of the inputs, or `outgram/…`, of the gradients of the outputs; a
     trailing `.weight` is accepted.
@@ -165,24 +177,28 @@ def given_gram(kind: Literal["gram", "outgram"], count: int, side: int) -> list[
         MethodError: only some models have one, or one is of another shape or not finite.
     """
     call = current()
-    name = call.place.tensor
-    found: list[Any] = []
+    tensor = call.place.tensor
+    found: list[str | None] = []
     for k in range(count):
-        keys = (f"{kind}/model{k}/{name}", f"{kind}/model{k}/{name.removesuffix('.weight')}")
-        found.append(next((call.statistics[key] for key in keys if key in call.statistics), None))
-    if all(one is None for one in found):
+        keys = (f"{kind}/model{k}/{tensor}", f"{kind}/model{k}/{tensor.removesuffix('.weight')}")
+        found.append(next((key for key in keys if key in call.statistics), None))
+    if not any(found):
         return None
-    for k, one in enumerate(found):
-        where = f"statistic {kind}/model{k}/{name}"
-        if one is None:
-            raise MethodError(
-                "some models have this statistic, and this one has not", where=where, right="one for every model"
-            )
+    if None in found:
+        where, right = f"statistic {kind}/model{found.index(None)}/{tensor}", "one for every model"
+        raise MethodError("some models have this statistic, and this one has not", where=where, right=right)
+
+    def load(k: int) -> Tensor:
+        key = str(found[k])
+        one: Tensor = call.statistics[key]
+        where = f"statistic {key}"
         if tuple(one.shape) != (side, side):
             raise MethodError(f"a Gram matrix of shape {tuple(one.shape)}", where=where, right=f"shape {(side, side)}")
         if not bool(torch.isfinite(one).all()):
             raise MethodError("a Gram matrix with NaN or Inf", where=where, right="collect it again")
-    return found
+        return one
+
+    return Matrices((count, side, side), load)
 
 
 def posterior_mean(

@@ -26,6 +26,17 @@ FROZEN = {
     ],
     "plan": ["RECIPE", "--preset", "--json", *PLANNING],
     "methods": ["NAME", "--json"],
+    "collect hidden": [
+        "MODEL", "TEXTS", "OUT", "--max-tokens", "--device", "--overwrite", "--offline", "--token", "--quiet", "--json",
+    ],
+    "collect gram": [
+        "MODEL", "TEXTS", "OUT", "--only", "--max-tokens", "--device", "--overwrite", "--offline", "--token", "--quiet",
+        "--json",
+    ],
+    "collect typical": [
+        "MODEL", "TEXTS", "OUT", "--count", "--max-tokens", "--device", "--overwrite", "--offline", "--token", "--quiet",
+        "--json",
+    ],
     "presets": ["NAME", "MODELS", "--json"],
     "inspect": ["MODEL", "--tensors", "--offline", "--token", "--json"],
     "compare": [

@@ -10,6 +10,8 @@ import torch
 import cuvee
 from cuvee.engine.estimating import estimate
 from cuvee.methods.registry import methods
+from cuvee.recipes import RecipeModel
+from cuvee.testing.specimens import statistics_of
 
 NAMES = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)] + ["model.norm.weight"]
 
@@ -23,7 +25,9 @@ def recipe(method: str, **settings: object) -> cuvee.Recipe:
     high = known.models[1] or (2 if known.models[0] <= 2 else 5)
     if known.base.name == "ENDPOINT":
         high -= 1
-    return cuvee.Recipe(method, models=experts[:high], base_model=base if has_base else None, parameters=settings)
+    told = statistics_of(known.needs, high)
+    given = [RecipeModel(one, statistics=own or None) for one, own in zip(experts[:high], told, strict=True)]
+    return cuvee.Recipe(method, models=given, base_model=base if has_base else None, parameters=settings)
 
 
 @pytest.mark.parametrize("method", methods())

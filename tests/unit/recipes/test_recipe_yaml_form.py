@@ -169,7 +169,7 @@ merge_method: linear
         ("slices: []", "slices is empty"),
         ("modules: {}", "modules is empty"),
         ("space: core", "space is not supported yet"),
-        ("statistics: a.safetensors", "statistics are not supported yet"),
+        ("statistics: a.safetensors", "statistics belong to one model"),
     ],
 )
 def test_what_comes_later_is_refused_by_name(key: str, found: str, told: Told) -> None:
@@ -181,7 +181,7 @@ def test_what_comes_later_is_refused_by_name(key: str, found: str, told: Told) -
 @pytest.mark.parametrize(
     ("entry", "found"),
     [
-        ("{model: a, statistics: s}", "statistics are not supported yet"),
+        ("{model: a, statistics: [s]}", "statistics is a list"),
     ],
 )
 def test_what_comes_later_is_refused_in_models_too(entry: str, found: str, told: Told) -> None:

@@ -1,0 +1,17 @@
+"""What methods need besides weights, and the commands that collect it."""
+
+from __future__ import annotations
+
+__all__ = ["COLLECTED", "collect_command"]
+
+COLLECTED = {
+    "gram": "input Gram matrices of every linear map, XᵀX over the tokens",
+    "hidden": "hidden states after every layer, the mean over each text",
+}
+"""The kinds of statistics that `cuvee collect` collects."""
+
+
+def collect_command(kind: str, model: str = "MODEL", out: str = "a.safetensors") -> str:
+    """Return what to do where a model lacks a statistic."""
+    entry = f"models: - {{model: {model}, statistics: {out}}}"
+    return f"cuvee collect {kind} {model} texts.txt {out}; {entry}" if kind in COLLECTED else entry

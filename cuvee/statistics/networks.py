@@ -1,0 +1,117 @@
+"""A model as a network that computes, and its tokenizer: by transformers, from the same sources that are merged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from cuvee.checkpoints.sources import Model, read_all
+from cuvee.errors import CheckpointError, IncompatibleModels, ResourceError, printable
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["load_network", "load_words", "need_transformers"]
+
+_NOT_SETTINGS = ("model_type", "quantization_config", "auto_map")
+
+
+def need_transformers(what: str, extra: str) -> Any:
+    """Import transformers.
+
+    Raises:
+        ResourceError: it is not installed; with the line that installs it.
+    """
+    try:
+        import transformers
+    except ImportError:
+        right = f"pip install 'cuvee[{extra}]'"
+        raise ResourceError(f"{what} needs transformers, which is not installed", right=right) from None
+    return transformers
+
+
+def load_words(model: Model, what: str, instead: str = "") -> Any:
+    """Return a model's tokenizer, as transformers loads it from the model's folder. No code of the folder is run.
+
+    Args:
+        what: how errors call what needs it.
+        instead: what would do without one.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    other = f"; or {instead}" if instead else ""
+    if model.folder is None:
+        raise CheckpointError(
+            f"{model.label!r} has no tokenizer beside its weights, which {what} needs",
+            right=f"a folder or a hub id{other}",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(str(model.folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever the files make it raise
+        raise CheckpointError(
+            f"the tokenizer of {model.label!r} cannot be loaded: {type(error).__name__}: {printable(str(error))[:200]}",
+            where=str(model.folder),
+            right=f"the tokenizer's files in the model's folder{other}",
+        ) from None
+
+
+def load_network(model: Model, *, device: str = "cpu") -> nn.Module:
+    """Return a model as a network in float32, of the class that its config.json names.
+
+    Raises:
+        ResourceError: transformers is not installed.
+        IncompatibleModels: there is no config.json, transformers does not know the class, or weights are missing.
+    """
+    transformers = need_transformers("a forward pass", "statistics")
+    config = model.config or {}
+    named = config.get("architectures")
+    name = str(named[0]) if isinstance(named, list) and named else ""
+    kind = getattr(transformers, name, None) if name.isidentifier() else None
+    if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
+        found = f"config.json names no architecture of transformers: {printable(repr(named))[:100]}"
+        raise IncompatibleModels(found, where=model.label, right='"architectures": ["LlamaForCausalLM"], or the like')
+    if config.get("is_encoder_decoder"):
+        found = "an encoder with a decoder cannot be shown texts alone"
+        raise IncompatibleModels(found, where=model.label, right="a decoder or an encoder")
+    try:
+        settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
+        shape = transformers.AutoConfig.for_model(config.get("model_type", ""), **settings)
+        with _silent(transformers):
+            network, said = kind.from_pretrained(
+                None,
+                config=shape,
+                state_dict={name: read_all(source) for name, source in model.tensors.items()},
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+    except Exception as error:  # transformers raises whatever config and weights make it raise
+        raise IncompatibleModels(
+            f"transformers cannot make a {name} of this model: {type(error).__name__}: {printable(str(error))[:200]}",
+            where=model.label,
+            right="config.json and weights of one model, which transformers loads",
+        ) from None
+    missing = sorted({*said["missing_keys"], *(str(key[0]) for key in said["mismatched_keys"])})
+    if missing:
+        found = f"{len(missing)} weights of a {name} are missing or of another shape, such as {missing[0]!r}"
+        raise IncompatibleModels(found, where=model.label, right="config.json and weights of one model")
+    return network.to(device).eval()
+
+
+@contextlib.contextmanager
+def _silent(transformers: Any) -> Iterator[None]:
+    """Keep transformers from drawing bars and from advice meanwhile."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
