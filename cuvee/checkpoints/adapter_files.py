@@ -40,6 +40,7 @@ class Adapter:
         bases: what lies below an update and was changed too (a resized embedding, a trained bias), by tensor.
         tensors: whole replacements, by tensor.
         notes: on what was skipped.
+        stored: all of them, by their names in the file.
     """
 
     config: LoraConfig
@@ -49,6 +50,7 @@ class Adapter:
     bases: dict[str, TensorSource] = field(default_factory=dict)
     tensors: dict[str, TensorSource] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stored: Mapping[str, TensorSource] = field(default_factory=dict)
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -70,7 +72,7 @@ def open_adapter(folder: Path) -> Adapter:
         )
     config = read_lora_config(member(folder, ADAPTER_CONFIG))
     file, stored, notes = _open_weights(folder, names)
-    adapter = Adapter(config, file, notes=notes)
+    adapter = Adapter(config, file, notes=notes, stored=stored)
     try:
         _sort(adapter, stored)
     except CheckpointError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cuvee.checkpoints import fs
+from cuvee.checkpoints.adapter_files import open_adapter
 from cuvee.checkpoints.adapters import apply_adapter
 from cuvee.checkpoints.folders import ADAPTER_WEIGHTS, Weights, find_weights, list_names, member, read_config
 from cuvee.checkpoints.fp8 import decode_fp8
@@ -20,7 +21,7 @@ from cuvee.checkpoints.sources import Model, ModelFile, TensorSource
 from cuvee.checkpoints.torch_pickle import open_torch_pickle
 from cuvee.errors import CheckpointError, CuveeError, printable
 
-__all__ = ["open_model"]
+__all__ = ["open_adapter_alone", "open_model"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _FORMS = "a folder, a .safetensors or .bin file, model+adapter, or a hub id: org/name or org/name@revision"
@@ -58,6 +59,31 @@ def open_model(
             where=str(error.filename or text),
             right="check the disk and the permissions",
         ) from None
+
+
+def open_adapter_alone(reference: str | os.PathLike[str], *, offline: bool = False, token: str | None = None) -> Model:
+    """Open an adapter without its base, under the names in its file; `adapter` says what adapter_config.json does.
+
+    Args:
+        reference: a folder, `org/name`, or `org/name@revision`.
+        offline, token: as for `open_model`.
+
+    Raises:
+        CheckpointError: there is no such adapter, or its files are damaged or of a kind that is not read.
+    """
+    text = os.fsdecode(os.fspath(reference))
+    path, is_hub = _path(text), isinstance(reference, str) and parse_id(text) is not None
+    snapshot: Snapshot | None = None
+    if is_hub and not (path is not None and fs.exists(path)):
+        model_id, revision = parse_id(text) or ("", None)
+        snapshot = fetch(model_id, revision, adapter=True, offline=offline, token=token)
+    elif path is None or not fs.exists(path):
+        raise _not_found(text)
+    folder = path if snapshot is None else snapshot.folder
+    assert folder is not None
+    found = open_adapter(folder)
+    model = Model(text, found.stored, None, folder, (found.file,), found.notes, adapter=found.config)
+    return model if snapshot is None else _from_hub(model, model_id, snapshot)
 
 
 @dataclass(frozen=True)

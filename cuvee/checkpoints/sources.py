@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from cuvee.checkpoints.lora_config import LoraConfig
     from cuvee.checkpoints.sidecars import Sidecar
 
 __all__ = [
@@ -307,6 +308,7 @@ class Model:
         sidecars: its files beside the weights, where they are not simply those of its folder.
         origins: of a view of a model, whose layers are numbered anew: the model's own name of each tensor.
         is_delta: its tensors are a task vector, from which no base is taken.
+        adapter: of an adapter without its base, what its config says.
     """
 
     label: str
@@ -319,6 +321,7 @@ class Model:
     sidecars: tuple[Sidecar, ...] | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
     is_delta: bool = False
+    adapter: LoraConfig | None = None
 
     def close(self) -> None:
         """Close its files."""

@@ -90,7 +90,7 @@ def _print_list(known: Mapping[str, Method], steps: Mapping[str, Edit]) -> None:
 def _facts(method: Method) -> tuple[str, str, str]:
     low, high = method.models
     models = f"{low}" if high == low else f"{low}+" if high is None else f"{low}–{high}"
-    works_on = {"WEIGHTS": "weights", "DELTAS": "deltas"}[method.on.name]
+    works_on = {"WEIGHTS": "weights", "DELTAS": "deltas", "ADAPTERS": "adapters"}[method.on.name]
     return works_on, _SHORT_BASE[method.base.name], models
 
 

@@ -20,7 +20,7 @@ from cuvee.checkpoints.sources import Scratch, StoredTensor, TensorSource, read_
 from cuvee.methods.combination import Combination, Matrices, Row, Stored, plain
 from cuvee.methods.measuring import Call, Decompositions, Kept, Place, activated, each, each_loaded
 from cuvee.methods.pieces.combine import OTHERS
-from cuvee.methods.registry import DELTAS, EMBEDDINGS, MATRIX, OPTIONAL, Edit, Method
+from cuvee.methods.registry import ADAPTERS, DELTAS, EMBEDDINGS, MATRIX, OPTIONAL, Edit, Method
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType, torch_dtype
 from cuvee.tensors.either import as_tensor
@@ -183,6 +183,8 @@ class Formula:
     def needs_whole(self, task: Task) -> bool:
         """True where the method or an edit must see all of a tensor at once."""
         edits = (*self.before, *self.after)
+        if self.method.on is ADAPTERS and not task.is_copy:  # factors are small
+            return True
         return self.on_matrix(task) is not None or any(task.as_matrix(*step) is not None for step in edits)
 
     def call(self, place: Place, answers: Mapping[Any, Any], states: Mapping[Any, Any]) -> Call:

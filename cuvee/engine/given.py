@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "TEXTS",
     "GivenStatistics",
     "TrialStatistics",
+    "beside_factors",
     "check_statistics",
     "describe_statistics",
     "header_of",
@@ -38,7 +40,7 @@ __all__ = [
 SHARED, TEXTS = "shared", "texts"
 """In the metadata of a file: which names mean one tensor, as JSON; the digest of the texts that it was collected on."""
 _HELD_BYTES = 1 << 20
-_SQUARE = ("gram", "outgram")
+_SQUARE = ("gram", "outgram", "adapter")
 
 
 class GivenStatistics(Mapping[str, Any]):
@@ -204,6 +206,15 @@ def check_statistics(formula: Formula, statistics: Mapping[int, Model], tasks: S
         if kinds:
             warnings.append(f"{model.label}: {formula.method.name} has no use for {', '.join(sorted(kinds))}")
     return warnings
+
+
+def beside_factors(adapters: Mapping[int, Model]) -> GivenStatistics:
+    """Return all tensors of adapters as statistics, `adapter/model0/<tensor>`: a factor is merged by what the other says."""
+    named = {
+        number: replace(model, tensors={f"adapter/{name}": source for name, source in model.tensors.items()})
+        for number, model in adapters.items()
+    }
+    return GivenStatistics(named)
 
 
 def describe_statistics(statistics: Mapping[int, Model]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cuvee.checkpoints.sources import MemoryTensor, Model, as_tensor
 from cuvee.engine.blocks import Computed, Task
+from cuvee.engine.given import beside_factors
 from cuvee.engine.keeping import KeptInMemory
 from cuvee.engine.matching import BASE
 from cuvee.engine.parts import match_recipe
@@ -18,6 +19,7 @@ from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.stages import stages_of
 from cuvee.errors import raise_all
 from cuvee.methods.measuring import Decompositions
+from cuvee.methods.registry import ADAPTERS
 from cuvee.recipes import Recipe, prepare
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def merge_tensors(
     plain = _formula(recipe, prepared, matched, "cpu")
     formula = replace(
         plain,
-        statistics=statistics or {},
+        statistics=beside_factors(opened) if prepared.method.on is ADAPTERS else statistics or {},
         device=_device(opened.values()),
         kept=KeptInMemory(),
         decompositions=decompositions,

@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
+from cuvee.checkpoints.folders import ADAPTER_WEIGHTS
 from cuvee.engine.given import describe_statistics
 from cuvee.engine.matching import BASE
 from cuvee.engine.plan import Plan, slowness
@@ -165,8 +166,9 @@ def model_card(plan: Plan) -> bytes:
     )
     recipe = plan.asked.text or json.dumps(plan.asked.recipe, indent=2, ensure_ascii=False)
     left_out = "\n".join(f"- `{printable(name)}`: {reason}" for name, reason in sorted(plan.left_out.items()))
+    library = "peft" if any(shard.file in ADAPTER_WEIGHTS for shard in plan.shards) else "transformers"
     text = f"""---
-library_name: transformers
+library_name: {library}
 tags:
 - merge
 - cuvee

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,21 @@ from blake3 import blake3
 
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
-from cuvee.checkpoints.opening import open_model
+from cuvee.checkpoints.opening import open_adapter_alone, open_model
 from cuvee.checkpoints.sidecars import Sidecar, merged_config, sidecars_of
 from cuvee.checkpoints.sources import MemoryArray, MemoryTensor, Model, ModelFile, Scratch, TensorSource, read_raw
 from cuvee.checkpoints.writing import Shard, plan_shards
+from cuvee.engine.adapters import adapter_shards, check_adapters
 from cuvee.engine.blocks import Formula, Input, Task, decode
 from cuvee.engine.budget import Budget, choose_budget
-from cuvee.engine.given import GivenStatistics, TrialStatistics, check_statistics, header_of, open_statistics
+from cuvee.engine.given import (
+    GivenStatistics,
+    TrialStatistics,
+    beside_factors,
+    check_statistics,
+    header_of,
+    open_statistics,
+)
 from cuvee.engine.keeping import DecompositionsInFolder
 from cuvee.engine.matching import BASE, Matched
 from cuvee.engine.parts import match_recipe
@@ -30,6 +38,7 @@ from cuvee.engine.retokenizing import Retokenized, check_memory, retokenize
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import is_ready, stage_model
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
+from cuvee.methods.registry import ADAPTERS
 from cuvee.recipes import Prepared, Recipe, RecipeModel, Slice, prepare
 from cuvee.recipes.parts import is_same
 from cuvee.tensors import kernels
@@ -206,13 +215,18 @@ def plan(
     formula = _formula(recipe, prepared, matched, device)
     if statistics:
         formula = dataclasses.replace(formula, statistics=GivenStatistics(statistics))
+    shards = plan_shards({task.name: (task.dtype, task.layout.shape) for task in matched.tasks}, shard_size)
+    warnings: list[str] = []
+    if prepared.method.on is ADAPTERS:
+        warnings += check_adapters(models, matched.tasks)
+        formula = dataclasses.replace(formula, statistics=beside_factors(models))
+        shards = adapter_shards(matched.tasks)
     if decompositions is not None:
         formula = dataclasses.replace(formula, decompositions=DecompositionsInFolder(Path(decompositions)))
     tally = _trial(matched.tasks, formula)
-    shards = plan_shards({task.name: (task.dtype, task.layout.shape) for task in matched.tasks}, shard_size)
     reference = models.get(BASE, models[0])
     sidecars, refused = sidecars_of(reference)
-    warnings = [*prepared.warnings, *matched.warnings, *slowness(device)]
+    warnings += [*prepared.warnings, *matched.warnings, *slowness(device)]
     warnings += check_statistics(formula, statistics, matched.tasks)
     warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
     warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes if note not in warnings]
@@ -322,11 +336,17 @@ def _open_models(
                 planned = plan(model, offline=offline, token=token, _stages=stages, **options)
                 stages[id(model)] = stage_model(model.name or f"stage{len(stages)}", planned)
             wanted[number] = stages[id(model)]
-    return open_models(wanted, offline=offline, token=token)
+    alone = prepared.method.on is ADAPTERS
+    return open_models(wanted, offline=offline, token=token, opener=open_adapter_alone if alone else open_model)
 
 
-def open_models(wanted: Mapping[int, Any], *, offline: bool, token: str | None) -> dict[int, Model]:
+def open_models(
+    wanted: Mapping[int, Any], *, offline: bool, token: str | None, opener: Callable[..., Model] = open_model
+) -> dict[int, Model]:
     """Open models under numbers; one that is named twice is opened once.
+
+    Args:
+        opener: of references.
 
     Raises:
         Problems: of all models that cannot be opened; or the one error.
@@ -339,7 +359,7 @@ def open_models(wanted: Mapping[int, Any], *, offline: bool, token: str | None) 
         key = str(reference) if isinstance(reference, str | Path) else f"memory {id(reference)}"
         try:
             if key not in opened and key not in errors:
-                opened[key] = _open(reference, number, offline=offline, token=token)
+                opened[key] = _open(reference, number, opener, offline=offline, token=token)
             if key in opened:
                 models[number] = opened[key]
         except Problems as several:
@@ -350,11 +370,11 @@ def open_models(wanted: Mapping[int, Any], *, offline: bool, token: str | None) 
     return models
 
 
-def _open(reference: Any, number: int, *, offline: bool, token: str | None) -> Model:
+def _open(reference: Any, number: int, opener: Callable[..., Model], *, offline: bool, token: str | None) -> Model:
     if isinstance(reference, Model):
         return reference
     if isinstance(reference, str | Path):
-        return open_model(reference, offline=offline, token=token)
+        return opener(reference, offline=offline, token=token)
     return model_from_values(reference, "base" if number == BASE else f"model{number}")
 
 

@@ -44,6 +44,7 @@ __all__ = [
     "Reduction",
     "Scope",
     "activated",
+    "apart_from_blocks",
     "current",
     "each",
     "each_loaded",
@@ -321,6 +322,14 @@ def current(values: torch_types.Tensor | None = None) -> Call:
         return _active.call
     layout = Layout(tuple(values.shape) if values is not None else ())
     return Call(Place("", layout, 0, layout.numel), alone=True)
+
+
+@contextmanager
+def apart_from_blocks(values: torch_types.Tensor) -> Iterator[None]:
+    """Have what is measured inside be measured of `values`, all of which are here, whatever block is being worked on."""
+    layout = Layout(tuple(values.shape))
+    with activated(Call(Place("", layout, 0, layout.numel), alone=True)):
+        yield
 
 
 def measured(

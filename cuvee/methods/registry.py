@@ -16,13 +16,14 @@ import inspect
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from cuvee.errors import MethodError, nearest
 
 __all__ = [
+    "ADAPTERS",
     "DELTAS",
     "ELEMENT",
     "EMBEDDINGS",
@@ -84,10 +85,11 @@ Fraction = Annotated[float, Bound(0.0, 1.0)]
 
 
 class On(enum.Enum):
-    """What a method works on: the models' weights, or their task vectors."""
+    """What a method works on: the models' weights, their task vectors, or what the files of adapters hold."""
 
     WEIGHTS = "weights"
     DELTAS = "task vectors"
+    ADAPTERS = "adapters"
 
 
 class BaseUse(enum.Enum):
@@ -117,7 +119,7 @@ class Unit(enum.Enum):
 
 EMBEDDINGS = "embeddings"
 """The value of `not_matrix` that means embeddings and heads, whatever they are called."""
-WEIGHTS, DELTAS = On.WEIGHTS, On.DELTAS
+WEIGHTS, DELTAS, ADAPTERS = On.WEIGHTS, On.DELTAS, On.ADAPTERS
 ELEMENT, ROW, MATRIX = Unit.ELEMENT, Unit.ROW, Unit.MATRIX
 REQUIRED, OPTIONAL, MEMBER, ENDPOINT, NONE = (
     BaseUse.REQUIRED,
@@ -259,7 +261,7 @@ class Method:
     Attributes:
         name: in recipes.
         function: called with the (K, …) values and the parameters by name.
-        on: weights or task vectors.
+        on: weights, task vectors or adapters.
         base: what a base model is to it.
         models: the fewest and most models it takes, the base not counted (None: any number).
         parameters: by name, in the order of the signature, then those of the engine: `scaling` for every method on
@@ -331,7 +333,9 @@ def merge_method(
 
     Args:
         paper: its source.
-        on: `WEIGHTS` or `DELTAS`; on deltas the engine adds the base back and applies `scaling`.
+        on: `WEIGHTS` or `DELTAS`; on deltas the engine adds the base back and applies `scaling`. `ADAPTERS`: the models
+            are folders of adapters, the function is given each tensor of their files whole, and finds the others under the
+            statistics `adapter/model0/<tensor>`.
         base: what a base model is to it.
         models: fewest and most models, the base not counted.
         unit: `ROW` where vectors that are one row must be seen whole; `MATRIX`: the function is given `Matrices`, and what
@@ -489,21 +493,31 @@ def edits() -> Mapping[str, Edit]:
     return dict(sorted(_EDITS.items()))
 
 
-_PLANNED = ("fda", "seme")
-"""They need forward passes through the models, or a paper's steps that were not seen."""
+_NO_METHODS = {
+    "fda": (
+        "fda is not built: it trains inputs and layers, which needs passes through the models",
+        "see README, Not yet",
+    ),
+    "seme": (
+        "there is no method seme: the formulas of its paper were not seen, and what went by its name would not be faithful",
+        "cuvee.methods.pieces.latent_maps.latent_map: its map between hidden spaces; then any merge",
+    ),
+}
+"""Names from the literature that are asked for and are no methods here: why, and what there is instead."""
 
 
-def find_method(name: str, *, where: str = "", planned: Iterable[str] = _PLANNED) -> Method:
+def find_method(name: str, *, where: str = "") -> Method:
     """Return the method of that name.
 
     Raises:
-        MethodError: there is none; the nearest name is suggested.
+        MethodError: there is none; the nearest name, or what there is instead, is suggested.
     """
     known = methods()
     if name in known:
         return known[name]
-    if name in planned:
-        raise MethodError(f"merge method {name!r} is not built yet", where=where, right="see README, Not yet")
+    if name in _NO_METHODS:
+        found, right = _NO_METHODS[name]
+        raise MethodError(found, where=where, right=right)
     raise MethodError(f"unknown merge method {name!r}", where=where, right=nearest(name, known))
 
 

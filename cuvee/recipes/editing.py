@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from cuvee.errors import MethodError, nearest
-from cuvee.methods.registry import DELTAS, OPTIONAL, Edit, Method, Role, find_edit
+from cuvee.methods.registry import ADAPTERS, DELTAS, OPTIONAL, Edit, Method, Role, find_edit
 from cuvee.recipes.findings import Findings, KeyPath
 from cuvee.recipes.recipe import Recipe
 from cuvee.recipes.settings import is_listed
@@ -34,7 +34,7 @@ def _check_method(recipe: Recipe, method: Method, side: str, findings: Findings)
     if not has_deltas:
         with_base = method.base is OPTIONAL
         findings.error(
-            f"{side} edits task vectors, and {method.name} merges weights"
+            f"{side} edits task vectors, and {method.name} merges {'adapters' if method.on is ADAPTERS else 'weights'}"
             + (" without a base model" if with_base else ""),
             (side,),
             right="name the base_model"

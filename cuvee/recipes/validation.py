@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cuvee.errors import CuveeError, MethodError, RecipeError, nearest, raise_all
-from cuvee.methods.registry import DELTAS, ELEMENT, ROW, WEIGHTS, Method, Role, find_method
+from cuvee.methods.registry import ADAPTERS, DELTAS, ELEMENT, ROW, WEIGHTS, Method, Role, find_method
 from cuvee.recipes.editing import CheckedEdit, read_edits
 from cuvee.recipes.findings import Findings
 from cuvee.recipes.lineup import line_up
@@ -129,6 +129,8 @@ def check(recipe: Recipe) -> Checked:
         method = replace(method, unit=ROW)
     parts = tuple(_prepared(recipe, method, part, findings) for part in parts_of(recipe, findings))
     _check_statistics(recipe, parts, findings)
+    if method.on is ADAPTERS:
+        _check_adapters(recipe, method, findings)
     warnings = (*recipe.notes, *findings.warnings)
     prepared = Prepared(method, parts, recipe.base_model, before, after, warnings)
     errors = tuple(findings.errors)
@@ -154,6 +156,18 @@ def _check_statistics(recipe: Recipe, parts: tuple[PreparedPart, ...], findings:
         if not isinstance(given, str | os.PathLike | Mapping) or not given:
             right = "statistics: a file that cuvee collect has written"
             findings.error(f"statistics is {given!r}", (*one.path, "statistics"), right=right)
+
+
+def _check_adapters(recipe: Recipe, method: Method, findings: Findings) -> None:
+    """Refuse what has no meaning for adapters alone."""
+    for key in ("slices", "modules", "tokenizer", "chat_template"):
+        if getattr(recipe, key):
+            found = f"{method.name} merges adapters, which have no {key}"
+            findings.error(found, (key,), right="the adapter that comes out, applied to its base: model: BASE+OUT")
+    for index, one in enumerate(recipe.models):
+        if isinstance(one.model, Recipe):
+            found = f"{method.name} merges adapters, and this is a recipe"
+            findings.error(found, ("models", index), right="the folder of an adapter")
 
 
 def validate(recipe: Recipe) -> list[CuveeError]:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cuvee.checkpoints.opening import open_model
+from cuvee.checkpoints.safetensors_format import open_safetensors
 from cuvee.checkpoints.sources import read_all
 from cuvee.engine.budget import Budget
 from cuvee.engine.in_memory import merge_tensors
 from cuvee.engine.plan import plan
 from cuvee.engine.run import run
-from cuvee.methods.registry import DELTAS, MEMBER, OPTIONAL, REQUIRED, Method, edits, find_method
+from cuvee.methods.registry import ADAPTERS, DELTAS, MEMBER, OPTIONAL, REQUIRED, Method, edits, find_method
 from cuvee.recipes import Recipe, RecipeModel
 from cuvee.recipes.wrapping import INNER
 from cuvee.testing.second_process import digests_elsewhere, digests_of
-from cuvee.testing.specimens import LARGE, SMALL, Specimens, by_place, specimens, statistics_of
+from cuvee.testing.specimens import FACTORS, LARGE, LARGE_FACTORS, SMALL, Specimens, by_place, specimens, statistics_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,16 @@ class Contract:
     def found(self) -> Method:
         """The method; of an edit, the one that it wraps."""
         return find_method(str(self.parameters.get("inner", INNER)) if self.method in edits() else self.method)
+
+    @property
+    def small(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of small specimens."""
+        return SMALL | FACTORS if self.found.on is ADAPTERS else SMALL
+
+    @property
+    def large(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of large ones."""
+        return LARGE | LARGE_FACTORS if self.found.on is ADAPTERS else LARGE
 
     @property
     def count(self) -> int:
@@ -206,7 +216,7 @@ def equal_models_give_that_model(contract: Contract) -> Iterator[str]:
         return
     fewest, most = contract.found.models
     for count in sorted({fewest, contract.count, contract.count if most else 5}):
-        given = specimens(1, SMALL, seed=count)
+        given = specimens(1, contract.small, seed=count)
         given.models *= count
         # A member base is one more model: it must be equal too.
         for base in contract.with_base:
@@ -221,7 +231,7 @@ def the_order_of_models_does_not_matter(contract: Contract) -> Iterator[str]:
     """Models in another order give the same result, to rounding."""
     if contract.symmetric is None or contract.count == 1:
         return
-    given = specimens(contract.count, SMALL)
+    given = specimens(contract.count, contract.small)
     turned = Specimens(given.base, given.models[1:] + given.models[:1])
     for base in contract.with_base:
         one, other = (contract.merge(these, base, **contract.symmetric) for these in (given, turned))
@@ -235,7 +245,7 @@ def the_order_of_models_does_not_matter(contract: Contract) -> Iterator[str]:
 def unchanged_models_give_the_base(contract: Contract) -> Iterator[str]:
     """Where all task vectors are zero, the base comes out."""
     for base in contract.with_base:
-        given = specimens(0, SMALL)
+        given = specimens(0, contract.small)
         given.models = [_copy(given.base) for _ in range(contract.count)]
         if base and contract.found.base is not MEMBER:
             yield from _unlike_values(contract.merge(given, base), given.base)
@@ -244,7 +254,7 @@ def unchanged_models_give_the_base(contract: Contract) -> Iterator[str]:
 @law
 def scaling_zero_gives_the_base(contract: Contract) -> Iterator[str]:
     """`scaling: 0` gives the base, for methods on task vectors."""
-    given = specimens(contract.count, SMALL)
+    given = specimens(contract.count, contract.small)
     for base in contract.with_base:
         if base and contract.found.base is not MEMBER:
             yield from _unlike_values(contract.merge(given, base, scaling=0.0), given.base)
@@ -253,7 +263,7 @@ def scaling_zero_gives_the_base(contract: Contract) -> Iterator[str]:
 @law
 def scaling_multiplies_the_merged_task_vector(contract: Contract) -> Iterator[str]:
     """Half the scaling goes half the way."""
-    given = specimens(contract.count, SMALL)
+    given = specimens(contract.count, contract.small)
     for base in contract.with_base:
         if base and contract.found.on is DELTAS:
             whole, half = contract.merge(given, base), contract.merge(given, base, scaling=0.5)
@@ -264,7 +274,7 @@ def scaling_multiplies_the_merged_task_vector(contract: Contract) -> Iterator[st
 @law
 def degenerate_models_give_finite_values(contract: Contract) -> Iterator[str]:
     """No NaN, whatever is zero, equal, opposite, tiny, empty or alone."""
-    given = specimens(contract.count, SMALL)
+    given = specimens(contract.count, contract.small)
     zeros = {name: torch.zeros_like(tensor) for name, tensor in given.base.items()}
     opposite = {name: 2 * given.base[name] - tensor for name, tensor in given.models[0].items()}
     tiny = {name: tensor + 1e-30 for name, tensor in given.base.items()}
@@ -293,7 +303,7 @@ def degenerate_models_give_finite_values(contract: Contract) -> Iterator[str]:
 def low_precision_is_merged_in_float32_and_rounded_once(contract: Contract) -> Iterator[str]:
     """bfloat16 and float16 models give, bit for bit, what the same values in float32 give, rounded."""
     for dtype in (torch.bfloat16, torch.float16):
-        given = specimens(contract.count, SMALL).to(dtype)
+        given = specimens(contract.count, contract.small).to(dtype)
         for base in contract.with_base:
             got, wide = contract.merge(given, base), contract.merge(given.to(torch.float32), base)
             yield from _different(got, {name: t.to(dtype) for name, t in wide.items()}, what=f"{dtype}, {_said(base)}")
@@ -302,7 +312,7 @@ def low_precision_is_merged_in_float32_and_rounded_once(contract: Contract) -> I
 @law
 def float64_is_merged_in_float64(contract: Contract) -> Iterator[str]:
     """float64 models give what float32 ones give, but finer: equal ones that model to 1e-12."""
-    given = specimens(contract.count, SMALL)
+    given = specimens(contract.count, contract.small)
     for base in contract.with_base:
         if contract.equal_models is not None:
             start = given.models[0] if contract.found.base is MEMBER else given.base
@@ -319,7 +329,7 @@ def float64_is_merged_in_float64(contract: Contract) -> Iterator[str]:
 @law
 def inputs_are_left_alone(contract: Contract) -> Iterator[str]:
     """The tensors of the caller are not changed."""
-    given, copy = specimens(contract.count, SMALL), specimens(contract.count, SMALL)
+    given, copy = specimens(contract.count, contract.small), specimens(contract.count, contract.small)
     for base in contract.with_base:
         contract.merge(given, base)
         for one, other in zip([given.base, *given.models], [copy.base, *copy.models], strict=True):
@@ -329,7 +339,7 @@ def inputs_are_left_alone(contract: Contract) -> Iterator[str]:
 @law
 def the_order_of_tensors_does_not_matter(contract: Contract) -> Iterator[str]:
     """Models whose tensors come in another order give the same bytes."""
-    given = specimens(contract.count, SMALL)
+    given = specimens(contract.count, contract.small)
     turned = Specimens(dict(reversed(given.base.items())), [dict(reversed(model.items())) for model in given.models])
     for base in contract.with_base:
         yield from _different(contract.merge(turned, base), contract.merge(given, base), what=_said(base))
@@ -338,7 +348,7 @@ def the_order_of_tensors_does_not_matter(contract: Contract) -> Iterator[str]:
 @law
 def blocks_and_threads_leave_no_trace(contract: Contract) -> Iterator[str]:
     """Streamed from and to files by the engine, in any block size and number of threads: the bytes of whole tensors."""
-    given = specimens(contract.count, LARGE)
+    given = specimens(contract.count, contract.large)
     for base in contract.with_base:
         whole = contract.merge(given, base)
         yield from _different(
@@ -363,11 +373,11 @@ def _streamed(contract: Contract, given: Specimens, base: bool, budget: Budget |
         out = Path(folder) / "out"
         planned = plan(recipe)
         run(replace(planned, budget=budget or planned.budget), out)
-        model = open_model(out)
+        file, stored, _ = open_safetensors(out / planned.shards[0].file)
         try:
-            return {name: read_all(source) for name, source in model.tensors.items()}
+            return {name: read_all(source) for name, source in stored.items()}
         finally:
-            model.close()
+            file.close()
 
 
 @law
@@ -389,7 +399,7 @@ def devices_agree(contract: Contract) -> Iterator[str]:
     """
     if not torch.cuda.is_available():
         return
-    for shapes in (SMALL, LARGE):
+    for shapes in (contract.small, contract.large):
         given = specimens(contract.count, shapes)
         for base in contract.with_base:
             on_gpu = contract.merge(given.to("cuda"), base)

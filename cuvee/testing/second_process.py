@@ -25,11 +25,12 @@ def digests_of(method: str, parameters: Mapping[str, Any], count: int, base: boo
     import torch
 
     from cuvee.engine.in_memory import merge_tensors
-    from cuvee.methods.registry import methods
-    from cuvee.testing.specimens import LARGE, SMALL, by_place, specimens, statistics_of
+    from cuvee.methods.registry import ADAPTERS, methods
+    from cuvee.testing.specimens import FACTORS, LARGE, LARGE_FACTORS, SMALL, by_place, specimens, statistics_of
 
     found = {}
-    for shapes in (SMALL, LARGE):
+    is_adapter = method in methods() and methods()[method].on is ADAPTERS
+    for shapes in (SMALL | FACTORS, LARGE | LARGE_FACTORS) if is_adapter else (SMALL, LARGE):
         given = specimens(count, shapes, seed=1)
         told = by_place(statistics_of(methods()[method].needs if method in methods() else (), count))
         merged = merge_tensors(method, given.models, given.base if base else None, statistics=told, **parameters)

@@ -11,11 +11,11 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LARGE", "SMALL", "Specimens", "by_place", "specimens", "statistics_of"]
+__all__ = ["FACTORS", "LARGE", "LARGE_FACTORS", "SMALL", "Specimens", "by_place", "specimens", "statistics_of"]
 
 Tensors = dict[str, "Tensor"]
 
-SMALL: Mapping[str, tuple[int, ...]] = {
+SMALL: dict[str, tuple[int, ...]] = {
     "model.embed_tokens.weight": (11, 8),
     "model.layers.0.input_layernorm.weight": (8,),
     "model.layers.0.mlp.up_proj.bias": (17,),
@@ -35,7 +35,7 @@ SMALL: Mapping[str, tuple[int, ...]] = {
 }
 """One of each kind: matrices, vectors, a kernel, a scalar, empty ones, one of rank 1 and one that is zero everywhere."""
 
-LARGE: Mapping[str, tuple[int, ...]] = {
+LARGE: dict[str, tuple[int, ...]] = {
     "model.layers.0.long.weight": (140_001,),
     "model.layers.0.tall.weight": (300, 500),
     "model.layers.1.deep.weight": (2, 300, 250),
@@ -43,6 +43,23 @@ LARGE: Mapping[str, tuple[int, ...]] = {
     "other.scalar": (),
 }
 """More than one leaf each: a long vector, many rows, slices larger than a leaf, rows larger than a leaf."""
+
+_ADAPTED = "base_model.model.model.layers.0"
+FACTORS: dict[str, tuple[int, ...]] = {
+    f"{_ADAPTED}.conv.lora_A.weight": (3, 4, 3, 3),
+    f"{_ADAPTED}.conv.lora_B.weight": (4, 3, 1, 1),
+    f"{_ADAPTED}.mlp.down_proj.lora_A.weight": (1, 16),
+    f"{_ADAPTED}.mlp.down_proj.lora_B.weight": (8, 1),
+    f"{_ADAPTED}.self_attn.q_proj.lora_A.weight": (4, 8),
+    f"{_ADAPTED}.self_attn.q_proj.lora_B.weight": (8, 4),
+    "base_model.model.model.embed_tokens.lora_embedding_A": (2, 11),
+    "base_model.model.model.embed_tokens.lora_embedding_B": (8, 2),
+}
+"""Of adapters: of a matrix, of rank 1, of a kernel and of an embedding."""
+LARGE_FACTORS: dict[str, tuple[int, ...]] = {
+    f"{_ADAPTED}.mlp.up_proj.lora_A.weight": (3, 70_000),
+    f"{_ADAPTED}.mlp.up_proj.lora_B.weight": (70_000, 3),
+}
 
 
 class Specimens:

@@ -74,6 +74,8 @@ CONTRACTS = [
     Contract("geometric_median", {"scope": "layer", "weight": 0.5}),
     Contract("centered_clipping"),
     Contract("centered_clipping", {"start": "mean", "tau": 0.5, "scope": "tensor"}),
+    Contract("copa_merging", equal_models=None),
+    Contract("copa_merging", {"density": 0.5, "clamp_top": 0.5}, equal_models=None),
     Contract("recall", symmetric=None),
     Contract("recall", {"temperature": 0.05}, symmetric=None),
     Contract("flag_aggregator"),

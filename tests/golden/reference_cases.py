@@ -227,18 +227,21 @@ def run_adapter(case: GoldenCase, folder: Path) -> Tensors:
 
 
 def run_copa_merging(case: GoldenCase, folder: Path) -> Tensors:
-    """Merge the factors of each module, and multiply them."""
-    from cuvee.methods.pieces.factors import Factors, merge_robustly
-
+    """Merge folders of adapters into one, and multiply its factors."""
     models, _, _ = case.inputs()
-    found: Tensors = {}
+    rank = next(len(tensor) for name, tensor in models[0].items() if "lora_A" in name)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["fc1"]}
+    for number, adapter in enumerate(models):
+        (folder / f"model{number}").mkdir()
+        save_file(adapter, folder / f"model{number}" / "adapter_model.safetensors", {"format": "pt"})
+        (folder / f"model{number}" / "adapter_config.json").write_text(json.dumps(config))
+    names = [str(folder / f"model{number}") for number in range(len(models))]
+    cuvee.merge(cuvee.Recipe("copa_merging", models=names, parameters=case.description["params"]), folder / "out")
+    merged = load_file(folder / "out" / "adapter_model.safetensors")
+    found = {f"adapter/{name}": factor for name, factor in merged.items()}
     for module in sorted({name.partition(".lora_")[0] for name in models[0]}):
-        names = [f"{module}.lora_{factor}.weight" for factor in "AB"]
-        merged = merge_robustly(
-            [Factors(*(model[name] for name in names)) for model in models], **case.description["params"]
-        )
-        found |= {f"adapter/{name}": factor for name, factor in zip(names, merged, strict=True)}
-        found[f"delta/{module}.weight"] = merged.up @ merged.down
+        down, up = (merged[f"{module}.lora_{factor}.weight"] for factor in "AB")
+        found[f"delta/{module}.weight"] = up @ down
     return found
 
 

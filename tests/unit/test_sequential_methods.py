@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from cuvee import merge_tensors
-from cuvee.errors import MethodError
-from cuvee.methods.pieces.factors import Factors, merge_robustly
+from cuvee.errors import CuveeError, MethodError
 from cuvee.methods.pieces.latent_maps import latent_map, semantic_bases
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -92,6 +93,18 @@ def test_orthogonal_adapters_keep_their_mean_size():
     assert got.norm() == pytest.approx(2.0)
 
 
+class Factors(NamedTuple):
+    down: torch.Tensor
+    up: torch.Tensor
+
+
+def merge_robustly(adapters, **settings):
+    names = ("q_proj.lora_A.weight", "q_proj.lora_B.weight")
+    models = [dict(zip(names, one, strict=True)) for one in adapters]
+    merged = merge_tensors("copa_merging", models, **settings)
+    return Factors(*(merged[name] for name in names))
+
+
 def factors(count, rank=4, inner=6, outer=5):
     generator = torch.Generator().manual_seed(1)
     return [
@@ -127,10 +140,12 @@ def test_rows_that_the_trim_leaves_empty_and_adapters_of_zeros_give_no_nan():
 
 
 def test_factors_of_other_ranks_are_refused():
-    with pytest.raises(MethodError, match="the factors are"):
+    with pytest.raises(CuveeError, match="lora_A.weight' is"):
         merge_robustly([*factors(1, rank=4), *factors(1, rank=3)])
-    with pytest.raises(MethodError, match="no adapters"):
-        merge_robustly([])
+    with pytest.raises(CuveeError, match="the factors of adapter 0 are"):
+        merge_robustly([Factors(torch.ones(3, 6), torch.ones(5, 4))])
+    with pytest.raises(CuveeError, match="no factor A beside"):
+        merge_tensors("copa_merging", [{"q_proj.lora_B.weight": torch.ones(5, 4)}])
 
 
 def test_a_turned_hidden_space_is_turned_by_its_map():
@@ -150,8 +165,9 @@ def test_heads_of_other_vocabularies_are_refused_and_zeros_give_no_nan():
     assert bool(torch.isfinite(latent_map(torch.zeros(4, 3), torch.ones(4, 2))).all())
 
 
-@pytest.mark.parametrize("method", ["fda", "recall", "seme"])
-def test_methods_that_are_not_built_are_refused_by_name(method):
+@pytest.mark.parametrize(("method", "instead"), [("fda", "Not yet"), ("seme", "latent_map")])
+def test_names_that_are_no_methods_are_refused_with_what_there_is_instead(method, instead):
     base, experts = drawn(2)
-    with pytest.raises(MethodError, match=f"'{method}' is not built yet"):
+    with pytest.raises(MethodError, match=method) as raised:
         merged(method, experts, base)
+    assert instead in raised.value.right
