@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from synthetic import LlamaShape, Models
 
-from cuvee.methods.registry import Method, Parameter, methods
+from cuvee.methods.registry import ADAPTERS, Method, Parameter, methods
 
 # fmt: off
 MERGEKIT = frozenset({
@@ -91,7 +92,8 @@ def recipe_of(case: Case, models: Models) -> dict[str, Any]:
     recipe: dict[str, Any] = {"merge_method": case.method, "dtype": "bfloat16"}
     if base is not None:
         recipe["base_model"] = str(base)
-    recipe["models"] = [{"model": str(one), **({"parameters": dict(own)} if own else {})} for one in folders]
+    names = [f"{one}-adapter" if method.on is ADAPTERS else str(one) for one in folders]
+    recipe["models"] = [{"model": one, **({"parameters": dict(own)} if own else {})} for one in names]
     if method.needs:
         for one, folder in zip(recipe["models"], folders, strict=True):
             one["statistics"] = f"{folder}-statistics.safetensors"
@@ -108,10 +110,32 @@ def write_statistics(recipe: Mapping[str, Any], shape: LlamaShape) -> None:
             save_file(states, one["statistics"])
 
 
+def write_adapters(recipe: Mapping[str, Any], shape: LlamaShape, rank: int = 16) -> None:
+    """Write the adapters that a recipe names: random factors of every matrix in the layers."""
+    maps = {name: size for name, size in shape.tensors().items() if len(size) == 2 and ".layers." in name}
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj", "down_proj"]}
+    for number, one in enumerate(recipe["models"]):
+        folder = Path(one["model"])
+        if not folder.name.endswith("-adapter"):
+            continue
+        draws = np.random.Generator(np.random.SFC64([8, number]))
+        factors = {}
+        for name, (rows, columns) in maps.items():
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            factors[f"{module}.lora_A.weight"] = draws.standard_normal((rank, columns), np.float32)
+            factors[f"{module}.lora_B.weight"] = draws.standard_normal((rows, rank), np.float32)
+        folder.mkdir(exist_ok=True)
+        save_file(factors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
 def inputs_of(recipe: Mapping[str, Any]) -> list[Path]:
     """Return the weight files that a recipe reads, the base's first."""
     named = [recipe.get("base_model"), *(one["model"] for one in recipe["models"])]
-    return [Path(one) / "model.safetensors" for one in dict.fromkeys(filter(None, named))]
+    files = [Path(one) / "model.safetensors" for one in dict.fromkeys(filter(None, named))]
+    return [
+        one.with_name("adapter_model.safetensors") if one.parent.name.endswith("-adapter") else one for one in files
+    ]
 
 
 def _values(method: Method) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from decompositions import WORK
 from merge_speed import BENCHMARKS, REPOSITORY, WIDTH_IN_A_FILE, warm_page_cache
-from method_recipes import Case, cases, inputs_of, recipe_of, write_statistics
+from method_recipes import Case, cases, inputs_of, recipe_of, write_adapters, write_statistics
 from peers import PeerUnavailable, install_fusion_bench, install_peer
 from process_cost import ProcessCost, run_measured
 from rich.console import Console
@@ -181,6 +181,7 @@ class MethodBenchmark:
         path = self.folder / "recipe.yml"
         write_recipe(path, recipe)
         write_statistics(recipe, self.options.shape)
+        write_adapters(recipe, self.options.shape)
         inputs = inputs_of(recipe)
         warm_page_cache(inputs)
         row: dict[str, Any] = {"name": case.name, "method": case.method}

@@ -11,7 +11,7 @@ from cuvee.checkpoints.sources import Model
 from cuvee.checkpoints.writing import Shard, plan_shards
 from cuvee.engine.blocks import Task
 from cuvee.errors import IncompatibleModels
-from cuvee.methods.pieces.factors import is_down
+from cuvee.methods.pieces.factors import is_down, is_up
 
 __all__ = ["adapter_shards", "check_adapters"]
 
@@ -34,7 +34,7 @@ def check_adapters(adapters: Mapping[int, Model], tasks: Sequence[Task]) -> list
     Raises:
         IncompatibleModels: they have no factors, or scale them differently: their factors do not mean the same.
     """
-    if not any(is_down(task.name) for task in tasks if not task.is_copy):
+    if not any(is_down(task.name) or is_up(task.name) for task in tasks if not task.is_copy):
         right = "folders of LoRA adapters, whose tensors are called X.lora_A.weight and X.lora_B.weight"
         raise IncompatibleModels("the models have no factors of adapters", right=right)
     configs = [(model.label, model.adapter) for _, model in sorted(adapters.items()) if model.adapter is not None]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuvee.checkpoints.sources import MemoryTensor, Model, as_tensor
+from cuvee.engine.adapters import check_adapters
 from cuvee.engine.blocks import Computed, Task
 from cuvee.engine.given import beside_factors
 from cuvee.engine.keeping import KeptInMemory
@@ -105,6 +106,8 @@ def merge_tensors(
         opened[BASE] = _model(prepared.base, "base", context)
     matched = match_recipe(recipe, prepared, opened)
     raise_all(matched.errors)
+    if prepared.method.on is ADAPTERS:
+        check_adapters(opened, matched.tasks)
     plain = _formula(recipe, prepared, matched, "cpu")
     formula = replace(
         plain,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import MethodError, nearest
-from cuvee.methods.registry import BaseUse, find_method, methods
+from cuvee.methods.registry import BaseUse, On, find_method, methods
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,8 +96,8 @@ def parse_variant(text: str) -> Variant:
 
 
 def all_variants() -> list[Variant]:
-    """Return every registered method that needs no statistics, at its defaults, then those of `STUDIED`."""
-    able = [name for name, method in methods().items() if not method.needs]
+    """Return every registered method of models that needs no statistics, at its defaults, then those of `STUDIED`."""
+    able = [name for name, method in methods().items() if not method.needs and method.on is not On.ADAPTERS]
     return [*map(Variant, able), *map(parse_variant, STUDIED)]
 
 

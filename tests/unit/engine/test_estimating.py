@@ -9,18 +9,20 @@ import torch
 
 import cuvee
 from cuvee.engine.estimating import estimate
-from cuvee.methods.registry import methods
+from cuvee.methods.registry import ADAPTERS, methods
 from cuvee.recipes import RecipeModel
 from cuvee.testing.specimens import statistics_of
 
+FACTORS = ["base_model.model.q_proj.lora_A.weight", "base_model.model.q_proj.lora_B.weight"]
 NAMES = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)] + ["model.norm.weight"]
 
 
 def recipe(method: str, **settings: object) -> cuvee.Recipe:
     generator = torch.Generator().manual_seed(0)
-    models = [{n: torch.randn(8, 8, generator=generator) for n in NAMES} for _ in range(6)]
-    base, *experts = models
     known = methods()[method]
+    names = FACTORS if known.on is ADAPTERS else NAMES
+    models = [{n: torch.randn(8, 8, generator=generator) for n in names} for _ in range(6)]
+    base, *experts = models
     has_base = known.base.name in ("REQUIRED", "ENDPOINT")
     high = known.models[1] or (2 if known.models[0] <= 2 else 5)
     if known.base.name == "ENDPOINT":
