@@ -9,6 +9,12 @@ from cyclopts import Group, Parameter, validators
 __all__ = [
     "Add",
     "AllowNan",
+    "AnchorCount",
+    "AnchorLoss",
+    "AnchorPart",
+    "AnchorStart",
+    "AnchorSteps",
+    "AnchorTokens",
     "AsJson",
     "Atoms",
     "BatchSize",
@@ -20,17 +26,20 @@ __all__ = [
     "Continue",
     "CosineSimilarity",
     "Device",
+    "Epochs",
     "EvaluationBatch",
     "EvaluationTasks",
     "Exclude",
     "FewShot",
     "GateDtype",
     "IncludePath",
+    "LearningRate",
     "Limit",
     "Load",
     "Magikarp",
     "MaxTokens",
     "Memory",
+    "MergedModel",
     "Modules",
     "Offline",
     "OlderThan",
@@ -38,6 +47,7 @@ __all__ = [
     "OtherBase",
     "OtherExperts",
     "OutFolder",
+    "OutModel",
     "Overwrite",
     "Png",
     "PrefixMatch",
@@ -72,6 +82,7 @@ _OUTPUT = Group("The output", sort_key=2)
 _MACHINE = Group("The machine", sort_key=3)
 _TOKENS = Group("The new tokens", sort_key=1)
 _TEXTS = Group("The texts", sort_key=1)
+_ANCHORS = Group("The anchors", sort_key=1)
 _HUB = Group("The Hugging Face hub", sort_key=4)
 _TERMINAL = Group("The terminal", sort_key=5)
 
@@ -289,6 +300,77 @@ Modules = Annotated[
     Parameter(
         name="--only", group=_TENSORS, metavar="PATTERN", help="Only the maps whose names match, such as '*.mlp.*'."
     ),
+]
+OutModel = Annotated[str, Parameter(name="--out", group=_OUTPUT, metavar="FOLDER", help="Folder to publish.")]
+MergedModel = Annotated[
+    str | None,
+    Parameter(
+        name="--from",
+        group=_ANCHORS,
+        metavar="MODEL",
+        help="Begin from a merge of the experts, each element of whose task vector gets a coefficient; the base if not given.",
+    ),
+]
+AnchorPart = Annotated[
+    Literal["layer", "mlp"],
+    Parameter(
+        group=_ANCHORS, help="What is trained: whole layers (if not given), or their MLPs, as the paper does in LLMs."
+    ),
+]
+AnchorCount = Annotated[
+    int,
+    Parameter(
+        name="--anchors",
+        group=_ANCHORS,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Of each expert at each layer; 64 if not given. The paper: 64, for MLPs of LLMs 8192.",
+    ),
+]
+AnchorTokens = Annotated[
+    int,
+    Parameter(
+        group=_ANCHORS,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Of each anchor; 16 if not given. The paper: 5 to 257, for MLPs 1.",
+    ),
+]
+AnchorSteps = Annotated[
+    int,
+    Parameter(
+        group=_ANCHORS,
+        metavar="N",
+        validator=validators.Number(gte=0),
+        help="By which anchors are learned; 1200 if not given. The paper: 1200, for MLPs 200.",
+    ),
+]
+AnchorStart = Annotated[
+    Literal["weights", "gauss"],
+    Parameter(
+        group=_ANCHORS, help="Where anchors begin: rows of the expert's weights (if not given), or small normal draws."
+    ),
+]
+Epochs = Annotated[
+    int,
+    Parameter(
+        group=_ANCHORS,
+        metavar="N",
+        validator=validators.Number(gte=0),
+        help="Of training on the anchors; 100 if not given. The paper: 25 to 125.",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    Parameter(
+        group=_ANCHORS,
+        metavar="X",
+        validator=validators.Number(gt=0),
+        help="Of that training; if not given 1e-5, and 1e-2 with --from.",
+    ),
+]
+AnchorLoss = Annotated[
+    Literal["cosine", "mse"], Parameter(group=_ANCHORS, help="What the training lowers; cosine if not given.")
 ]
 Tensors = Annotated[bool, Parameter(group=_TENSORS, help="List every tensor: name, dtype, shape, layer, role.")]
 Quick = Annotated[bool, Parameter(group=_MACHINE, help="Small models and few steps: a minute or two on two cores.")]

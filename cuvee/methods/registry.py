@@ -495,8 +495,8 @@ def edits() -> Mapping[str, Edit]:
 
 _NO_METHODS = {
     "fda": (
-        "fda is not built: it trains inputs and layers, which needs passes through the models",
-        "see README, Not yet",
+        "fda learns inputs and trains layers on them, which no recipe can: it is a command",
+        "cuvee fda BASE EXPERT… --out OUT; in Python cuvee.learning.plan_anchors",
     ),
     "seme": (
         "there is no method seme: the formulas of its paper were not seen, and what went by its name would not be faithful",

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cuvee.architectures import describe
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.safetensors_format import lay_out
 from cuvee.checkpoints.sources import Model
 from cuvee.engine.given import SHARED, TEXTS
 from cuvee.errors import CheckpointError, IncompatibleModels, RecipeError, printable
-from cuvee.statistics.networks import load_network, load_words
+from cuvee.statistics.networks import layers_of, load_network, load_words
 from cuvee.statistics.texts import digest_of_texts
 from cuvee.tensors.dtypes import DTYPES
 from cuvee.tensors.lazy_torch import torch
@@ -95,7 +94,7 @@ def collect_hidden(
         RecipeError: a text has no tokens.
     """
     network = load_network(model, device=device)
-    layers = _layers_of(model, network)
+    layers = layers_of(model, network)
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def after(name: str, output: Any) -> None:
@@ -161,18 +160,6 @@ def collect_gram(
         tokens = _run(network, model, texts, max_tokens, device, watch)
     tensors = {f"gram/{name}": (total / max(1, rows[name])).float().cpu() for name, total in sums.items()}
     return _checked(tensors, model, texts, tokens, max_tokens, {f"gram/{n}": f"gram/{of}" for n, of in shared.items()})
-
-
-def _layers_of(model: Model, network: nn.Module) -> dict[str, nn.Module]:
-    """Return the network's layers by name, those of each stack in order."""
-    architecture = describe({name: source.shape for name, source in model.tensors.items()}, model.config)
-    names = [f"{stack}.{n}" for stack, count in architecture.stacks.items() for n in range(count)]
-    modules = dict(network.named_modules())
-    found = {name: modules[name] for name in names if name in modules}
-    if not found:
-        right = "a model whose layers are a list, under the names of its weights"
-        raise IncompatibleModels("the network has no layers that its tensors name", where=model.label, right=right)
-    return found
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cuvee.architectures import describe
 from cuvee.checkpoints.sources import Model, read_all
 from cuvee.errors import CheckpointError, IncompatibleModels, ResourceError, printable
 from cuvee.tensors.lazy_torch import torch
@@ -13,7 +14,7 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_network", "load_words", "need_transformers"]
+__all__ = ["layers_of", "load_network", "load_words", "need_transformers"]
 
 _NOT_SETTINGS = ("model_type", "quantization_config", "auto_map")
 
@@ -60,8 +61,12 @@ def load_words(model: Model, what: str, instead: str = "") -> Any:
         ) from None
 
 
-def load_network(model: Model, *, device: str = "cpu") -> nn.Module:
+def load_network(model: Model, *, device: str = "cpu", attention: str | None = None) -> nn.Module:
     """Return a model as a network in float32, of the class that its config.json names.
+
+    Args:
+        device: "cpu" or "cuda".
+        attention: how transformers computes it: "eager" can be differentiated twice; None: as it likes.
 
     Raises:
         ResourceError: transformers is not installed.
@@ -88,6 +93,7 @@ def load_network(model: Model, *, device: str = "cpu") -> nn.Module:
                 state_dict={name: read_all(source) for name, source in model.tensors.items()},
                 output_loading_info=True,
                 dtype=torch.float32,
+                **({} if attention is None else {"attn_implementation": attention}),
             )
     except Exception as error:  # transformers raises whatever config and weights make it raise
         raise IncompatibleModels(
@@ -100,6 +106,18 @@ def load_network(model: Model, *, device: str = "cpu") -> nn.Module:
         found = f"{len(missing)} weights of a {name} are missing or of another shape, such as {missing[0]!r}"
         raise IncompatibleModels(found, where=model.label, right="config.json and weights of one model")
     return network.to(device).eval()
+
+
+def layers_of(model: Model, network: nn.Module) -> dict[str, nn.Module]:
+    """Return the network's layers by name, those of each stack in order."""
+    architecture = describe({name: source.shape for name, source in model.tensors.items()}, model.config)
+    names = [f"{stack}.{n}" for stack, count in architecture.stacks.items() for n in range(count)]
+    modules = dict(network.named_modules())
+    found = {name: modules[name] for name in names if name in modules}
+    if not found:
+        right = "a model whose layers are a list, under the names of its weights"
+        raise IncompatibleModels("the network has no layers that its tensors name", where=model.label, right=right)
+    return found
 
 
 @contextlib.contextmanager

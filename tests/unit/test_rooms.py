@@ -10,7 +10,7 @@ import cuvee
 ROOT = Path(cuvee.__file__).parent
 ORDER = [
     "_version", "errors", "tensors", "checkpoints", "architectures", "tokenizers", "methods", "recipes", "engine",
-    "statistics", "moe", "evaluation", "reports", "testing", "cli",
+    "statistics", "learning", "moe", "evaluation", "reports", "testing", "cli",
 ]  # fmt: skip
 
 

@@ -165,7 +165,7 @@ def test_heads_of_other_vocabularies_are_refused_and_zeros_give_no_nan():
     assert bool(torch.isfinite(latent_map(torch.zeros(4, 3), torch.ones(4, 2))).all())
 
 
-@pytest.mark.parametrize(("method", "instead"), [("fda", "Not yet"), ("seme", "latent_map")])
+@pytest.mark.parametrize(("method", "instead"), [("fda", "cuvee fda BASE"), ("seme", "latent_map")])
 def test_names_that_are_no_methods_are_refused_with_what_there_is_instead(method, instead):
     base, experts = drawn(2)
     with pytest.raises(MethodError, match=method) as raised:

@@ -24,6 +24,11 @@ FROZEN = {
         "BASE", "PART", "OUT", "--overwrite", "--allow-nan", "--shard-size", "--threads", "--memory", "--offline",
         "--token", "--quiet", "--json",
     ],
+    "fda": [
+        "BASE", "EXPERTS", "--out", "--from", "--part", "--anchors", "--anchor-tokens", "--steps", "--start", "--epochs",
+        "--learning-rate", "--loss", "--seed", "--overwrite", "--allow-nan", "--shard-size", "--device", "--threads",
+        "--offline", "--token", "--quiet", "--json",
+    ],
     "plan": ["RECIPE", "--preset", "--json", *PLANNING],
     "methods": ["NAME", "--json"],
     "collect hidden": [
