@@ -32,7 +32,7 @@ TERMINAL_COLUMNS = 9
 """What fits a terminal; the resident sizes, which count the mapped files too, are in the written results."""
 HOW_MEASURED = (
     "Wall time of whole processes, the best run of each; peak memory is the largest of all runs. "
-    "Inputs are warm in the page cache for all; every output is deleted before the next run.",
+    "Inputs are warm in the page cache for all, and so is free memory; every output is deleted before the next run.",
     "floor: a process of its own reads every input once in 8 MiB reads and writes and fsyncs as many bytes as "
     "the merge does (better of 1 and 2 threads). Cuvée fsyncs its output too, mergekit does not.",
     "merge phase: Cuvée's plan, merge and publish, after start-up and imports. Every Cuvée run starts without measurements "

@@ -40,6 +40,8 @@ __all__ = [
     "count_low",
     "count_special",
     "decode",
+    "digest_leaves",
+    "digests",
     "draws",
     "encode",
     "is_off",
@@ -80,6 +82,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "count_high": (_I, [_P, _I, _N, _P]),
     "count_low": (None, [_P, _I, _U, _N, _P]),
     "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
+    "digest_leaves": (None, [_P, _N, _N, _P]),
+    "digests_pay": (_I, []),
     "draws": (None, [_K, _K, _N, _N, _P]),
     "bernoulli": (None, [_K, _K, _N, _N, _U, _P]),
     "keep": (None, [_P, _P, _N, _P]),
@@ -208,6 +212,19 @@ def load(row: Row, out: Floats) -> Floats:
 def count_special(source: NDArray[Any], kind: str) -> int:
     """Return how many of the raw elements `source` are NaN or infinite."""
     return int(_library().cuvee_count_special(_at(source), KINDS[kind], source.nbytes // (4 if kind == "F32" else 2)))
+
+
+@functools.cache
+def digests() -> bool:
+    """True when `digest_leaves` is there, and about as fast on this processor as the package blake3."""
+    return available() and bool(_library().cuvee_digests_pay())
+
+
+def digest_leaves(raw: NDArray[np.uint8], leaf: int) -> bytes:
+    """Return the BLAKE3 digests, 32 bytes each, of runs of `leaf` bytes, at most 1 MiB; the last may be shorter."""
+    found = ctypes.create_string_buffer(32 * -(-raw.size // leaf))
+    _library().cuvee_digest_leaves(_at(raw), raw.size, leaf, found)
+    return found.raw
 
 
 def decode(source: NDArray[Any], kind: str, base: Floats | None, out: Floats) -> int:
