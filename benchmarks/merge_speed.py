@@ -191,8 +191,10 @@ class SpeedBenchmark:
         return [sys.executable, "-m", "cuvee", *arguments]
 
     def cuvee_environment(self) -> dict[str, str]:
-        """This process's environment with a Cuvée home of the benchmark's own."""
-        return os.environ | {"CUVEE_HOME": str(self.cuvee_home)}
+        """This process's environment with a Cuvée home of the benchmark's own, and bytecode kept as an installation has it."""
+        return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
+            "CUVEE_HOME": str(self.cuvee_home)
+        }
 
     def forget_measurements(self) -> None:
         """Every timed merge is a first merge: measurements of an earlier run would spare it half its work."""

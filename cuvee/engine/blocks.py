@@ -49,7 +49,7 @@ Array = Union["NDArray[Any]", "Tensor"]
 
 _NO_LINEAR_MAPS = ("embedding", "head")
 
-_PIECE_BYTES = 1 << 19
+_PIECE_BYTES = 1 << 20
 ENGINE_PARAMETERS = ("scaling", "embed_mismatch", "others", "not_matrix", "conv")
 
 

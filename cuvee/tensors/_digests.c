@@ -14,6 +14,9 @@
 #endif
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 12)
+#if !defined(__clang__)
+#pragma GCC optimize("schedule-insns") /* a tenth faster: without it the state does not stay in the registers */
+#endif
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl")))
 #define INLINE TARGET static inline __attribute__((always_inline))
 
@@ -28,15 +31,15 @@ static const Word START[CHAIN] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a
 
 /* The compression function's seven rounds on words, or on lanes of words: section 2.2. */
 #define TURN(x, bits) ((x) >> (bits) | (x) << (32 - (bits)))
-#define MIX(a, b, c, d, x, y)                               \
+#define MIX(a, b, c, d, x, y)                                \
     v[a] = v[a] + v[b] + m[x], v[d] = TURN(v[d] ^ v[a], 16); \
     v[c] = v[c] + v[d], v[b] = TURN(v[b] ^ v[c], 12);        \
     v[a] = v[a] + v[b] + m[y], v[d] = TURN(v[d] ^ v[a], 8);  \
     v[c] = v[c] + v[d], v[b] = TURN(v[b] ^ v[c], 7)
-#define ROUND(m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15)                \
-    MIX(0, 4, 8, 12, m0, m1), MIX(1, 5, 9, 13, m2, m3), MIX(2, 6, 10, 14, m4, m5);                 \
-    MIX(3, 7, 11, 15, m6, m7), MIX(0, 5, 10, 15, m8, m9), MIX(1, 6, 11, 12, m10, m11);             \
-    MIX(2, 7, 8, 13, m12, m13), MIX(3, 4, 9, 14, m14, m15)
+#define ROUND(m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15)    \
+    MIX(0, 4, 8, 12, m0, m1); MIX(1, 5, 9, 13, m2, m3); MIX(2, 6, 10, 14, m4, m5);     \
+    MIX(3, 7, 11, 15, m6, m7); MIX(0, 5, 10, 15, m8, m9); MIX(1, 6, 11, 12, m10, m11); \
+    MIX(2, 7, 8, 13, m12, m13); MIX(3, 4, 9, 14, m14, m15)
 #define ROUNDS                                                    \
     ROUND(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); \
     ROUND(2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8); \
@@ -114,7 +117,10 @@ TARGET static void digest_leaf(const uint8_t *leaf, int64_t size, uint8_t *diges
         memcpy(digest, root, sizeof root);
         return;
     }
-    for (; at + LANES <= full; at += LANES) hash_16(leaf + at * CHUNK, CHUNK, 0, (Word)at, chains + at * CHAIN);
+    for (; at < full && full >= LANES; at += LANES) { /* the last 16 begin earlier, where fewer are left */
+        at = at + LANES <= full ? at : full - LANES;
+        hash_16(leaf + at * CHUNK, CHUNK, 0, (Word)at, chains + at * CHAIN);
+    }
     for (; at < nodes; at++) hash_chunk(leaf + at * CHUNK, at < full ? CHUNK : size % CHUNK, at, 0, chains + at * CHAIN);
     while (nodes > 2) {
         int64_t pairs = nodes / 2;

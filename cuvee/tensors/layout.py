@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 __all__ = ["LEAF_ELEMENTS", "Layout"]
 
@@ -24,12 +25,12 @@ class Layout:
 
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def inner(self) -> tuple[int, ...]:
         """The shape of one step along a block's first dimension; a block is shaped `(steps, *inner)`."""
         if len(self.shape) < 2:
@@ -37,13 +38,13 @@ class Layout:
         slice_shape = self.shape[1:]
         return slice_shape if math.prod(slice_shape) <= LEAF_ELEMENTS else self.shape[-1:]
 
-    @property
+    @cached_property
     def leaf(self) -> int:
         """Elements of a full leaf; the last one may be shorter."""
         step = max(1, math.prod(self.inner))
         return max(1, LEAF_ELEMENTS // step) * step
 
-    @property
+    @cached_property
     def leaves(self) -> int:
         """Number of leaves."""
         return -(-self.numel // self.leaf)
