@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 import numpy as np
 
 from cuvee.checkpoints.sources import Scratch, StoredTensor, TensorSource, read_raw
-from cuvee.methods.combination import Combination, Matrices, Row, Stored, plain
-from cuvee.methods.measuring import Call, Decompositions, Kept, Place, activated, each, each_loaded
+from cuvee.methods.combination import Matrices, Stored, plain
+from cuvee.methods.measuring import Call, Decompositions, Kept, Pending, Place, activated, each, each_loaded
 from cuvee.methods.pieces.combine import OTHERS
 from cuvee.methods.registry import ADAPTERS, DELTAS, EMBEDDINGS, MATRIX, OPTIONAL, Edit, Method
 from cuvee.tensors import kernels
@@ -26,6 +26,7 @@ from cuvee.tensors.dtypes import DType, torch_dtype
 from cuvee.tensors.either import as_tensor
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.rows import Combination, InFile, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -239,6 +240,9 @@ class Observer(Protocol):
     def read(self, number: int, start: int, raw: NDArray[np.uint8]) -> None:
         """Input `number` was read: the bytes as stored, of the flat elements from `start` on."""
 
+    def place(self, number: int, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return where the digests of leaves go, (leaves, 32), of an input that a kernel reads and digests itself."""
+
     def decoded(self, number: int, non_finite: int) -> None:
         """So many elements of what was read are NaN or infinite."""
 
@@ -334,19 +338,62 @@ def _count_non_finite(raw: NDArray[np.uint8], dtype: DType) -> int:
 def _combine_stored(
     task: Task, formula: Formula, call: Call, worker: Worker, observer: Observer | None, shape: tuple[int, ...]
 ) -> Computed:
-    """Compute a block of a method that is given arrays, from the raw bytes as far as it measures, filters and combines."""
+    """Compute a block of a method that is given arrays, from the raw bytes as far as it measures, filters and combines.
+
+    What nobody looks at before it is combined is read, digested and combined leaf by leaf in the cache.
+    """
     start, stop = call.place.start, call.place.stop
     rows: list[Row] = []
     for number, one in enumerate(task.all_inputs):
-        raw, kind = _read_watched(task, number, start, stop, worker, observer), one.source.dtype.name
-        rows.append(Row(raw, kind, shape, rows[0] if task.base and number else None))
-    base = rows.pop(0) if task.base else None
-    with activated(call):
-        merged = formula.method.function(Stored(rows), **task.own_arguments(formula.method))
+        elements = _elements(task, number, start, stop, worker, observer)
+        rows.append(Row(elements, one.source.dtype.name, shape, rows[0] if task.base and number else None))
+    models, base = (rows[1:], rows[0]) if task.base else (rows, None)
+    try:
+        with activated(call):
+            merged = formula.method.function(Stored(models), **task.own_arguments(formula.method))
+    except Pending:
+        _read_all(rows, observer)
+        raise
     if not isinstance(merged, Combination):
         merged = Combination([kernels.row_of(np.ascontiguousarray(_array(plain(merged)), np.float32))], [1.0])
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)
-    return Computed(out, merged.write(base, task.scaling, task.dtype.name, out))
+    into: dict[str, Any] = {"base": base, "scaling": task.scaling, "kind": task.dtype.name}
+    used = {row.source for row in (*merged.rows, *rows[: bool(base)]) if isinstance(row.source, InFile)}
+    streamed = None
+    if len(used) == len(rows) and not any(source.is_read for source in used):
+        streamed = kernels.stream(merged, out, partial(worker.scratch.take_raw, "leaves"), **into)
+    if streamed is not None:
+        non_finite, reading = streamed
+        worker.seconds["read"] = worker.seconds.get("read", 0.0) + reading
+        return Computed(out, non_finite)
+    _read_all(rows, observer)
+    return Computed(out, kernels.combine(merged, out, **into))
+
+
+def _read_all(rows: Sequence[Row], observer: Observer | None) -> None:
+    """Show the observer also what nobody has asked for: of a model that has no part in this tensor, or not yet."""
+    if observer:
+        for row in rows:
+            _ = row.elements
+
+
+def _elements(
+    task: Task, number: int, start: int, stop: int, worker: Worker, observer: Observer | None
+) -> InFile | NDArray[np.uint8]:
+    """Return a block of an input, or where it lies."""
+    source, leaf = task.all_inputs[number].source, task.layout.leaf
+    load = partial(_read_watched, task, number, start, stop, worker, observer)
+    if not isinstance(source, StoredTensor) or leaf * source.dtype.itemsize > kernels.MOST_OF_A_LEAF:
+        return load()
+    if not kernels.streams():
+        return load()
+    digests = observer.place(number, start, stop) if observer else None
+    found = partial(observer.decoded, number) if observer else _nobody_counts
+    return InFile(source.file.fd, source.offset + start * source.dtype.itemsize, leaf, digests, load, found)
+
+
+def _nobody_counts(_: int) -> None:
+    """Stands in for an observer where there is none."""
 
 
 def _read_watched(

@@ -39,6 +39,10 @@ class TaskRecord:
         """Digest an input's block."""
         self.inputs[number].add(start, raw)
 
+    def place(self, number: int, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return where the digests of an input's leaves go."""
+        return self.inputs[number].place(start, stop)
+
     def decoded(self, number: int, non_finite: int) -> None:
         """Count what is not finite in an input."""
         if non_finite:

@@ -76,6 +76,10 @@ class _Digest(Observer):
         """Add a block."""
         self.digest.add(start, raw)
 
+    def place(self, number: int, start: int, stop: int) -> Any:
+        """Return where the digests of leaves go."""
+        return self.digest.place(start, stop)
+
     def decoded(self, number: int, non_finite: int) -> None:
         """The values themselves do not matter."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Combination", "Matrices", "Row", "Stored", "by_model", "plain"]
+__all__ = ["Matrices", "Stored", "by_model", "plain"]
 
 
 class Stored:
@@ -82,41 +82,6 @@ class Matrices(Sequence["Tensor"]):
         for k in range(1, len(self)):
             stack[k] = self[k]
         return stack
-
-
-@dataclass(frozen=True)
-class Combination:
-    """Σ weights_k · rows_k / divisor, not computed yet; with `votes` the consensus on signs (`pieces.vote`).
-
-    Attributes:
-        rows: K.
-        weights: K.
-        divisor: of a weighted sum.
-        votes: K, or None.
-        normalize, floor: see `pieces.vote.weigh_consensus`.
-    """
-
-    rows: Sequence[Row]
-    weights: Sequence[float]
-    divisor: float = 1.0
-    votes: Sequence[float] | None = None
-    normalize: bool = False
-    floor: float = 0.0
-
-    def write(self, base: Row | None, scaling: float, kind: str, out: NDArray[Any]) -> int:
-        """Write `base` + this · `scaling` as stored elements of `kind`; returns how many are NaN or infinite."""
-        return kernels.combine(
-            self.rows,
-            self.weights,
-            divisor=self.divisor,
-            votes=self.votes,
-            normalize=self.normalize,
-            floor=self.floor,
-            base=base,
-            scaling=scaling,
-            kind=kind,
-            out=out,
-        )
 
 
 def plain(values: Any) -> Any:

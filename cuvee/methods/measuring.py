@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Matrices, Row, Stored, by_model, plain
+from cuvee.methods.combination import Matrices, Stored, by_model, plain
 from cuvee.tensors import kernels
 from cuvee.tensors.either import empty_like, number_of, same_memory
 from cuvee.tensors.layout import Layout
+from cuvee.tensors.rows import Row
 
 if TYPE_CHECKING:
     import torch as torch_types

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from cuvee.methods.combination import Row, Stored, plain
+from cuvee.methods.combination import Stored, plain
 from cuvee.methods.measuring import Again, Done, Fold, Place
 from cuvee.tensors import kernels
 from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.order import DIGIT, count_equal, digit_counts, kth_largest, value_of_key
+from cuvee.tensors.rows import Row
 from cuvee.tensors.sums import lane_sum, magnitude_sum, product_sums
 
 if TYPE_CHECKING:

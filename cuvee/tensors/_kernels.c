@@ -4,10 +4,15 @@
  * stay separate (-ffp-contract=off), sums have a fixed order, and no compiler flag may reorder floating point.
  * Legend: K models, n elements, rows of `stride` elements apart. */
 
+#include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #endif
@@ -237,32 +242,124 @@ INLINE void agree(
         for (int64_t i = 0; i < size; i++) out[i] /= divisor[i] == 0.0f ? 1.0f : divisor[i];
 }
 
-/* From stored elements to stored elements in one pass: Σ w_k x_k / divisor of K rows, or with `votes` the consensus on signs;
- * then base + that * scaling, rounded. Returns how many of out are NaN or infinite; -1 without memory. */
-FAST API int64_t cuvee_combine(
-    const Row *rows, int64_t K, const float *weights, float divisor, const float *votes, int normalize, float floor,
-    const void *base_source, int base_kind, float scaling, int out_kind, int64_t n, void *out)
+/* What is made of K rows: Σ w_k x_k / divisor, or with `votes` the consensus on signs; then base + that * scaling, rounded. */
+typedef struct {
+    const Row *rows;
+    const float *weights, *votes;
+    const void *base; /* NULL, or stored elements */
+    int64_t K;
+    float divisor, floor, scaling;
+    int32_t normalize, base_kind, kind;
+} Sum;
+
+/* Elements [from, to) of the output; returns how many of them are NaN or infinite. `values`: (K, CHUNK). */
+INLINE int64_t combine(const Sum *sum, int64_t from, int64_t to, float *values, void *out)
 {
-    float *values = malloc(K * CHUNK * sizeof *values);
-    if (!values) return -1;
     int64_t special = 0;
-    for (int64_t begin = 0; begin < n; begin += CHUNK) {
-        int64_t size = MIN(CHUNK, n - begin);
-        const void *held = base_source;
+    for (int64_t begin = from; begin < to; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, to - begin);
+        const void *held = sum->base;
         float base[CHUNK], merged[CHUNK];
-        if (base_source) decode_chunk(base_source, base_kind, begin, size, base);
-        for (int64_t k = 0; k < K; k++) load_chunk(rows + k, begin, size, &held, base, values + k * CHUNK);
-        if (votes) agree(values, votes, weights, K, normalize, floor, size, merged);
-        else add_weighted(values, weights, K, divisor, size, merged);
-        if (base_source) {
-            if (held != base_source) decode_chunk(base_source, base_kind, begin, size, base);
+        if (sum->base) decode_chunk(sum->base, sum->base_kind, begin, size, base);
+        for (int64_t k = 0; k < sum->K; k++) load_chunk(sum->rows + k, begin, size, &held, base, values + k * CHUNK);
+        if (sum->votes) agree(values, sum->votes, sum->weights, sum->K, sum->normalize, sum->floor, size, merged);
+        else add_weighted(values, sum->weights, sum->K, sum->divisor, size, merged);
+        if (sum->base) {
+            if (held != sum->base) decode_chunk(sum->base, sum->base_kind, begin, size, base);
+            float scaling = sum->scaling;
             for (int64_t i = 0; i < size; i++) merged[i] = base[i] + merged[i] * scaling;
         }
-        special += encode_chunk(merged, out_kind, begin, size, out);
+        special += encode_chunk(merged, sum->kind, begin, size, out);
     }
+    return special;
+}
+
+/* From stored elements to stored elements in one pass. Returns how many of out are NaN or infinite; -1 without memory. */
+FAST API int64_t cuvee_combine(const Sum *sum, int64_t n, void *out)
+{
+    float *values = malloc(sum->K * CHUNK * sizeof *values);
+    if (!values) return -1;
+    int64_t special = combine(sum, 0, n, values, out);
     free(values);
     return special;
 }
+
+/* ---- combining what is still in files --------------------------------------------------------------------------- */
+
+/* Stored elements in a file. `digests`: NULL, or where those of their leaves go. Found: how many are NaN or infinite, and the
+ * nanoseconds that reading took. */
+typedef struct {
+    int64_t offset;
+    uint8_t *digests;
+    int64_t special, nanoseconds;
+    int32_t fd, kind;
+} File;
+
+void cuvee_digest_leaves(const uint8_t *bytes, int64_t size, int64_t leaf, uint8_t *digests);
+
+#if defined(_WIN32)
+API int64_t cuvee_stream(
+    const Sum *sum, File *files, int64_t count, int64_t leaf, int64_t n, uint8_t *buffers, int64_t room, void *out)
+{
+    (void)sum, (void)files, (void)count, (void)leaf, (void)n, (void)buffers, (void)room, (void)out;
+    return -2;
+}
+#else
+static int64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+/* Elements [begin, begin + size) into the buffer, digested and counted there; false where they cannot be read. */
+static int read_leaf(File *file, int64_t begin, int64_t size, int64_t number, uint8_t *buffer)
+{
+    int64_t width = file->kind == F32 ? 4 : 2, done = 0, start = now();
+    while (done < size * width) {
+        ssize_t count = pread(file->fd, buffer + done, size * width - done, file->offset + begin * width + done);
+        if (count <= 0 && !(count < 0 && errno == EINTR)) return 0;
+        done += count > 0 ? count : 0;
+    }
+    file->nanoseconds += now() - start;
+    if (file->digests) cuvee_digest_leaves(buffer, size * width, size * width, file->digests + 32 * number);
+    file->special += cuvee_count_special(buffer, file->kind, size);
+    return 1;
+}
+
+/* Where a row's first element would lie, were all of the row and not only element `begin` in the buffer of its file. */
+static const void *behind(const uint8_t *buffers, int64_t room, const void *file, int kind, int64_t begin)
+{
+    return (const void *)((uintptr_t)buffers + (uintptr_t)file * room - begin * (kind == F32 ? 4 : 2));
+}
+
+/* As cuvee_combine, where `source` and `base` of the rows and the base of the sum are numbers of files, counted from 1: leaf after
+ * leaf is read into `buffers`, (1 + files, room) bytes, and digested, counted and combined while it is in the cache.
+ * Returns -1 without memory, -2 where a file cannot be read. */
+FAST API int64_t cuvee_stream(
+    const Sum *sum, File *files, int64_t count, int64_t leaf, int64_t n, uint8_t *buffers, int64_t room, void *out)
+{
+    float *values = malloc(sum->K * CHUNK * sizeof *values);
+    Row *rows = malloc(sum->K * sizeof *rows);
+    int64_t special = values && rows ? 0 : -1;
+    Sum here = *sum;
+    here.rows = rows;
+    for (int64_t begin = 0; begin < n && special >= 0; begin += leaf) {
+        int64_t size = MIN(leaf, n - begin), f = 0;
+        while (f < count && read_leaf(files + f, begin, size, begin / leaf, buffers + (f + 1) * room)) f++;
+        for (int64_t k = 0; k < sum->K; k++) {
+            rows[k] = sum->rows[k];
+            rows[k].source = behind(buffers, room, rows[k].source, rows[k].kind, begin);
+            if (rows[k].base) rows[k].base = behind(buffers, room, rows[k].base, rows[k].base_kind, begin);
+        }
+        if (sum->base) here.base = behind(buffers, room, sum->base, sum->base_kind, begin);
+        special = f < count ? -2 : special + combine(&here, begin, begin + size, values, out);
+    }
+    free(values);
+    free(rows);
+    return special;
+}
+#endif
 
 /* pieces.trim.keep_among, in place where out is values. */
 FAST API void cuvee_threshold(

@@ -15,12 +15,12 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from cuvee.tensors.rows import Row
+from cuvee.tensors.rows import Combination, InFile, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "MOST_OF_A_LEAF",
     "available",
     "bernoulli",
     "combine",
@@ -54,6 +55,8 @@ __all__ = [
     "row_of",
     "select",
     "serve",
+    "stream",
+    "streams",
     "threshold",
     "variance",
     "weighted_sum",
@@ -61,6 +64,11 @@ __all__ = [
 
 KINDS = {"F32": 0, "BF16": 1, "F16": 2}
 """The storage types that `decode` and `encode` know, by safetensors' names."""
+MOST_OF_A_LEAF = 1 << 20
+"""Bytes of a leaf that `digest_leaves` and `stream` take."""
+
+_ALIGNED = 64
+_UNREADABLE = -2
 
 _P, _N, _I, _F, _U, _K = (
     ctypes.c_void_p,
@@ -73,7 +81,8 @@ _P, _N, _I, _F, _U, _K = (
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "load": (None, [_P, _N, _P]),
     "count_special": (_N, [_P, _I, _N]),
-    "combine": (_N, [_P, _N, _P, _F, _P, _I, _F, _P, _I, _F, _I, _N, _P]),
+    "combine": (_N, [_P, _N, _P]),
+    "stream": (_N, [_P, _P, _N, _N, _N, _P, _N, _P]),
     "threshold": (None, [_P, _F, _N, _N, _N, _N, _P]),
     "variance": (_I, [_P, _N, _N, _P]),
     "lane_sums": (None, [_P, _I, _N, _N, _P]),
@@ -111,6 +120,33 @@ class _Row(ctypes.Structure):
         ("kind", ctypes.c_int32),
         ("base_kind", ctypes.c_int32),
         ("count", _N),
+    )
+
+
+class _Sum(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.POINTER(_Row)),
+        ("weights", _P),
+        ("votes", _P),
+        ("base", _P),
+        ("models", _N),
+        ("divisor", _F),
+        ("floor", _F),
+        ("scaling", _F),
+        ("normalize", ctypes.c_int32),
+        ("base_kind", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
+    )
+
+
+class _File(ctypes.Structure):
+    _fields_ = (
+        ("offset", _N),
+        ("digests", _P),
+        ("special", _N),
+        ("nanoseconds", _N),
+        ("fd", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
     )
 
 
@@ -190,13 +226,21 @@ def _rows_of(values: Any) -> list[Row]:
     return [row_of(one) for one in values]
 
 
-def _as_c(rows: Sequence[Row]) -> Any:
-    """Return the structures that the kernels read, for one call: they count the ties down."""
+def _at_elements(row: Row) -> int | None:
+    return _at(row.elements)
+
+
+def _as_c(rows: Sequence[Row], where: Callable[[Row], int | None] = _at_elements) -> Any:
+    """Return the structures that the kernels read, for one call: they count the ties down.
+
+    Args:
+        where: what stands for the elements of a row.
+    """
     found = (_Row * len(rows))()
     for place, row in zip(found, rows, strict=True):
-        place.source, place.kind = _at(row.source), KINDS[row.kind]
+        place.source, place.kind = where(row), KINDS[row.kind]
         if row.base is not None:
-            place.base, place.base_kind = _at(row.base.source), KINDS[row.base.kind]
+            place.base, place.base_kind = where(row.base), KINDS[row.base.kind]
         if row.steps:
             steps = [_Step(step.act, step.number, *step.ties, _at(step.mask)) for step in row.steps]
             place.steps, place.count = (_Step * len(steps))(*steps), len(steps)
@@ -211,7 +255,7 @@ def load(row: Row, out: Floats) -> Floats:
 
 def count_special(source: NDArray[Any], kind: str) -> int:
     """Return how many of the raw elements `source` are NaN or infinite."""
-    return int(_library().cuvee_count_special(_at(source), KINDS[kind], source.nbytes // (4 if kind == "F32" else 2)))
+    return int(_library().cuvee_count_special(_at(source), KINDS[kind], _count(source, kind)))
 
 
 @functools.cache
@@ -220,11 +264,9 @@ def digests() -> bool:
     return available() and bool(_library().cuvee_digests_pay())
 
 
-def digest_leaves(raw: NDArray[np.uint8], leaf: int) -> bytes:
-    """Return the BLAKE3 digests, 32 bytes each, of runs of `leaf` bytes, at most 1 MiB; the last may be shorter."""
-    found = ctypes.create_string_buffer(32 * -(-raw.size // leaf))
-    _library().cuvee_digest_leaves(_at(raw), raw.size, leaf, found)
-    return found.raw
+def digest_leaves(raw: NDArray[np.uint8], leaf: int, out: NDArray[np.uint8]) -> None:
+    """Write the BLAKE3 digests, 32 bytes each, of runs of `leaf` ≤ `MOST_OF_A_LEAF` bytes; the last may be shorter."""
+    _library().cuvee_digest_leaves(_at(raw), raw.size, leaf, _at(out))
 
 
 def decode(source: NDArray[Any], kind: str, base: Floats | None, out: Floats) -> int:
@@ -249,60 +291,98 @@ def encode(values: Floats, base: Floats | None, scaling: float, kind: str, out: 
         kind: one of `KINDS`.
         out: (n,) raw elements of `kind`.
     """
-    return combine(
-        [row_of(values)], [1.0], base=None if base is None else row_of(base), scaling=scaling, kind=kind, out=out
-    )
+    one = Combination([row_of(values)], [1.0])
+    return combine(one, out, base=None if base is None else row_of(base), scaling=scaling, kind=kind)
 
 
 def combine(
-    rows: Sequence[Row],
-    weights: Sequence[float],
-    *,
-    divisor: float = 1.0,
-    votes: Sequence[float] | None = None,
-    normalize: bool = False,
-    floor: float = 0.0,
-    base: Row | None = None,
-    scaling: float = 1.0,
-    kind: str = "F32",
-    out: NDArray[Any],
+    one: Combination, out: NDArray[Any], *, base: Row | None = None, scaling: float = 1.0, kind: str = "F32"
 ) -> int:
-    """Write `base` + the weighted sum of the rows, or their consensus, · `scaling` in one pass over stored elements.
+    """Write `base` + a combination · `scaling` in one pass over stored elements.
 
     Args:
-        rows: K.
-        weights: K.
-        divisor: of the weighted sum.
-        votes: K, for a consensus (`pieces.vote.weigh_consensus`), which `normalize` and `floor` belong to.
-        base: without steps; None: the sum itself, without `scaling`.
         out: (n,) raw elements of `kind`.
+        base: without steps; None: the combination itself, without `scaling`.
 
     Returns:
         how many of `out` are NaN or infinite.
     """
-    weight, vote = np.array(weights, np.float32), None if votes is None else np.array(votes, np.float32)
-    made = _library().cuvee_combine(
-        _as_c(rows),
-        len(rows),
-        _at(weight),
-        divisor,
-        _at(vote),
-        normalize,
-        floor,
-        None if base is None else _at(base.source),
-        0 if base is None else KINDS[base.kind],
+    described = _described(one, base, scaling, kind, _at_elements)
+    return _memory(int(_library().cuvee_combine(described, _count(out, kind), _at(out))))
+
+
+def streams() -> bool:
+    """True when `stream` can read, digest and combine on this machine."""
+    return digests() and os.name == "posix"
+
+
+def stream(
+    one: Combination,
+    out: NDArray[Any],
+    take: Callable[[int], NDArray[np.uint8]],
+    *,
+    base: Row | None = None,
+    scaling: float = 1.0,
+    kind: str = "F32",
+) -> tuple[int, float] | None:
+    """Do as `combine` on rows whose sources are `InFile`, cut alike: read leaf by leaf, they stay in the cache.
+
+    Args:
+        take: gives so many bytes to read into.
+
+    Returns:
+        what `combine` returns, and the seconds that reading took; None where something cannot be read.
+    """
+    rows = [row for given in ([base] if base else [], one.rows, [r.base for r in one.rows if r.base]) for row in given]
+    kinds = {row.source: row.kind for row in rows if isinstance(row.source, InFile)}
+    numbers: dict[Any, int] = {source: number for number, source in enumerate(kinds, start=1)}
+    files = (_File * len(kinds))()
+    for file, (source, stored) in zip(files, kinds.items(), strict=True):
+        file.fd, file.offset, file.kind, file.digests = source.fd, source.offset, KINDS[stored], _at(source.digests)
+    leaf, size = next(iter(kinds)).leaf, _count(out, kind)
+    room = -(-min(leaf, size) * 4 // _ALIGNED) * _ALIGNED
+    buffers = take(room * (1 + len(files)))
+    described = _described(one, base, scaling, kind, lambda row: numbers[row.source])
+    made = _library().cuvee_stream(described, files, len(files), leaf, size, _at(buffers), room, _at(out))
+    if made == _UNREADABLE:
+        return None
+    for file, source in zip(files, kinds, strict=True):
+        source.found(file.special)
+    return _memory(int(made)), sum(file.nanoseconds for file in files) * 1e-9
+
+
+def _described(
+    one: Combination, base: Row | None, scaling: float, kind: str, where: Callable[[Row], int | None]
+) -> Any:
+    """Return a reference to the structure that says what to compute; `where`: see `_as_c`."""
+    weights = np.array(one.weights, np.float32)
+    votes = None if one.votes is None else np.array(one.votes, np.float32)
+    found = _Sum(
+        _as_c(one.rows, where),
+        _at(weights),
+        _at(votes),
+        None if base is None else where(base),
+        len(one.rows),
+        one.divisor,
+        one.floor,
         scaling,
+        one.normalize,
+        0 if base is None else KINDS[base.kind],
         KINDS[kind],
-        out.nbytes // (4 if kind == "F32" else 2),
-        _at(out),
     )
-    return _memory(int(made))
+    found.held = weights, votes
+    return ctypes.byref(found)
+
+
+def _count(raw: NDArray[Any], kind: str) -> int:
+    """Return how many elements of `kind` the bytes of an array are."""
+    return raw.nbytes // (4 if kind == "F32" else 2)
 
 
 def weighted_sum(values: T, weights: Sequence[float], divisor: float) -> T:
     """`pieces.combine.weighted_sum`: (K, …) into (…)."""
     out = _empty(values)
-    combine(_rows_of(values), weights, divisor=divisor, out=out)
+    combine(Combination(_rows_of(values), weights, divisor), out)
     return _like(values, out)
 
 
@@ -319,7 +399,7 @@ def threshold(values: T, limit: float, all_before: int, few_until: int, few: int
 def consensus(deltas: T, votes: Sequence[float], weights: Sequence[float], *, normalize: bool, floor: float) -> T:
     """`pieces.vote.weigh_consensus`: (K, …) into (…)."""
     out = _empty(deltas)
-    combine(_rows_of(deltas), weights, votes=votes, normalize=normalize, floor=floor, out=out)
+    combine(Combination(_rows_of(deltas), weights, votes=votes, normalize=normalize, floor=floor), out)
     return _like(deltas, out)
 
 

@@ -6,8 +6,10 @@ the cache, a thousand elements at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Act", "Row", "Step"]
+__all__ = ["Act", "Combination", "InFile", "Row", "Step"]
 
 
 class Act(IntEnum):
@@ -46,18 +48,49 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
+class InFile:
+    """Raw elements that lie in a file until someone asks for them.
+
+    Attributes:
+        fd: the open file.
+        offset: of the first element, in bytes.
+        leaf: elements of a leaf; the first begins one.
+        digests: (32 · leaves,) bytes for the leaves' digests, filled by whoever reads them first; None: nobody asks.
+        load: reads and digests them, and says what is wrong where they cannot be read.
+        found: told how many are NaN or infinite, when a kernel has read them instead.
+    """
+
+    fd: int
+    offset: int
+    leaf: int
+    digests: NDArray[np.uint8] | None
+    load: Callable[[], NDArray[np.uint8]]
+    found: Callable[[int], None]
+
+    @cached_property
+    def raw(self) -> NDArray[np.uint8]:
+        """The elements, read once."""
+        return self.load()
+
+    @property
+    def is_read(self) -> bool:
+        """True when they are in memory."""
+        return "raw" in self.__dict__
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """A block of one model that nobody has decoded yet; float32 to those who ask.
 
     Attributes:
-        source: its elements, contiguous, of `kind`.
+        source: its elements, contiguous, of `kind`, in memory or still in a file.
         kind: one of `kernels.KINDS`.
         shape: (…).
         base: what is subtracted; without a base and steps of its own.
         steps: done in this order.
     """
 
-    source: NDArray[Any]
+    source: NDArray[Any] | InFile
     kind: str
     shape: tuple[int, ...]
     base: Row | None = None
@@ -67,6 +100,11 @@ class Row:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def elements(self) -> NDArray[Any]:
+        """Its elements in memory."""
+        return self.source.raw if isinstance(self.source, InFile) else self.source
 
     def then(self, act: Act, number: float = 0.0, **details: Any) -> Row:
         """Return the row with one more step."""
@@ -82,3 +120,23 @@ class Row:
     def counts(self) -> bool:
         """True when a step counts equal elements, so that only a whole pass gives the right ones."""
         return any(step.ties[2] for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Σ weights_k · rows_k / divisor, not computed yet; with `votes` the consensus on signs (`pieces.vote`).
+
+    Attributes:
+        rows: K.
+        weights: K.
+        divisor: of a weighted sum.
+        votes: K, or None.
+        normalize, floor: see `pieces.vote.weigh_consensus`.
+    """
+
+    rows: Sequence[Row]
+    weights: Sequence[float]
+    divisor: float = 1.0
+    votes: Sequence[float] | None = None
+    normalize: bool = False
+    floor: float = 0.0

@@ -13,7 +13,6 @@ from test_methods_against_reference import CASES, SMALL, make
 
 import cuvee
 import cuvee.tensors.layout
-from cuvee.methods.combination import Combination
 from cuvee.methods.measuring import Call, Place, activated, measured
 from cuvee.methods.papers.sce import variance
 from cuvee.methods.pieces.combine import weighted_sum
@@ -25,7 +24,7 @@ from cuvee.methods.registry import DELTAS, methods
 from cuvee.tensors import kernels
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.order import digit_counts, ordered_keys
-from cuvee.tensors.rows import Act, Row
+from cuvee.tensors.rows import Act, Combination, Row
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels are not compiled")
 
@@ -267,7 +266,7 @@ def test_a_row_and_what_is_made_of_it_are_their_definition(data):
             Combination(rows, weight, 1.7) if votes is None else Combination(rows, weight, votes=votes, normalize=True)
         )
         out = np.empty(size, np.uint32 if out_kind == "F32" else np.uint16)
-        combined.write(base_row, scaling, out_kind, out)
+        kernels.combine(combined, out, base=base_row, scaling=scaling, kind=out_kind)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kernels, "available", lambda: False)
             merged = (

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Combination, Matrices, Stored, plain
+from cuvee.methods.combination import Matrices, Stored, plain
 from cuvee.methods.measuring import spread
 from cuvee.tensors import kernels
+from cuvee.tensors.rows import Combination
 
 if TYPE_CHECKING:
     from torch import Tensor

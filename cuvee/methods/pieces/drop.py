@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Row, plain
+from cuvee.methods.combination import plain
 from cuvee.methods.measuring import current, remembered, room
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.registry import ROW, Fraction, Paper, Role, edit
@@ -18,6 +18,7 @@ from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import ordered_keys
+from cuvee.tensors.rows import Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

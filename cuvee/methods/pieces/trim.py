@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cuvee.methods.combination import Row, plain
+from cuvee.methods.combination import plain
 from cuvee.methods.measuring import Place, Scope, current, measured, room
 from cuvee.methods.reductions import Ranked, Ranks
 from cuvee.methods.registry import Fraction, Paper, Role, edit
@@ -14,7 +14,7 @@ from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
 from cuvee.tensors.order import digits_of
-from cuvee.tensors.rows import Act
+from cuvee.tensors.rows import Act, Row
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from cuvee.methods.combination import Combination, Stored, plain
+from cuvee.methods.combination import Stored, plain
 from cuvee.methods.measuring import measured, spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Sums
@@ -13,6 +13,7 @@ from cuvee.tensors import kernels
 from cuvee.tensors.either import as_tensor
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where, sign_or_plus
+from cuvee.tensors.rows import Combination
 
 if TYPE_CHECKING:
     from torch import Tensor
