@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +46,7 @@ class Step:
     mask: NDArray[np.bool_] | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class InFile:
     """Raw elements that lie in a file until someone asks for them.
 
@@ -66,16 +65,19 @@ class InFile:
     digests: NDArray[np.uint8] | None
     load: Callable[[], NDArray[np.uint8]]
     found: Callable[[int], None]
+    _raw: NDArray[np.uint8] | None = None
 
-    @cached_property
+    @property
     def raw(self) -> NDArray[np.uint8]:
-        """The elements, read once."""
-        return self.load()
+        """The elements, read once; `cached_property` would let one thread read at a time."""
+        if self._raw is None:
+            self._raw = self.load()
+        return self._raw
 
     @property
     def is_read(self) -> bool:
         """True when they are in memory."""
-        return "raw" in self.__dict__
+        return self._raw is not None
 
 
 @dataclass(frozen=True, eq=False)
