@@ -204,9 +204,14 @@ class Formula:
 
 @dataclass
 class Worker:
-    """The buffers of one thread, reused from block to block."""
+    """The buffers of one thread, reused from block to block.
+
+    Attributes:
+        decodes: a method that is given arrays has asked for the values themselves.
+    """
 
     scratch: Scratch = field(default_factory=Scratch)
+    decodes: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     buffers: dict[Any, Tensor] = field(default_factory=dict)
     _on_device: Tensor | None = None
@@ -348,12 +353,15 @@ def _combine_stored(
         elements = _elements(task, number, start, stop, worker, observer)
         rows.append(Row(elements, one.source.dtype.name, shape, rows[0] if task.base and number else None))
     models, base = (rows[1:], rows[0]) if task.base else (rows, None)
+    stored = Stored(models)
     try:
         with activated(call):
-            merged = formula.method.function(Stored(models), **task.own_arguments(formula.method))
+            merged = formula.method.function(stored, **task.own_arguments(formula.method))
     except Pending:
         _read_all(rows, observer)
         raise
+    finally:
+        worker.decodes = worker.decodes or stored.is_decoded
     if not isinstance(merged, Combination):
         merged = Combination([kernels.row_of(np.ascontiguousarray(_array(plain(merged)), np.float32))], [1.0])
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)

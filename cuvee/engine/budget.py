@@ -12,6 +12,7 @@ from cuvee.engine.blocks import Formula, Task
 from cuvee.errors import ResourceError
 from cuvee.methods.registry import ROW, Edit, Method
 from cuvee.methods.spectral import decomposition_bytes
+from cuvee.tensors import kernels
 from cuvee.tensors.layout import LEAF_ELEMENTS
 
 __all__ = ["Budget", "choose_budget", "default_threads"]
@@ -24,7 +25,10 @@ more than the cache (a quarter of the time of ties)."""
 PROCESS_BYTES = 210_000_000
 """Anonymous memory of the process itself: Python, torch, kernels, the plan. Measured by `make bench-merge`."""
 PROMISED_PROCESS_BYTES = 290_000_000
+ROWS_PROCESS_BYTES = 70_000_000
+"""The same where nothing loads torch."""
 DEFAULT_BYTES = 595_000_000
+_SHARE_OF_MEMORY = 50
 _STACK_BYTES = 16 << 20
 _SELECTION_BYTES = 1 << 20
 
@@ -59,6 +63,7 @@ def choose_budget(
     threads: int | None,
     device: str = "cpu",
     measures: bool = True,
+    decodes: bool = True,
 ) -> Budget:
     """Choose blocks and threads: the first of these that fits, large blocks first, then fewer threads.
 
@@ -66,6 +71,7 @@ def choose_budget(
         memory: the promise, in bytes; None: what full speed needs.
         threads: None: one for each core.
         measures: the method visits a tensor more than once.
+        decodes: it works on float32 copies of what it reads, not on rows as they are stored.
 
     Raises:
         ResourceError: not even the smallest blocks fit; the tensor and the amount are named.
@@ -76,22 +82,24 @@ def choose_budget(
     wholes = [WHOLE_TENSOR, WHOLE_TENSOR // 2, WHOLE_TENSOR // 3] if speedy else []
     choices = [(full, whole) for whole in wholes] + [(block, 0) for block in blocks]
     budget = Budget(1, full, 0)
-    enough = memory or DEFAULT_BYTES
-    if memory is None and any(formula.needs_whole(task) for task in tasks):
+    enough = memory or max(DEFAULT_BYTES, available_bytes() // _SHARE_OF_MEMORY)  # many cores have much memory
+    own = PROCESS_BYTES if decodes else ROWS_PROCESS_BYTES
+    matrices = any(formula.needs_whole(task) for task in tasks)
+    if memory is None and matrices:
         enough = max(enough, available_bytes() * 7 // 10)  # a matrix has no smaller block: fewer threads instead
-    sized = [(block, whole, _worker_bytes(tasks, formula, block, whole)) for block, whole in choices]
+    sized = [(block, whole, _worker_bytes(tasks, formula, block, whole, decodes)) for block, whole in choices]
     for count in range(threads or default_threads(), 0, -1):
         for block, whole, worker in sized:
-            needed = PROCESS_BYTES + count * worker
+            needed = own + count * worker
             if memory is not None:
                 # A promise also holds against a hard limit, which counts stacks, and what is freed but kept.
                 needed = PROMISED_PROCESS_BYTES + count * (2 * worker + _STACK_BYTES)
             budget = Budget(count, block, needed, whole)
-            if budget.bytes <= enough or (memory is None and not whole and enough == DEFAULT_BYTES):
+            if budget.bytes <= enough or (memory is None and not whole and not matrices):
                 return budget
     if memory is None:
         return budget
-    largest = max(tasks, key=lambda task: _block_bytes(task, formula, LEAF_ELEMENTS, 0))
+    largest = max(tasks, key=lambda task: _block_bytes(task, formula, LEAF_ELEMENTS, 0, decodes))
     raise ResourceError(
         f"--memory {(memory or 0) / 1e6:.0f} MB is too little: this merge needs {budget.bytes / 1e6:.0f} MB",
         where=f"tensor {largest.name!r} {largest.layout.shape}, from {len(largest.all_inputs)} models",
@@ -99,12 +107,15 @@ def choose_budget(
     )
 
 
-def _worker_bytes(tasks: Sequence[Task], formula: Formula, block: int, whole: int) -> int:
-    return max((_block_bytes(task, formula, block, whole) for task in tasks), default=0)
+def _worker_bytes(tasks: Sequence[Task], formula: Formula, block: int, whole: int, decodes: bool) -> int:
+    return max((_block_bytes(task, formula, block, whole, decodes) for task in tasks), default=0)
 
 
-def _block_bytes(task: Task, formula: Formula, block: int, whole: int) -> int:
-    """Bytes that one block needs: as read, in the compute dtype, a result for each model, and temporaries."""
+def _block_bytes(task: Task, formula: Formula, block: int, whole: int, decodes: bool) -> int:
+    """Bytes that one block needs: as read, in the compute dtype, a result for each model, and temporaries.
+
+    Rows are kept as they are stored; a method makes masks of them, and float32 or keys of one at a time.
+    """
     layout, method = task.layout, formula.method
     elements = min(layout.numel, max(1, block // layout.leaf) * layout.leaf)
     if task.is_copy:
@@ -114,6 +125,9 @@ def _block_bytes(task: Task, formula: Formula, block: int, whole: int) -> int:
     if layout.numel <= whole or (method.unit is ROW and len(layout.shape) < 2):
         elements = layout.numel
     models = len(task.all_inputs)
+    if not decodes and all(one.source.dtype.name in kernels.KINDS for one in task.all_inputs):
+        stored = sum(one.source.dtype.itemsize for one in task.all_inputs) + task.dtype.itemsize
+        return elements * (stored + models + 12) + models * _SELECTION_BYTES
     staged = 4 * sum(getattr(one.source, "rows", 0) for one in task.all_inputs)  # computed as they are read
     return elements * (4 * (2 * models - 1) + 28 + staged) + models * _SELECTION_BYTES
 

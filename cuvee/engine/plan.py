@@ -257,6 +257,7 @@ def plan(
             threads=threads,
             device=device,
             measures=tally.visits > 1,
+            decodes=tally.decodes or not formula.on_arrays,
         ),
         bytes_read=sum(task.bytes_read for task in matched.tasks),
         bytes_written=sum(task.bytes_written for task in matched.tasks),
@@ -437,7 +438,8 @@ def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
             error.where = error.where.replace(fake.name, task.name) or f"tensor {task.name!r}"
             raise
         tally.visits, tally.rounds = max(tally.visits, took.visits), max(tally.rounds, took.rounds)
-    return Tally(max(tally.visits, 1), max(tally.rounds, 1))
+        tally.decodes = tally.decodes or took.decodes
+    return Tally(max(tally.visits, 1), max(tally.rounds, 1), tally.decodes)
 
 
 def _fake_task(task: Task, shape: tuple[int, ...], generator: np.random.Generator) -> Task:

@@ -54,10 +54,15 @@ class Handler:
 
 @dataclass
 class Tally:
-    """What a run took."""
+    """What a run took.
+
+    Attributes:
+        decodes: a method that is given arrays has asked for float32 values of them.
+    """
 
     visits: int = 0
     rounds: int = 0
+    decodes: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add_seconds(self, seconds: dict[str, float]) -> None:
@@ -150,6 +155,7 @@ class _Rounds:
                 self.changed.notify_all()
         with self.changed:
             self.tally.add_seconds(worker.seconds)
+            self.tally.decodes = self.tally.decodes or worker.decodes
 
     def _next(self) -> tuple[_Progress, int] | None:
         with self.changed:

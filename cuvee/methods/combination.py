@@ -33,6 +33,11 @@ class Stored:
         self._values: NDArray[Any] | None = None
 
     @property
+    def is_decoded(self) -> bool:
+        """True when somebody has asked for the array."""
+        return self._values is not None
+
+    @property
     def values(self) -> NDArray[Any]:
         """The array, decoded once."""
         if self._values is None:

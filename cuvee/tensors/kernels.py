@@ -15,6 +15,7 @@ import functools
 import importlib.util
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -313,7 +314,7 @@ def combine(
 
 def streams() -> bool:
     """True when `stream` can read, digest and combine on this machine."""
-    return digests() and os.name == "posix"
+    return digests() and sys.platform != "win32"
 
 
 def stream(

@@ -281,6 +281,18 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_an_input_cut_short_is_named_also_where_a_kernel_reads_it(method, place):
+    parameters = {"base_model": "base"} if method == "task_arithmetic" else {}
+    planned = cuvee.plan(Recipe(method, models=["math", "code"], **parameters), threads=1)
+    path = Path("math/model.safetensors")
+    os.truncate(path, path.stat().st_size - 3)
+    with pytest.raises(CheckpointError, match=r"tensor '.*' ends after \d+ of \d+ bytes .*cut short") as caught:
+        cuvee.run(planned, "out")
+    assert caught.value.where.endswith(str(path))
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_input_that_changes_during_the_merge_is_refused_by_name(change, place, monkeypatch):
     action, words = CHANGES[change]
