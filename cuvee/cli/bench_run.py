@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cuvee.cli.amounts import plural
-from cuvee.cli.options import AsJson, BenchMethods, Device, Limit, OutFolder, Quick, Quiet, Seeds, Severity
+from cuvee.cli.options import AsJson, BenchMethods, Device, Limit, OutFolder, Quick, Quiet, Seeds, Severities
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, indented, prose, screen, show, styled, table
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["run", "run_suite"]
 
 _SIZES_QUICK, _SIZES = 3, 7
+_SEVERITIES = [3]
 _WIDE, _NAME = 118, 20
 _NARROW = ("model", "normalised", "default", "tuned", "merge")
 
@@ -36,7 +37,7 @@ def run(
     quick: Quick = False,
     seeds: Seeds = 1,
     limit: Limit = None,
-    severity: Severity = 3,
+    severity: Severities = None,
     out: OutFolder = None,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -58,7 +59,8 @@ def run(
 
     find(suite)  # a wrong name is told first
     variants = [parse_variant(one) for one in methods] if methods else all_variants()
-    command = _command(suite, methods, quick=quick, seeds=seeds, limit=limit, severity=severity, device=device)
+    severities: list[int] = sorted(set(severity or _SEVERITIES))
+    command = _command(suite, methods, quick=quick, seeds=seeds, limit=limit, severities=severities, device=device)
     different = list({one.label: one for one in variants}.values())
     bench = run_suite(
         suite,
@@ -66,7 +68,7 @@ def run(
         command,
         seeds=seeds,
         limit=limit,
-        severity=severity,
+        severities=severities,
         quick=quick,
         quiet=quiet or json,
         device=device,
@@ -81,13 +83,20 @@ def run(
 
 
 def _command(
-    suite: str, methods: Sequence[str] | None, *, quick: bool, seeds: int, limit: int | None, severity: int, device: str
+    suite: str,
+    methods: Sequence[str] | None,
+    *,
+    quick: bool,
+    seeds: int,
+    limit: int | None,
+    severities: Sequence[int],
+    device: str,
 ) -> str:
     parts = ["cuvee", "bench", "run", suite]
     parts += ["--quick"] if quick else []
     parts += ["--seeds", str(seeds)] if seeds > 1 else []
     parts += ["--limit", str(limit)] if limit else []
-    parts += ["--severity", str(severity)] if severity != 3 else []
+    parts += ["--severity", *map(str, severities)] if severities != _SEVERITIES else []
     parts += ["--device", device] if device != "cpu" else []
     parts += [word for one in methods or () for word in ("--methods", one)]
     return shlex.join(parts)
@@ -100,7 +109,7 @@ def run_suite(
     *,
     seeds: int = 1,
     limit: int | None = None,
-    severity: int = 3,
+    severities: Sequence[int] = (3,),
     quick: bool = False,
     quiet: bool = False,
     device: str = "cpu",
@@ -111,7 +120,8 @@ def run_suite(
         name: of the suite.
         variants: what is scored.
         command: that says all this, for the record.
-        seeds, limit, severity, quick, quiet, device: as of `run`.
+        seeds, limit, quick, quiet, device: as of `run`.
+        severities: of the shifts, 1 to 5.
     """
     from cuvee.evaluation.bars import training_bars
     from cuvee.evaluation.benchmark import Runner, sizes_between
@@ -131,12 +141,12 @@ def run_suite(
                 built = suite.build(seed=seed, quick=quick, progress=progress, device=device)
             sizes = sizes_between(len(built.experts), _SIZES_QUICK if quick else _SIZES)
             with Bar(wanted=not quiet, spoken=lambda count: plural(round(count), "model")) as bar:
-                runner = Runner(built, kept, limit=limit, severity=severity, sizes=sizes)
+                runner = Runner(built, kept, limit=limit, severities=severities, sizes=sizes)
                 stage = f"score, seed {seed}" if seeds > 1 else "score"
                 results.append(runner.run(variants, lambda done, total, _: bar.show(done, total, stage)))  # noqa: B023
     finally:
         kept.close()
-    return Bench(suite.name, suite.title, quick, limit, severity, command, results)
+    return Bench(suite.name, suite.title, quick, limit, severities, command, results)
 
 
 def _write(bench: Bench, folder: Path) -> dict[str, str]:
@@ -155,7 +165,7 @@ def _write(bench: Bench, folder: Path) -> dict[str, str]:
 
 def _print(console: Console, bench: Bench) -> None:
     from cuvee.reports.bench_files import DEFINITIONS
-    from cuvee.reports.bench_rows import bench_rows
+    from cuvee.reports.bench_rows import bench_rows, shifted_by
 
     rows = bench_rows(bench)
     show(
@@ -170,7 +180,7 @@ def _print(console: Console, bench: Bench) -> None:
         "recovered",
         "forgetting",
         "unseen",
-        "shifted",
+        *map(shifted_by, bench.shifts),
         "merge",
         "memory",
     )
@@ -185,7 +195,8 @@ def _print(console: Console, bench: Bench) -> None:
             made.add_section()
         kind = row.kind
         made.add_row(
-            styled(row.name, "cyan" if row.kind == "merge" else "dim"), *(styled(_cells(row)[n - 1]) for n in shown[1:])
+            styled(row.name, "cyan" if row.kind == "merge" else "dim"),
+            *(styled(_cells(row, bench.shifts)[n - 1]) for n in shown[1:]),
         )
     show(console, indented(made), "")
     failed = [row for row in rows if row.failure]
@@ -194,7 +205,7 @@ def _print(console: Console, bench: Bench) -> None:
     show(console, *(prose(f"{name}: {words}", "dim") for name, words in DEFINITIONS))
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, shifts: Sequence[int]) -> list[str]:
     from cuvee.reports.numbers import chosen, in_bytes, plus_minus, signed, two_digits
 
     found = row.summary
@@ -207,7 +218,7 @@ def _cells(row: Row) -> list[str]:
         two_digits(found.recovered.mean),
         signed(found.forgetting),
         signed(found.unseen),
-        two_digits(found.shifted.mean if found.shifted else None),
+        *(two_digits(found.shifted[one].mean if one in found.shifted else None) for one in shifts),
         f"{two_digits(seconds)} s" if row.seconds is not None else "–",
         in_bytes(row.peak_bytes),
     ]

@@ -58,7 +58,7 @@ __all__ = [
     "Sample",
     "Seed",
     "Seeds",
-    "Severity",
+    "Severities",
     "ShardSize",
     "SkipRouting",
     "Stages",
@@ -470,13 +470,14 @@ Limit = Annotated[
         help="Score on the first N items of each task, the same for all; on all of them if not given.",
     ),
 ]
-Severity = Annotated[
-    int,
+Severities = Annotated[
+    list[Literal[1, 2, 3, 4, 5]] | None,
     Parameter(
+        name="--severity",
         group=_MACHINE,
         metavar="N",
-        validator=validators.Number(gte=1, lte=5),
-        help="How far data are shifted, 1 (slightly) to 5; 3 if not given.",
+        consume_multiple=True,
+        help="How far data are shifted, 1 (slightly) to 5; several may follow each other; 3 if not given.",
     ),
 ]
 OutFolder = Annotated[

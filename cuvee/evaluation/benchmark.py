@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Lineup", "Runner", "sizes_between"]
 
 Tensors = Mapping[str, "Tensor"]
+Shifted = dict[int, dict[str, dict[str, "Score"]]]
 Check = Callable[[], None]
 
 
@@ -61,17 +62,23 @@ class Runner:
         built: the suite.
         kept: what was found before.
         limit: the most items of a task; None: all.
-        severity: of the shifts, 1 to 5.
+        severities: of the shifts, each 1 to 5.
         sizes: numbers of experts to merge beside all of them.
     """
 
     def __init__(
-        self, built: Built, kept: KeptScores, *, limit: int | None = None, severity: int = 3, sizes: Sequence[int] = ()
+        self,
+        built: Built,
+        kept: KeptScores,
+        *,
+        limit: int | None = None,
+        severities: Sequence[int] = (3,),
+        sizes: Sequence[int] = (),
     ) -> None:
         self._built = built
         self._kept = kept
         self._limit = limit
-        self._severity = severity
+        self._severities = severities
         self._sizes = sizes
         self._decompositions = KeptDecompositions()
         self._base = built.tensors(built.base)
@@ -115,7 +122,7 @@ class Runner:
 
     # --- References ---
 
-    def _references(self) -> tuple[dict[str, Score], dict[str, dict[str, Score]], dict[str, dict[str, Score]]]:
+    def _references(self) -> tuple[dict[str, Score], dict[str, dict[str, Score]], Shifted]:
         """Return the scores of the base, of the experts, and of the experts on shifted data of their own tasks."""
 
         def score(name: str | None, check: Check) -> dict[str, Score]:
@@ -124,12 +131,14 @@ class Runner:
 
         names = list(self._built.experts)
         base, *experts = each_on_a_core(score, [None, *names])
-        shifts = {name: Corruption(name, self._severity) for name in self._built.corruptions}
         tasks = self._tasks(self._all)
-        shifted = {
-            name: {task: self._own(task, 1.0, "test", shift) for task in tasks} for name, shift in shifts.items()
-        }
+        shifted = self._shifted(lambda shift: {task: self._own(task, 1.0, "test", shift) for task in tasks})
         return base, dict(zip(names, experts, strict=True)), shifted
+
+    def _shifted(self, scores: Callable[[Corruption], dict[str, Score]]) -> Shifted:
+        """Return scores by severity, corruption and task; none for a suite that has no corruptions."""
+        names = self._built.corruptions
+        return {one: {name: scores(Corruption(name, one)) for name in names} for one in self._severities if names}
 
     def _model(self, name: str | None) -> tuple[Tensors, str]:
         if name is None:
@@ -162,12 +171,8 @@ class Runner:
             default = self._test(variant, self._all, variant.default, list(self._built.tasks), check)
             tuned = self._chosen(variant, self._all, list(self._built.tasks), check)
             digest, again = self._merge(variant, self._all, tuned.best)
-            shifted = {
-                corruption: self._scores(
-                    digest, again, self._tasks(self._all), check, corruption=Corruption(corruption, self._severity)
-                )
-                for corruption in self._built.corruptions
-            }
+            own = self._tasks(self._all)
+            shifted = self._shifted(lambda shift: self._scores(digest, again, own, check, corruption=shift))
         except NoMerge as problem:
             return Outcome(variant, str(problem), by_size=by_size)
         by_size[len(self._all.experts)] = self._normalised(tuned.scores, self._all, "test")

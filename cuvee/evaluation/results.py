@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "Choice", "Cost", "Outcome", "SeedResult", "Summary", "recovered_share", "spread"]
 
 Scores = Mapping[str, Score]
+Shifted = Mapping[int, Mapping[str, Scores]]
 _NORMAL_95 = 1.96
 
 
@@ -58,7 +59,7 @@ class Outcome:
         failure: why there is no merge of all experts; "" where there is one.
         default: scores at the default coefficient, test split, all tasks.
         tuned: at the coefficient chosen on the validation split.
-        shifted: of the tuned merge on the experts' tasks, by corruption, then task.
+        shifted: of the tuned merge on the experts' tasks, by severity, corruption and task.
         by_size: number of experts -> normalised test score of their merge, the coefficient chosen anew; 2 up to all.
         by_share: share of the experts' training -> the same for experts that were trained so far.
         cost: of one merge of all experts.
@@ -68,7 +69,7 @@ class Outcome:
     failure: str = ""
     default: Scores = field(default_factory=dict)
     tuned: Choice | None = None
-    shifted: Mapping[str, Scores] = field(default_factory=dict)
+    shifted: Shifted = field(default_factory=dict)
     by_size: Mapping[int, float] = field(default_factory=dict)
     by_share: Mapping[float, float] = field(default_factory=dict)
     cost: Cost | None = None
@@ -84,7 +85,7 @@ class SeedResult:
         tasks: by name.
         base: the base's scores on all tasks.
         experts: each expert's scores on all tasks.
-        shifted_experts: corruption -> task -> score of that task's own expert.
+        shifted_experts: severity -> corruption -> task -> score of that task's own expert.
         outcomes: by the variant's label.
         comparison: of the experts' task vectors.
     """
@@ -94,7 +95,7 @@ class SeedResult:
     tasks: Mapping[str, Task]
     base: Scores
     experts: Mapping[str, Scores]
-    shifted_experts: Mapping[str, Scores]
+    shifted_experts: Shifted
     outcomes: Mapping[str, Outcome]
     comparison: Comparison | None = field(default=None, repr=False)
 
@@ -118,7 +119,7 @@ class Summary:
         absolute: metric -> mean over the experts' tasks.
         forgetting: how much better (negative: worse) than the base on the base's tasks.
         unseen: how much better than the base on nobody's tasks.
-        shifted: normalised score on shifted data.
+        shifted: normalised score on data that are shifted so far, by severity.
     """
 
     normalised: Interval
@@ -126,7 +127,7 @@ class Summary:
     absolute: Mapping[str, Interval]
     forgetting: Interval | None = None
     unseen: Interval | None = None
-    shifted: Interval | None = None
+    shifted: Mapping[int, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Bench:
         title: in a few words.
         quick: whether in its quick form.
         limit: the most items of a task; None: all.
-        severity: of the shifts, 1 to 5.
+        severities: of the shifts, each 1 to 5.
         command: what was typed.
         seeds: what each seed gives; the variants are the same.
     """
@@ -147,7 +148,7 @@ class Bench:
     title: str
     quick: bool
     limit: int | None
-    severity: int
+    severities: Sequence[int]
     command: str
     seeds: Sequence[SeedResult]
 
@@ -157,6 +158,11 @@ class Bench:
         labels = list(self.seeds[0].outcomes)
         found = {label: self.summary(label) for label in labels}
         return sorted(labels, key=lambda one: -(s.normalised.mean if (s := found[one]) else -math.inf))
+
+    @property
+    def shifts(self) -> list[int]:
+        """The severities that there are scores of: none for a suite without corruptions."""
+        return [one for one in self.severities if all(one in seed.shifted_experts for seed in self.seeds)]
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -193,8 +199,9 @@ class Bench:
         known = [one for one in found if one is not None]
         return interval(known) if known and len(known) == len(found) else None
 
-    def _summary(self, models: Sequence[Scores], shifted: Sequence[Mapping[str, Scores]]) -> Summary:
+    def _summary(self, models: Sequence[Scores], shifted: Sequence[Shifted]) -> Summary:
         pairs = list(zip(self.seeds, models, strict=True))
+        both = list(zip(shifted, self.seeds, strict=True))
         metrics = dict.fromkeys(self.tasks[task].metric for task in self.seeds[0].own)
         return Summary(
             spread([(normalised(scores, seed.own), _noise(scores, seed.own)) for seed, scores in pairs]),
@@ -202,9 +209,10 @@ class Bench:
             {metric: interval([_mean(scores, seed, metric) for seed, scores in pairs]) for metric in metrics},
             self._change(pairs, "base"),
             self._change(pairs, "unseen"),
-            interval([_shifted(one, seed) for one, seed in zip(shifted, self.seeds, strict=True)])
-            if all(shifted)
-            else None,
+            {
+                severity: interval([_normalised(one[severity], seed.shifted_experts[severity]) for one, seed in both])
+                for severity in (self.shifts if all(shifted) else ())
+            },
         )
 
     def _change(self, pairs: Sequence[tuple[SeedResult, Scores]], kind: str) -> Interval | None:
@@ -253,5 +261,5 @@ def _mean(scores: Scores, seed: SeedResult, metric: str) -> float:
     return math.fsum(values) / len(values)
 
 
-def _shifted(shifted: Mapping[str, Scores], seed: SeedResult) -> float:
-    return math.fsum(normalised(one, seed.shifted_experts[name]) for name, one in shifted.items()) / len(shifted)
+def _normalised(shifted: Mapping[str, Scores], experts: Mapping[str, Scores]) -> float:
+    return math.fsum(normalised(one, experts[name]) for name, one in shifted.items()) / len(shifted)

@@ -12,7 +12,7 @@ from typing import Any
 import cuvee
 from cuvee.evaluation.measures import Interval
 from cuvee.evaluation.results import Bench
-from cuvee.reports.bench_rows import Row, bench_rows
+from cuvee.reports.bench_rows import Row, bench_rows, shifted_by
 from cuvee.reports.numbers import chosen, plus_minus, signed, two_digits
 
 __all__ = ["DEFINITIONS", "as_csv", "as_json", "as_markdown"]
@@ -26,7 +26,7 @@ DEFINITIONS = (
     ("recovered", "mean share of each expert's gain over the base that is kept; 0 is the base, 1 all experts"),
     ("forgetting", "change against the base on the base's own tasks, in the unit of the score; below 0 is forgotten"),
     ("unseen", "change against the base on tasks that nobody was trained on"),
-    ("shifted", "normalised score on shifted data of the experts' tasks"),
+    ("shifted N", "normalised score on data of the experts' tasks that are shifted by severity N, 1 (slight) to 5"),
     ("merge", "processor time and memory of one merge in memory, one thread, nothing kept from before"),
 )
 """What the columns mean."""
@@ -49,7 +49,7 @@ def as_json(bench: Bench) -> str:
         "suite": bench.suite,
         "quick": bench.quick,
         "limit": bench.limit,
-        "severity": bench.severity,
+        "severities": list(bench.severities),
         "command": bench.command,
         "seeds": [{"seed": seed.seed, "key": seed.key} for seed in bench.seeds],
         "tasks": [vars(task) for task in bench.tasks.values()],
@@ -70,12 +70,12 @@ def as_markdown(bench: Bench) -> str:
         "recovered",
         "forgetting",
         "unseen",
-        "shifted",
+        *map(shifted_by, bench.shifts),
         "merge, s",
     ]
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
     rows = bench_rows(bench)
-    lines += [_cells(row) for row in rows if not row.failure]
+    lines += [_cells(row, bench.shifts) for row in rows if not row.failure]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     failures = "\n".join(f"* `{row.label}`: {row.failure}" for row in rows if row.failure)
     meant = "\n".join(f"* {name}: {words}" for name, words in DEFINITIONS)
@@ -83,7 +83,7 @@ def as_markdown(bench: Bench) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, shifts: Sequence[int]) -> list[str]:
     assert row.summary is not None
     found = row.summary
     return [
@@ -94,7 +94,7 @@ def _cells(row: Row) -> list[str]:
         two_digits(found.recovered.mean),
         signed(found.forgetting),
         signed(found.unseen),
-        two_digits(found.shifted.mean if found.shifted else None),
+        *(two_digits(found.shifted[one].mean if one in found.shifted else None) for one in shifts),
         two_digits(row.seconds),
     ]
 
@@ -102,8 +102,9 @@ def _cells(row: Row) -> list[str]:
 def _flat(row: Row, bench: Bench) -> dict[str, Any]:
     found = row.summary
     line: dict[str, Any] = {"kind": row.kind, "model": row.label}
-    for name in ("normalised", "recovered", "forgetting", "unseen", "shifted"):
-        measure = getattr(found, name) if found else None
+    measures = {name: getattr(found, name, None) for name in ("normalised", "recovered", "forgetting", "unseen")}
+    measures |= {shifted_by(one): found.shifted.get(one) if found else None for one in bench.shifts}
+    for name, measure in measures.items():
         line[name] = measure.mean if measure else None
         line[f"{name}_half"] = _known(measure)
     for metric in dict.fromkeys(bench.tasks[task].metric for task in bench.seeds[0].own):

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import cuvee
 from cuvee.engine.comparing import Comparison
-from cuvee.evaluation.measures import Interval, interval
+from cuvee.evaluation.measures import interval
 from cuvee.evaluation.results import Bench, Outcome
 from cuvee.evaluation.suites.suite import Task
 from cuvee.reports.bench_files import DEFINITIONS
-from cuvee.reports.bench_rows import Row, bench_rows
+from cuvee.reports.bench_rows import Row, bench_rows, shifted_by
 from cuvee.reports.charts import (
     COLOURS,
     Axis,
@@ -49,11 +49,12 @@ def bench_page(bench: Bench) -> str:
             section("Coefficient", _COEFFICIENT_WORDS, *_coefficient_chart(bench, colours)),
             section("Number of experts", _SIZE_WORDS, *_size_chart(bench, colours)),
             section("Training of the experts", _SHARE_WORDS, *_share_chart(bench, colours)),
+            section("Shifted data", _SHIFT_WORDS, *_shift_chart(bench, merges, colours)),
             section("Cost", _COST_WORDS, *_cost_chart(merges, colours)),
             class_="pairs",
         ),
         _experts(bench.seeds[0].comparison),
-        section("All numbers", "", _table(rows), _meanings()),
+        section("All numbers", "", _table(rows, bench.shifts), _meanings()),
         _failures(rows),
     )
 
@@ -67,6 +68,10 @@ _COEFFICIENT_WORDS = (
 )
 _SIZE_WORDS = "Normalised score of merges of the first 2, 3, … experts, the coefficient chosen anew for each number."
 _SHARE_WORDS = "Normalised score of merges of experts that had a share of their training, against those same experts."
+_SHIFT_WORDS = (
+    "Normalised score against how far the data are shifted, the mean over all kinds of shift; at severity 0 they are as they "
+    "are. 1 is as good as the experts on the same shifted data."
+)
 _COST_WORDS = (
     "Normalised score against processor time of a merge. The broken line joins those that none beats at their cost."
 )
@@ -204,6 +209,17 @@ def _share_chart(bench: Bench, colours: Mapping[str, int]) -> list[str]:
     return _chart(found, "share of the training", ticks=shares)
 
 
+def _shift_chart(bench: Bench, merges: Sequence[Row], colours: Mapping[str, int]) -> list[str]:
+    if not bench.shifts:
+        return [element("p", text("The suite's data are not shifted."), class_="soft")]
+    found = []
+    for row in merges:
+        assert row.summary is not None
+        points = [(0.0, row.normalised), *((float(at), one.mean) for at, one in row.summary.shifted.items())]
+        found.append(Line(row.label, points, colours.get(row.label)))
+    return _chart(found, "severity of the shift", ticks=[0.0, *map(float, bench.shifts)])
+
+
 def _curves(
     bench: Bench,
     labels: Sequence[str],
@@ -311,7 +327,7 @@ def _layer_cell(value: float, low: float, high: float, one: HeatMap) -> str:
 # --- All numbers ---
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row], shifts: Sequence[int]) -> str:
     columns = (
         "",
         "normalised",
@@ -320,20 +336,21 @@ def _table(rows: Sequence[Row]) -> str:
         "recovered",
         "forgetting",
         "unseen",
-        "shifted",
+        *map(shifted_by, shifts),
         "seconds",
         "memory",
     )
     head = element("tr", *(element("th", text(column)) for column in columns))
-    body = (element("tr", element("th", name(row.name), scope="row"), *_numbers(row)) for row in rows if row.summary)
+    body = (
+        element("tr", element("th", name(row.name), scope="row"), *_numbers(row, shifts)) for row in rows if row.summary
+    )
     table = element("table", element("thead", head), element("tbody", *body), class_="numbers")
     return element("div", table, class_="wide")
 
 
-def _numbers(row: Row) -> list[str]:
+def _numbers(row: Row, shifts: Sequence[int]) -> list[str]:
     assert row.summary is not None
     found = row.summary
-    shifted: Interval | None = found.shifted
     words = (
         plus_minus(found.normalised),
         three_digits(row.default.mean if row.default else None),
@@ -341,7 +358,7 @@ def _numbers(row: Row) -> list[str]:
         two_digits(found.recovered.mean),
         signed(found.forgetting),
         signed(found.unseen),
-        three_digits(shifted.mean if shifted else None),
+        *(three_digits(found.shifted[one].mean if one in found.shifted else None) for one in shifts),
         two_digits(row.seconds),
         in_bytes(row.peak_bytes),
     )

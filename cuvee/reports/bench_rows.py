@@ -11,7 +11,7 @@ from cuvee.evaluation.measures import Interval, interval
 from cuvee.evaluation.results import Bench, Summary
 from cuvee.evaluation.suites.suite import Score
 
-__all__ = ["Kind", "Row", "bench_rows"]
+__all__ = ["Kind", "Row", "bench_rows", "shifted_by"]
 
 Kind = Literal["base", "expert", "merge"]
 
@@ -52,6 +52,11 @@ class Row:
     def normalised(self) -> float:
         """The mean of the normalised score; NaN where the method has failed."""
         return self.summary.normalised.mean if self.summary else math.nan
+
+
+def shifted_by(severity: int) -> str:
+    """Return how tables call the score on data that are shifted so far."""
+    return f"shifted {severity}"
 
 
 def bench_rows(bench: Bench) -> list[Row]:

@@ -1,8 +1,10 @@
 """The page of a run: well-formed, without a network, its numbers those of the files, hostile names harmless."""
 
 import html
+import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from cuvee.evaluation.results import Bench, Choice, Cost, Outcome, SeedResult
 from cuvee.evaluation.suites import Score, Task
 from cuvee.evaluation.variants import Variant
+from cuvee.reports.bench_files import as_csv, as_json, as_markdown
 from cuvee.reports.bench_page import bench_page
 from cuvee.reports.bench_rows import bench_rows
 from cuvee.reports.charts import Axis, Point, pareto_front
@@ -41,18 +44,23 @@ def outcome(method, a, b, **more):
     )
 
 
+def shifted(share):
+    """Half as good at severity 5 as at 1."""
+    return {1: {"noise": scores(a=share, b=share)}, 5: {"noise": scores(a=0.5 * share**2, b=0.5 * share**2)}}
+
+
 @pytest.fixture
 def bench():
     outcomes = {
-        "task_arithmetic": outcome("task_arithmetic", 0.5, 0.5),
-        "ties": outcome("ties", 0.75, 0.5),
+        "task_arithmetic": outcome("task_arithmetic", 0.5, 0.5, shifted=shifted(0.5)),
+        "ties": outcome("ties", 0.75, 0.5, shifted=shifted(0.25)),
         "slerp": Outcome(Variant("slerp"), "two models </main><script>alert(1)</script>"),
     }
     seed = SeedResult(
         0, "k", TASKS, scores(a=0.25, b=0.25, g=0.5), {"a": scores(a=1.0, b=0.2, g=0.4), "b": scores(a=0.2, b=1.0, g=0.4)},
-        {}, outcomes,
+        shifted(1.0), outcomes,
     )  # fmt: skip
-    return Bench("s", "a <title>", True, None, 3, "cuvee bench run s", [seed])
+    return Bench("s", "a <title>", True, None, [1, 5], "cuvee bench run s", [seed])
 
 
 class Nesting(HTMLParser):
@@ -106,6 +114,23 @@ def test_the_page_and_the_rows_rank_alike(bench):
     assert ("base", "base") in shown
     assert "0.625" in ranking  # (0.75 + 0.5) / 2
     assert not any(name == "slerp" for _, name in shown)
+
+
+def test_every_severity_has_its_column_and_its_point(bench):
+    made, table, (head, *rows) = bench_page(bench), as_markdown(bench), as_csv(bench).splitlines()
+    for severity, value in ((1, 0.25), (5, 0.0625)):
+        assert f"shifted {severity}" in table
+        assert f"<th>shifted {severity}</th>" in made
+        column = head.split(",").index(f"shifted {severity}")
+        (ties,) = (row.split(",") for row in rows if row.startswith("merge,ties"))
+        assert float(ties[column]) == pytest.approx(value)
+    chart = made[made.index("<h2>Shifted data") : made.index("<h2>Cost")]
+    assert "severity of the shift" in chart
+    assert "ties" in chart
+    assert json.loads(as_json(bench))["severities"] == [1, 5]
+    none = replace(bench, seeds=[replace(bench.seeds[0], shifted_experts={})])
+    assert none.shifts == []
+    assert "not shifted" in bench_page(none)
 
 
 def test_light_and_dark_have_the_same_colours_defined():

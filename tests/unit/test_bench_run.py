@@ -16,7 +16,7 @@ from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, read_corpus
 from cuvee.evaluation.kept_scores import KeptScores, digest_of
 from cuvee.evaluation.measures import normalised
 from cuvee.evaluation.results import Bench, recovered_share, spread
-from cuvee.evaluation.suites import Score
+from cuvee.evaluation.suites import Corruption, Score
 from cuvee.evaluation.suites.lm import SUITE, Form, build_lm
 from cuvee.evaluation.suites.suite import silently
 from cuvee.evaluation.tiny_llama import Shape
@@ -70,7 +70,7 @@ def result(built, kept):
 
 @pytest.fixture(scope="module")
 def bench(result):
-    return Bench("lm", "a title", True, None, 3, "cuvee bench run lm", [result])
+    return Bench("lm", "a title", True, None, [3], "cuvee bench run lm", [result])
 
 
 def test_a_repeated_run_scores_nothing_and_finds_the_same(built, kept, result, monkeypatch):
@@ -181,7 +181,25 @@ def test_nested_experts_and_weaker_ones_are_scored(built, result):
     assert list(outcome.by_size) == [2, 4]
     assert list(outcome.by_share) == [0.25, 1.0]
     assert outcome.by_size[4] == outcome.by_share[1.0] == normalised(outcome.tuned.scores, result.own)
-    assert set(outcome.shifted) == set(built.corruptions)
+
+
+def test_data_are_shifted_by_every_severity_that_is_asked_for(built, kept, result):
+    counting = Counting(built.scorer)
+    found = Runner(replace(built, scorer=counting), kept, sizes=[2], severities=[3, 5]).run(VARIANTS, quietly)
+    outcome, before = found.outcomes["task_arithmetic"], result.outcomes["task_arithmetic"]
+    assert list(outcome.shifted) == list(found.shifted_experts) == [3, 5]
+    assert list(before.shifted) == [3]
+    assert set(outcome.shifted[5]) == set(built.corruptions)
+    for severity in (3, 5):
+        for name, scores in found.shifted_experts[severity].items():
+            own = built.tensors(built.experts["yaml"])
+            assert scores["yaml"].value == built.score(own, "yaml", corruption=Corruption(name, severity)).value
+    merges = sum(not one.failure for one in found.outcomes.values())
+    assert counting.calls == (merges + 1) * len(result.own) * len(built.corruptions)  # severity 5 alone is new
+    summary = Bench("lm", "t", True, None, [3, 5], "", [found]).summary("task_arithmetic")
+    worse = [normalised(one["noise"], found.shifted_experts[at]["noise"]) for at, one in outcome.shifted.items()]
+    assert [summary.shifted[at].mean for at in (3, 5)] == worse
+    assert Bench("lm", "t", True, None, [3], "", [found]).base_summary().shifted == {}
 
 
 def test_numbers_of_experts_are_spread_from_two_to_all():

@@ -43,7 +43,7 @@ def seed(writer, level, seed_number=0):
 
 
 def bench(seeds):
-    return Bench("lm", "t", True, 24, 3, "cuvee bench run lm", seeds)
+    return Bench("lm", "t", True, 24, [3], "cuvee bench run lm", seeds)
 
 
 def test_there_are_a_dozen_claims_and_each_is_on_the_page(writer):
