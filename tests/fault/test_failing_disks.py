@@ -83,7 +83,11 @@ def check_goes_on(*, all_of_it: bool = True) -> None:
 WORDS = {errno.ENOSPC: "no space left on the disk", errno.EIO: "Input/output error", errno.EDQUOT: "quota"}
 
 
-@pytest.mark.parametrize("code", WORDS, ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "code",
+    [errno.ENOSPC, errno.EIO, pytest.param(errno.EDQUOT, marks=pytest.mark.slow)],
+    ids=map(errno.errorcode.get, WORDS),
+)
 @pytest.mark.parametrize(
     "name",
     ["create", "fallocate", "truncate", "pwrite", "append", "fsync", "write_file", "open_append", "fsync_folder"],

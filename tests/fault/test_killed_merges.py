@@ -97,7 +97,7 @@ def test_a_kill_before_or_within_any_step_leaves_nothing_or_all_and_is_resumed(p
     assert len(found) > 70 and any(one["resumed"] for one in found)
 
 
-@OVERWRITING
+@pytest.mark.parametrize("overwriting", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "overwriting"])
 def test_a_kill_at_a_random_time_leaves_nothing_or_all_and_is_resumed(place, overwriting):
     write_models(place, LARGE)
     found = findings(place, "random", overwriting)
