@@ -68,7 +68,12 @@ def run(label: str, place: Path, out: Path, monkeypatch, budget: Budget | None, 
     cuvee.run(replace(plan, budget=budget or plan.budget), out)
 
 
-@pytest.mark.parametrize("label", RECIPES)
+# the others go through the same reductions
+QUICK = {"linear", "ties, whole model", "dare_ties", "karcher"}
+EACH = [pytest.param(label, marks=[] if label in QUICK else pytest.mark.slow) for label in RECIPES]
+
+
+@pytest.mark.parametrize("label", EACH)
 def test_files_are_the_same_for_any_threads_blocks_and_input_shards(label, inputs, tmp_path, monkeypatch):
     variants = {
         "as planned": ("single", None),
