@@ -270,7 +270,7 @@ def _nothing(folder: Path, names: list[str]) -> CheckpointError:
             where=where,
             right=f"name one of them, such as {folder / parts[0]}",
         )
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pth.tar"))]
     if pickles:
         return CheckpointError(found, where=where, right=f"name the file, such as {folder / pickles[0]}")
     return CheckpointError(

@@ -23,7 +23,7 @@ from cuvee.errors import CheckpointError, CuveeError, printable
 
 __all__ = ["open_adapter_alone", "open_model"]
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
 _FORMS = "a folder, a .safetensors or .bin file, model+adapter, or a hub id: org/name or org/name@revision"
 
 
@@ -227,7 +227,7 @@ def _opener_of(path: Path) -> Callable[[Path], _Opened]:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return _open_safetensors
-    if suffix in _PICKLES:
+    if path.name.lower().endswith(_PICKLES):
         return open_torch_pickle
     if suffix == ".gguf":
         raise CheckpointError("GGUF files are not read", where=str(path), right="the model that it was made from")

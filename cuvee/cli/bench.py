@@ -74,6 +74,7 @@ def _built(built: Built) -> dict[str, object]:
         "folder": str(built.folder),
         "base": built.base,
         "experts": dict(built.experts),
+        "strangers": dict(built.strangers),
         "tasks": tasks,
     }
 
@@ -98,8 +99,10 @@ def _print_built(built: Built) -> None:
         ("folder", built.folder),
         ("base", built.base),
         ("experts", ", ".join(built.experts)),
+        ("strangers", ", ".join(built.strangers)),
         ("the experts' tasks", tasks["expert"]),
         ("the base's tasks", tasks["base"]),
         ("nobody's tasks", tasks["unseen"]),
     ]
-    show(screen(), "", heading(f"{built.suite.name}, seed {built.seed}"), rows(parts))
+    known = [(what, value) for what, value in parts if value]
+    show(screen(), "", heading(f"{built.suite.name}, seed {built.seed}"), rows(known))

@@ -139,6 +139,7 @@ def run_suite(
         for seed in range(seeds):
             with nullcontext(silently) if quiet or not console.is_terminal else training_bars(console) as progress:
                 built = suite.build(seed=seed, quick=quick, progress=progress, device=device)
+            built.need_tasks()
             sizes = sizes_between(len(built.experts), _SIZES_QUICK if quick else _SIZES)
             with Bar(wanted=not quiet, spoken=lambda count: plural(round(count), "model")) as bar:
                 runner = Runner(built, kept, limit=limit, severities=severities, sizes=sizes)

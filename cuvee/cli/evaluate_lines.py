@@ -107,6 +107,7 @@ def suite_lines(
     console = screen(stderr=True)
     with training_bars(console) if console.is_terminal else nullcontext(silently) as progress:
         built = find(suite).build(quick=quick, progress=progress, device=device)
+    built.need_tasks()
     for name in names:
         if name not in built.tasks:
             raise ResourceError(f"the suite {suite} has no task {name!r}", right=nearest(name, built.tasks))

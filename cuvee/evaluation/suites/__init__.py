@@ -21,6 +21,7 @@ SUITES = {
     "vision-resnet": "cuvee.evaluation.suites.vision:SUITE_RESNET",
     "pairs": "cuvee.evaluation.suites.pairs:SUITE",
     "pairs-seeds": "cuvee.evaluation.suites.pairs:SUITE_SEEDS",
+    "pairs-chgnet": "cuvee.evaluation.suites.chgnet:SUITE",
 }
 """Where each suite is; imported when it is asked for."""
 

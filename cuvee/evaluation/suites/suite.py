@@ -121,7 +121,8 @@ class Built:
         base: a model reference, as recipes name models.
         experts: model references by name.
         weaker: the experts after a share of their training; the share -> references by name. Empty where not kept.
-        tasks: by name.
+        tasks: by name; empty where nothing can be scored.
+        strangers: models of the same kind that do not descend from the base: references by name.
         corruptions: names that `Corruption` may have.
         scorer: scores tensors.
         device: where they are scored; the models were trained there too.
@@ -136,6 +137,7 @@ class Built:
     tasks: Mapping[str, Task]
     scorer: Scorer = field(repr=False)
     weaker: Mapping[float, Mapping[str, str]] = field(default_factory=dict)
+    strangers: Mapping[str, str] = field(default_factory=dict)
     corruptions: Sequence[str] = ()
     device: str = "cpu"
 
@@ -144,6 +146,19 @@ class Built:
         from cuvee.evaluation.in_memory import in_memory
 
         return dict(in_memory(reference).tensors)
+
+    def need_tasks(self) -> None:
+        """Return if there is something to score.
+
+        Raises:
+            ResourceError: there is not.
+        """
+        if not self.tasks:
+            raise ResourceError(
+                f"the suite {self.suite.name} has nothing to score: its models are there to be compared and merged",
+                where=str(self.folder),
+                right=f"cuvee compare {self.base} {' '.join(self.experts.values())}",
+            )
 
     def tasks_of(self, kind: Kind) -> list[Task]:
         """Return the tasks of a kind, in order."""
