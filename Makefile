@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEVICE ?= cpu
 SCALE ?= 1
 
-.PHONY: demo test quick lint types docs check bench-merge bench-methods bench-faults bench-mergekit clean
+.PHONY: demo test quick lint types docs check bench-merge bench-methods bench-suites bench-faults bench-mergekit clean
 
 demo: $(VENV)/ready  ## train a base and experts on real data, merge them by every recipe in examples/, score all
 	$(BIN)/python -m cuvee.evaluation.demo
@@ -33,6 +33,9 @@ bench-merge: $(VENV)/ready  ## copy floor, Cuvée and mergekit side by side
 
 bench-methods: $(VENV)/ready  ## every method: time, memory, its floor, mergekit and FusionBench (QUICK=--quick: 5 M)
 	$(BIN)/python benchmarks/methods.py $(QUICK)
+
+bench-suites: $(VENV)/ready  ## building and running every suite of experts: time, memory, size of the report (FULL=--full)
+	$(BIN)/python benchmarks/suites.py --device $(DEVICE) $(FULL)
 
 bench-faults: $(VENV)/ready  ## kill, fail and power-cut thousands of merges, and read 200,000 hostile files
 	$(BIN)/python benchmarks/faults.py
