@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from cuvee.architectures import Fused
+
 __all__ = [
     "Computed",
     "Formula",
@@ -85,7 +87,7 @@ class Task:
         inputs: the models' tensors in the method's order; when it is copied, what is laid end to end, mostly one.
         base: the base's, where the method works on task vectors.
         arguments: the method's parameters for this tensor; None: the inputs are copied.
-        layer, layers, role: see `Place`.
+        layer, layers, role, fused, transposed: see `Place`.
     """
 
     name: str
@@ -97,6 +99,8 @@ class Task:
     layer: int | None = None
     layers: int = 0
     role: str = ""
+    fused: Fused | None = None
+    transposed: bool = False
 
     @property
     def is_copy(self) -> bool:
@@ -146,7 +150,8 @@ class Task:
 
     def place(self, start: int, stop: int) -> Place:
         """Return the place of a block."""
-        return Place(self.name, self.layout, start, stop, self.layer, self.layers, self.role)
+        how = (self.layer, self.layers, self.role, self.fused, self.transposed)
+        return Place(self.name, self.layout, start, stop, *how)
 
 
 @dataclass(frozen=True)

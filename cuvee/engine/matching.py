@@ -238,7 +238,8 @@ def _undecoded(name: str, source: TensorSource) -> CheckpointError:
 def _place(matched: Matched, name: str) -> dict[str, Any]:
     meaning = matched.architecture.meaning(name)
     layers = matched.architecture.n_layers(name) if meaning.layer is not None else 0
-    return {"layer": meaning.layer, "layers": layers, "role": str(meaning.role)}
+    how = {"fused": meaning.fused, "transposed": meaning.transposed}
+    return {"layer": meaning.layer, "layers": layers, "role": str(meaning.role), **how}
 
 
 def _carry(matching: Matching, matched: Matched, name: str, holders: Mapping[int, TensorSource], reason: str) -> None:

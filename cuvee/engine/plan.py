@@ -38,6 +38,7 @@ from cuvee.engine.retokenizing import Retokenized, check_memory, retokenize
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import is_ready, stage_model
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
+from cuvee.methods.measuring import CONTINUAL
 from cuvee.methods.registry import ADAPTERS
 from cuvee.recipes import Prepared, Recipe, RecipeModel, Slice, prepare
 from cuvee.recipes.parts import is_same
@@ -273,7 +274,8 @@ def plan(
 
 
 def _continual_files(tasks: Sequence[Task], formula: Formula) -> list[Shard]:
-    if not formula.method.continual:
+    merged = [task.arguments for task in tasks if task.arguments is not None]
+    if not formula.method.continual or not all(arguments.get(CONTINUAL, True) for arguments in merged):
         return []
     dtype = DTYPES["F64" if formula.compute_dtype == "float64" else "F32"]
     return plan_shards({task.name: (dtype, task.layout.shape) for task in tasks if not task.is_copy}, sys.maxsize)

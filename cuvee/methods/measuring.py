@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import torch as torch_types
     from numpy.typing import NDArray
 
+    from cuvee.architectures import Fused
+
 __all__ = [
     "CONTINUAL",
     "Again",
@@ -123,6 +125,8 @@ class Place:
         layer: index of its layer, None outside the blocks.
         layers: number of layers of its stack, 0 outside the blocks.
         role: what the tensor is (`architectures.Role`), as text.
+        fused: how it splits into matrices, None where it does not, or the order is not known.
+        transposed: its outputs are its columns.
     """
 
     tensor: str
@@ -132,6 +136,8 @@ class Place:
     layer: int | None = None
     layers: int = 0
     role: str = ""
+    fused: Fused | None = None
+    transposed: bool = False
 
     @property
     def is_whole(self) -> bool:

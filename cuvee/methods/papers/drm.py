@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import measured_each, spread
+from cuvee.methods.pieces.fused import by_parts
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import MATRIX, Fraction, Paper, PerModel, merge_method
 from cuvee.methods.spectral import decomposition_bytes, svd
@@ -48,8 +49,7 @@ def drm_bytes(rows: int, columns: int, models: int) -> int:
     "X_i = S V_iᵀ where |v_ij| / ‖v_ij‖ is among the largest 1 − drop of all, else 0;  "
     "out = θ_0 + scaling · U · mean over the X_i that have the sign of Σ X_i, each times weight_i",
     differs="The official code divides by zero where a model has nothing in a direction; here it takes no part in it. It gives "
-    "an entry whose votes cancel exactly the majority's sign, here +. What is no matrix goes the same way without a basis. Its "
-    "splitting of fused projections (split_fused) is not built.",
+    "an entry whose votes cancel exactly the majority's sign, here +. What is no matrix goes the same way without a basis.",
 )
 def drm(
     deltas: Any,
@@ -61,6 +61,7 @@ def drm(
     sign_election: bool = True,
     other_drop: Fraction = 0.0,
     rank_rtol: Fraction = 1e-2,
+    split_fused: bool = False,
 ) -> Tensor:
     """Decompose all task vectors at once, and merge each model's directions, made equally long for pruning, by signs.
 
@@ -73,6 +74,8 @@ def drm(
         sign_election: models vote on each entry, in the size of what they have there; the others are left out of it.
         other_drop: share of what is no matrix that is dropped, by magnitude over the model.
         rank_rtol: directions that are this much weaker than the strongest are left out.
+        split_fused: merge queries, keys and values that lie in one matrix each by itself, and gate and up; where their
+            order is not known, the matrix is merged whole.
 
     Returns:
         (m, n), or a block.
@@ -83,9 +86,13 @@ def drm(
     if drop == 0:
         return _merged(deltas.values, weights, disjoint=disjoint, elect=False)
     across = direction == "horizontal"
-    parts, shared = _in_shared_basis(_stacked(deltas, across=across), drop, rank_rtol)
-    out = _merged(parts, weights, disjoint=disjoint, elect=sign_election) @ shared
-    return out.mT if across else out
+
+    def merge(part: Matrices) -> Tensor:
+        parts, shared = _in_shared_basis(_stacked(part, across=across), drop, rank_rtol)
+        out = _merged(parts, weights, disjoint=disjoint, elect=sign_election) @ shared
+        return out.mT if across else out
+
+    return by_parts(merge, deltas) if split_fused else merge(deltas)
 
 
 def _stacked(deltas: Matrices, *, across: bool) -> Tensor:

@@ -44,6 +44,7 @@ def opcm(
     order: PerModel[Annotated[int, Bound(0)]] | None = None,
     plain: Patterns | None = None,
     rank: Literal["auto", "full"] = "auto",
+    continual: bool = True,
 ) -> Tensor:
     """Add task vectors one after the other, each without what lies in the leading directions of those before.
 
@@ -56,6 +57,8 @@ def opcm(
         order: the place of each model, 0 first; without it as they are listed.
         plain: names of matrices that are added as they are, as vectors and kernels are; without it embeddings.
         rank: auto: an accumulation of low rank protects the directions that it has; full: all that are not exactly zero.
+        continual: keep what a later merge goes on from, which takes as much room as the model in float32; false: only the
+            model, which cannot be continued.
 
     Returns:
         (…): one norm over the whole model, the mean of the models'. One model gives its own task vector.
@@ -86,7 +89,8 @@ def opcm(
     norms = [float(square) ** 0.5 for square in squares]
     if CONTINUAL in call.statistics:  # the first task vector is the accumulation of the models merged before
         norms = [*map(float, call.statistics[CONTINUAL]), *norms[1:]]
-    left_beside(total, norms)
+    if continual:
+        left_beside(total, norms)
     return total * (sum(norms) / len(norms) / norm) if norm else total
 
 

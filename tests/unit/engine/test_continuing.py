@@ -95,3 +95,15 @@ def test_a_damaged_accumulation_and_another_base_are_named_and_the_model_stays(m
     shutil.rmtree("out/continual")
     with pytest.raises(CheckpointError):
         cuvee.continue_merge("out", ["c"])
+
+
+def test_without_continual_only_the_model_is_published_and_it_is_the_same(models):
+    cuvee.merge(opcm("a", "b"), "out")
+    recipe = Recipe("opcm", models=("a", "b"), base_model="base", parameters={"alpha": 0.4, "continual": False})
+    cuvee.merge(recipe, "alone")
+    assert Path("alone/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+    assert not Path("alone/continual").exists()
+    assert "continual" not in manifest("alone")
+    assert verify(Path("alone")).problems == ()
+    with pytest.raises(CheckpointError, match="keeps nothing to go on from"):
+        cuvee.continue_merge("alone", ["c"])

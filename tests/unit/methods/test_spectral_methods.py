@@ -316,3 +316,54 @@ def test_more_models_than_directions_give_finite_values(method):
     base = None if method == "lore_merging" else {NAME: torch.zeros(3, 8)}
     got = cuvee.merge_tensors(method, names, base)[NAME]
     assert bool(torch.isfinite(got).all()) and float(got.abs().max()) < 1e3
+
+
+HEADS = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+GPT2 = {
+    "wte.weight": (20, 8),
+    "wpe.weight": (16, 8),
+    "h.0.ln_1.weight": (8,),
+    "h.0.ln_2.weight": (8,),
+    "h.0.attn.c_attn.bias": (24,),
+    "h.0.attn.c_proj.weight": (8, 8),
+    "h.0.mlp.c_fc.weight": (8, 32),
+    "h.0.mlp.c_proj.weight": (32, 8),
+}
+FUSED = {
+    "stacked": ({"model_type": "phi3", "num_key_value_heads": 1}, "transformer.h.0.self_attn.qkv_proj.weight", {}),
+    "by heads": ({"model_type": "gpt_neox"}, "transformer.h.0.attention.query_key_value.weight", {}),
+    "in columns": ({"model_type": "gpt2", "n_head": 2, "n_embd": 8, "n_layer": 1}, "h.0.attn.c_attn.weight", GPT2),
+}
+PARTS = {
+    "stacked": (range(8), range(8, 12), range(12, 16)),  # two heads of queries and one of keys and values, 4 wide
+    "by heads": ([*range(4), *range(12, 16)], [*range(4, 8), *range(16, 20)], [*range(8, 12), *range(20, 24)]),
+    "in columns": (range(8), range(8, 16), range(16, 24)),
+}
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_drm_merges_the_parts_of_a_fused_matrix_each_by_itself(kind):
+    config, name, others = FUSED[kind]
+    across = kind != "in columns"
+    outputs = sum(map(len, PARTS[kind]))
+    deltas = [random(outputs, 8, seed=seed) for seed in range(3)]
+
+    def model(delta):
+        zeros = {other: torch.zeros(shape, dtype=torch.float64) for other, shape in others.items()}
+        return {**zeros, name: delta if across else delta.mT.contiguous()}
+
+    def whole(split):
+        settings = {"drop": 0.5, "compute_dtype": "float64", "context": {**HEADS, **config}, "split_fused": split}
+        found = cuvee.merge_tensors("drm", [model(one) for one in deltas], model(0 * deltas[0]), **settings)[name]
+        return found if across else found.mT
+
+    got = whole(True)
+    for rows in map(list, PARTS[kind]):
+        # stored in columns, what is merged is the transpose, whose right directions are shared
+        want = merged("drm", [one[rows] if across else one[rows].mT.contiguous() for one in deltas], drop=0.5)
+        assert close(got[rows], want if across else want.mT, 1e-10)
+    assert not close(whole(False), got, 1e-3)
+
+
+def test_drm_merges_a_matrix_that_is_not_fused_whole():
+    assert torch.equal(merged("drm", TASKS, split_fused=True), merged("drm", TASKS))
