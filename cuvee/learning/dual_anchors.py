@@ -162,6 +162,9 @@ def _calls_of(network: Any, layers: Mapping[str, nn.Module], settings: AnchorSet
 
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
     try:
+        most = getattr(network.config, "max_position_embeddings", None)
+        if isinstance(most, int) and settings.tokens > most:
+            raise MethodError(f"tokens is {settings.tokens}, and the model reads up to {most}", right=f"tokens: {most}")
         network.config.use_cache = False
         with torch.no_grad():
             network(input_ids=torch.zeros(1, settings.tokens, dtype=torch.long, device=settings.device))

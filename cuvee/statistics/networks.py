@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cuvee.architectures import describe
+from cuvee.architectures import Role, describe
 from cuvee.checkpoints.sources import Model, read_all
 from cuvee.errors import CheckpointError, IncompatibleModels, ResourceError, printable
 from cuvee.tensors.lazy_torch import torch
@@ -102,9 +103,15 @@ def load_network(model: Model, *, device: str = "cpu", attention: str | None = N
             right="config.json and weights of one model, which transformers loads",
         ) from None
     missing = sorted({*said["missing_keys"], *(str(key[0]) for key in said["mismatched_keys"])})
+    known = describe(dict.fromkeys(missing, (1,)))
+    missing = [
+        one for one in missing if known.meaning(one).role is not Role.POOLER
+    ]  # nothing that is asked for is behind it
     if missing:
         found = f"{len(missing)} weights of a {name} are missing or of another shape, such as {missing[0]!r}"
         raise IncompatibleModels(found, where=model.label, right="config.json and weights of one model")
+    if "input_ids" not in inspect.signature(network.forward).parameters:
+        raise IncompatibleModels(f"a {name} reads no text", where=model.label, right="a decoder or an encoder of text")
     return network.to(device).eval()
 
 

@@ -200,3 +200,20 @@ def test_a_model_without_tokenizer_or_with_nan_is_refused(tmp_path, folder):
         collect_hidden(cuvee.open_model(tmp_path / "model"), ["a"])
     with pytest.raises(CuveeError, match="no such linear maps"):
         collect_gram(cuvee.open_model(folder), ["a"], only=["nothing*"])
+
+
+def test_a_network_that_reads_no_text_is_refused_and_a_missing_pooler_is_not_missed(tmp_path):
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    pictures = transformers.ViTModel(
+        transformers.ViTConfig(**sizes, image_size=8, patch_size=4), add_pooling_layer=False
+    )
+    pictures.save_pretrained(tmp_path / "vit")
+    with pytest.raises(IncompatibleModels, match="reads no text"):
+        collect_hidden(cuvee.open_model(tmp_path / "vit"), ["a"])
+    transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=48), add_pooling_layer=False).save_pretrained(
+        tmp_path
+    )
+    write_tokenizer(tmp_path)
+    assert list(collect_hidden(cuvee.open_model(tmp_path), ["a b"]).tensors) == ["hidden/encoder.layer.0"]
