@@ -111,16 +111,15 @@ def exact_answers(
     return torch.cat(parts).float().cpu().numpy()
 
 
-def answers_in(text: bytes, context: int, sign: bytes) -> tuple[Tensor, Tensor]:
-    """Return passages that end with the answer of a sum, and which of their bytes are the answer and the end of its line.
+def answers_in(text: bytes, context: int, problem: bytes) -> tuple[Tensor, Tensor]:
+    """Return passages that end with an answer, and which of their bytes are it.
 
     Args:
-        text: lines such as "12+7=19".
-        context: bytes that stand before, which are other sums.
-        sign: of the sums that are asked for, b"+" or b"-".
+        text: such as lines of sums.
+        context: bytes of a passage but the first.
+        problem: a pattern whose first group is the answer; lines are what `^` and `$` stand for.
     """
-    problem = re.compile(rb"^\d+%b\d+=(-?\d+\n)" % re.escape(sign), re.MULTILINE)
-    found = [one for one in problem.finditer(text) if one.end() > context]
+    found = [one for one in re.finditer(problem, text, re.MULTILINE) if one.end() > context]
     passages = [list(text[one.end() - context - 1 : one.end()]) for one in found]
     is_answer = torch.zeros(len(found), context + 1, dtype=torch.bool)
     for place, one in enumerate(found):

@@ -123,8 +123,8 @@ def _link(link: Path, folder: Path) -> None:
 
 
 def _score_all(console: Console, built: Built, merged: Mapping[str, Path]) -> ScoreBoard:
-    """Score every model on the test text of what the base and the experts have read."""
-    tasks = [*built.tasks_of("base"), *built.tasks_of("expert")]
+    """Score every model on the test text of what the base and the experts have read, in bits per byte."""
+    tasks = [task for kind in ("base", "expert") for task in built.tasks_of(kind) if not task.higher_is_better]
     models: list[tuple[str, Kind, str]] = [(BASE, "base", built.base)]
     models += [(name, "expert", reference) for name, reference in built.experts.items()]
     models += [(name, "merge", str(folder)) for name, folder in merged.items()]

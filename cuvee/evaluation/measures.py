@@ -62,14 +62,15 @@ def absolute(scores: Mapping[str, Valued]) -> float:
 def normalised(merged: Mapping[str, Valued], experts: Mapping[str, Valued]) -> float:
     """Return the mean over the experts' tasks of merged / own expert (arXiv 2212.04089).
 
-    Where less is better it is expert / merged. More than 1 is better than the experts.
+    Where less is better it is expert / merged. More than 1 is better than the experts. A task at which the expert scores 0
+    says nothing and is left out; NaN where that is all of them.
 
     Args:
         merged: the candidate's scores by task.
         experts: of each of these tasks, the score of its own expert.
     """
-    shares = [_ratio(merged[task], expert) for task, expert in experts.items()]
-    return math.fsum(shares) / len(shares)
+    shares = [_ratio(merged[task], expert) for task, expert in experts.items() if expert.value]
+    return math.fsum(shares) / len(shares) if shares else math.nan
 
 
 def _ratio(one: Valued, other: Valued) -> float:

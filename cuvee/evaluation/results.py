@@ -247,13 +247,17 @@ def spread(values: Sequence[tuple[float, float]]) -> Interval:
 def _noise(scores: Scores, own: Scores) -> float:
     """Return the half width that the choice of items gives a normalised score, those of the experts taken as known."""
     variance = 0.0
-    for task, expert in own.items():
+    known = {task: expert for task, expert in own.items() if expert.value}
+    for task, expert in known.items():
         one = scores[task]
         error = float(one.items.std()) / math.sqrt(one.n)
         # d(e/m) = −e/m² dm where less is better
-        slope = 1 / expert.value if one.higher_is_better else expert.value / one.value**2
-        variance += (error * slope) ** 2 if expert.value else 0.0
-    return _NORMAL_95 * math.sqrt(variance) / len(own)
+        if one.higher_is_better:
+            slope = 1 / expert.value
+        else:
+            slope = expert.value / one.value**2 if one.value else 0.0
+        variance += (error * slope) ** 2
+    return _NORMAL_95 * math.sqrt(variance) / len(known) if known else math.nan
 
 
 def _mean(scores: Scores, seed: SeedResult, metric: str) -> float:

@@ -27,6 +27,7 @@ def test_normalised_is_merged_over_expert_and_the_other_way_round_where_less_is_
 
 def test_an_expert_that_scores_nothing_makes_no_number():
     assert math.isnan(normalised({"a": score(0.5)}, {"a": score(0.0)}))
+    assert normalised({"a": score(0.5), "b": score(0.2)}, {"a": score(0.0), "b": score(0.4)}) == pytest.approx(0.5)
 
 
 def test_forgetting_is_a_negative_change_in_either_direction():

@@ -189,9 +189,24 @@ def test_no_sum_is_trained_on_and_scored():
     assert not train & test and not train & validation and not validation & test
 
 
+def test_words_are_asked_for_after_their_first_two_letters(built):
+    assert built.tasks["words"].expert == "yaml"
+    passages, is_answer = answers_in(b"- name: weight  # the rest\n" * 9, 16, rb"\b\w\w(\w{2,}\W)")
+    assert {bytes(one[where].tolist()) for one, where in zip(passages, is_answer, strict=True)} == {
+        b"me:",
+        b"ight ",
+        b"st\n",
+    }
+    found = built.score(built.tensors(built.experts["yaml"]), "words")
+    assert found.n > 50
+    assert found.higher_is_better
+    assert set(found.items) <= {0, 1}
+    assert built.score(built.tensors(built.base), "words", split="validation").n > 50
+
+
 def test_passages_of_sums_end_with_the_answer_and_begin_with_others():
     text = b"".join(b"%d+%d=%d\n%d-%d=%d\n" % (n, n + 1, 2 * n + 1, n, n + 1, -1) for n in range(10, 30))
-    passages, is_answer = answers_in(text, 32, b"-")
+    passages, is_answer = answers_in(text, 32, rb"^\d+-\d+=(-?\d+\n)")
     assert passages.shape == is_answer.shape
     for passage, answer in zip(passages, is_answer, strict=True):
         assert bytes(passage[answer].tolist()) == b"-1\n"

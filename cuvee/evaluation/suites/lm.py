@@ -225,13 +225,21 @@ def _tasks(form: Form) -> dict[str, Task]:
         for kind, domains in kinds
         for domain in domains
     ]
-    if SUMS in form.expertise:
-        tasks += [Task(name, title, "expert", "exact answers", True, SUMS.name) for name, (title, _) in _EXACT.items()]
+    own = {domain.name for domain in form.expertise}
+    tasks += [
+        Task(name, title, "expert", "exact answers", True, domain)
+        for name, (title, domain, _) in _EXACT.items()
+        if domain in own
+    ]
     return {task.name: task for task in tasks}
 
 
-_EXACT = {"addition": ("Additions", b"+"), "subtraction": ("Subtractions", b"-")}
-"""Tasks of exact answers: their title, and the sign of the sums."""
+_EXACT = {
+    "addition": ("Additions", SUMS.name, rb"^\d+\+\d+=(-?\d+\n)"),
+    "subtraction": ("Subtractions", SUMS.name, rb"^\d+-\d+=(-?\d+\n)"),
+    "words": ("YAML words", "yaml", rb"\b\w\w(\w{2,}\W)"),
+}
+"""Tasks of exact answers: title, domain, and what is asked for: of a sum its result, of a word all but two letters."""
 
 
 class _Scorer:
@@ -258,10 +266,11 @@ class _Scorer:
 
     def _cut(self, task: str, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the passages of a task, and where a model has to answer; both shuffled."""
-        corpus = self._corpora[SUMS.name if task in _EXACT else task]
+        _, domain, answer = _EXACT.get(task, ("", task, b""))
+        corpus = self._corpora[domain]
         text = corpus.test if split == "test" else corpus.validation
-        if task in _EXACT:
-            passages, is_answer = answers_in(text, self._bones.shape.context, _EXACT[task][1])
+        if answer:
+            passages, is_answer = answers_in(text, self._bones.shape.context, answer)
         else:
             passages, is_answer = windows(text, self._bones.shape.context), None
         order = torch.randperm(len(passages), generator=torch.Generator().manual_seed(0))
