@@ -189,9 +189,14 @@ class Formula:
     def needs_whole(self, task: Task) -> bool:
         """True where the method or an edit must see all of a tensor at once."""
         edits = (*self.before, *self.after)
-        if self.method.on is ADAPTERS and not task.is_copy:  # factors are small
+        if task.arguments is not None and self.asks_for_whole(task.arguments):
             return True
         return self.on_matrix(task) is not None or any(task.as_matrix(*step) is not None for step in edits)
+
+    def asks_for_whole(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether the method is given whole tensors, whatever they are: of adapters, or by its settings."""
+        settings = self.method.whole.items()
+        return self.method.on is ADAPTERS or any(arguments[name] == value for name, value in settings)
 
     def call(self, place: Place, answers: Mapping[Any, Any], states: Mapping[Any, Any]) -> Call:
         """Return a call on one block that knows these measurements."""

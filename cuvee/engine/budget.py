@@ -141,10 +141,12 @@ def _matrix_bytes(task: Task, formula: Formula) -> int:
     found = [(step, task.as_matrix(step, parameters)) for step, parameters in steps]
     held = sum(step.workspace(*shape, models) for step, shape in found if shape and step.workspace)
     on_stack = formula.on_matrix(task) is None or formula.after or any(step.joint for step, _ in formula.before)
-    if (
-        "gram" in formula.kinds and formula.statistics
-    ):  # one as read, three in float64, and the decomposition of their sum
-        held += max(28 * n * n + decomposition_bytes(n) for n in [shape[1] for _, shape in found if shape] or [0])
+    if "gram" in formula.kinds and formula.statistics:
+        sides = [shape[1] for _, shape in found if shape]
+        # one as read, three in float64, and the decomposition of their sum
+        held += max((28 * n * n + decomposition_bytes(n) for n in sides), default=0)
+    if formula.asks_for_whole(task.arguments or {}):
+        held += 40 * size  # keys, places and probabilities of one model
     stack = 4 * size * (2 * models + 4) if on_stack else 4 * size * (2 if formula.before else 0)
     return wide * (held + stack) + size * task.dtype.itemsize
 

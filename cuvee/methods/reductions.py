@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Gram", "Ranked", "Ranks", "Sums"]
+__all__ = ["Gram", "MeanOfTensors", "Ranked", "Ranks", "Sums"]
 
 
 def _wide_sum(values: Any, axis: int) -> NDArray[np.float64]:
@@ -79,6 +79,23 @@ class Sums:
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)
+
+
+@dataclass(frozen=True)
+class MeanOfTensors:
+    """The mean over tensors of a number that each of them says once: all values of its block are that number."""
+
+    stacked: ClassVar[bool] = False
+
+    def fold(self, state: Any) -> Fold:
+        return "concat"
+
+    def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.float64]:
+        return np.asarray(as_tensor(values).select(axis, 0).double().cpu())
+
+    def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
+        said = [float(leaves.flat[0]) for _, leaves in folded]
+        return Done(sum(said) / len(said))
 
 
 @dataclass(frozen=True)

@@ -277,6 +277,7 @@ class Method:
         continual: its merges keep what it hands to `left_beside`, and can be continued.
         needs: the kinds of statistics without which it does nothing, such as "hidden".
         uses: those that it takes where they are given.
+        whole: settings with which it must be given tensors whole, whatever they are.
         own: the names of the parameters that its function takes.
     """
 
@@ -298,6 +299,7 @@ class Method:
     continual: bool = False
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    whole: Mapping[str, Any] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
 
     @property
@@ -324,6 +326,7 @@ def merge_method(
     continual: bool = False,
     needs: tuple[str, ...] = (),
     uses: tuple[str, ...] = (),
+    whole: Mapping[str, Any] | None = None,
     cost: str = "one pass",
     formula: str = "",
     differs: str = "",
@@ -349,6 +352,7 @@ def merge_method(
         continual: True when it hands what a later merge goes on from to `left_beside`.
         needs: the kinds of statistics without which it does nothing.
         uses: those that it takes where they are given.
+        whole: settings with which it must be given tensors whole.
         cost: in words: "one pass", "a few visits of each tensor", "two rounds over the model".
         formula: one line of plain text, with the parameters' names.
         differs: where it differs from the paper and from mergekit.
@@ -386,6 +390,7 @@ def merge_method(
             continual,
             needs,
             uses,
+            whole or {},
             own,
         )
         return function

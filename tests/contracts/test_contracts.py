@@ -49,6 +49,7 @@ CONTRACTS = [
     ),
     Contract("della", {"density": 0.5}, equal_models=ALL, symmetric=ALL),
     Contract("della", {"density": 0.5, "rescale": "expected"}, equal_models=ALL, symmetric=ALL),
+    Contract("della", {"density": 0.5, "ranks": "tensor"}, equal_models=ALL, symmetric=ALL),
     Contract("della_linear", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
     Contract("breadcrumbs", {"density": 0.7, "gamma": 0.1}, equal_models={**ALL, **NORMALIZED}),
     Contract("breadcrumbs", {"keep_top": 0.5, "remove_top": 0.1}, equal_models=None),
@@ -197,6 +198,7 @@ CONTRACTS = [
         tolerance=1e-5,
     ),
     # Adam moves elements by the sign of gradients: noise of any size moves those whose gradient is zero.
+    Contract("wudi_merging", {"time_exponent": 0.5}, equal_models=None),
     Contract("wudi_merging", {"solver": "adam", "steps": 20}, equal_models=None, stable=False, wide=1e-4),
     Contract("bayesian_model_merging", equal_models=None, turns=("left", "right"), scales=True, tolerance=1e-5),
     Contract(

@@ -148,6 +148,16 @@ def test_della_keeps_large_entries_more_often():
     assert kept == {"w": [0, 9, -8, 0]}
 
 
+def test_della_ranks_over_the_whole_tensor_when_asked():
+    delta = {"w": [[1.0, 9.0], [-8.0, 0.5]]}  # ranks 1 3 2 0; p = 0.2 + 0.6·rank/3
+    given = {"statistics": {"mask/model0/w": torch.ones(2, 2)}, "density": 0.5, "epsilon": 0.3, "ranks": "tensor"}
+    for method in ("della", "della_linear"):
+        assert merge(method, delta, rescale="expected", **given) == {"w": [1 / 0.4, 9 / 0.8, -8 / 0.6, 0.5 / 0.2]}
+    # rows of one entry: the smallest of the tensor goes, the largest stays
+    kept = merge("della_linear", {"w": [[5.0], [1.0]]}, density=0.5, epsilon=0.5 - 1e-9, rescale=False, ranks="tensor")
+    assert kept == {"w": [5, 0]}
+
+
 def test_dellas_row_is_one_output_channel_of_a_convolution():
     delta = {"w": [[[[1.0, 3.0]], [[2.0, 4.0]]]]}  # (1, 2, 1, 2): one channel, ranks 0 2 1 3
     given = {"statistics": {"mask/model0/w": torch.ones(1, 2, 1, 2)}, "density": 0.5, "epsilon": 0.3}

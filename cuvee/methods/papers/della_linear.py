@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cuvee.methods.measuring import each
 from cuvee.methods.pieces.combine import weighted_sum
-from cuvee.methods.pieces.drop import drop_by_rank
+from cuvee.methods.pieces.drop import Ranking, drop_by_rank
 from cuvee.methods.pieces.rescale import Rescale
 from cuvee.methods.registry import ROW, Fraction, Paper, PerModel, merge_method
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @merge_method(
     paper=Paper("DELLA-Merging", arxiv="2406.11617", year=2024),
     unit=ROW,
+    whole={"ranks": "tensor"},
     cost="a sort of every row; two visits of each tensor with rescale: l1",
     arrays=True,
     formula="p = density − ε + 2ε·rank/(length − 1) by row;  m_i ~ Bernoulli(p);  "
@@ -33,6 +34,7 @@ def della_linear(
     epsilon: PerModel[Fraction] = 0.15,
     normalize: bool = False,
     rescale: Rescale = True,
+    ranks: Ranking = "row",
     int8_mask: bool = False,
 ) -> Tensor:
     """Drop entries of task vectors at random, small ones more often, rescale the rest, and add.
@@ -44,10 +46,11 @@ def della_linear(
         epsilon: half the spread of that probability over a row; density ± epsilon must lie inside (0, 1).
         normalize: divide by the sum of weights.
         rescale: "l1" (true): to the old Σ|x| of the tensor; "expected": divide by the probability; "none" (false).
+        ranks: of an entry's magnitude: in its row; or in the tensor, which is then held whole (a variant of the official code).
         int8_mask: accepted for mergekit's recipes; no effect.
 
     Raises:
         MethodError: density ± epsilon leaves (0, 1).
     """
-    dropped = each(drop_by_rank, deltas, density, epsilon, rescale=rescale)
+    dropped = each(drop_by_rank, deltas, density, epsilon, rescale=rescale, ranks=ranks)
     return weighted_sum(dropped, weight, normalize=normalize)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["dare", "drop_at_random", "drop_by_rank", "keep_mask", "magprune", "row_ranks"]
+__all__ = ["Ranking", "dare", "drop_at_random", "drop_by_rank", "keep_mask", "magprune", "row_ranks"]
+
+
+Ranking: TypeAlias = Literal["row", "tensor"]
 
 
 def keep_mask(delta: Tensor, probability: float | Callable[[], Tensor]) -> Tensor:
@@ -80,16 +83,17 @@ def drop_at_random(delta: Tensor, density: float, *, rescale: Rescale = True) ->
     return rescale_kept(kept, delta, rescale, density)
 
 
-def row_ranks(delta: Tensor) -> Tensor:
+def row_ranks(delta: Tensor, ranks: Ranking = "row") -> Tensor:
     """Return each entry's rank by magnitude in its row, 0 the smallest, the lower index first among equals.
 
     A row is a slice of dimension 0; where that has more than 2^16 elements, a run along the last dimension; a 1-D
-    tensor is one row.
+    tensor is one row. With ranks "tensor" all of it is one.
 
     Returns:
         int64, (rows, length).
     """
-    rows = delta.reshape(len(delta), -1) if len(current(delta).place.layout.shape) > 1 else delta.reshape(1, -1)
+    several = ranks == "row" and len(current(delta).place.layout.shape) > 1
+    rows = delta.reshape(len(delta) if several else 1, -1)
     if rows.device.type == "cpu" and rows.dtype == torch.float32:
         # Key and index in one word: NumPy's vectorised sort is far faster than any stable argsort.
         keys: Any = ordered_keys(rows, magnitude=True)
@@ -103,8 +107,12 @@ def row_ranks(delta: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
-def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Rescale = True) -> Tensor:
+def drop_by_rank(
+    delta: Tensor, density: float, epsilon: float, *, rescale: Rescale = True, ranks: Ranking = "row"
+) -> Tensor:
     """Keep each entry with a probability that rises with its rank in the row, from density − ε to density + ε.
+
+    With ranks "tensor" all of it, which must be here, is one row.
 
     Raises:
         MethodError: density − ε or density + ε is not inside (0, 1).
@@ -122,18 +130,19 @@ def drop_by_rank(delta: Tensor, density: float, epsilon: float, *, rescale: Resc
             right=f"0 < density - epsilon and density + epsilon < 1, such as epsilon: "
             f"{0.9 * min(density, 1 - density):.2g}",
         )
-    by_rank = _rank_probabilities(density, epsilon, _row_length(delta))
-    needs_each = rescale == "expected" or current(delta).statistics
+    by_rank = _rank_probabilities(density, epsilon, _row_length(delta, ranks))
+    needs_each = rescale == "expected" or ranks == "tensor" or current(delta).statistics
     if not needs_each and kernels.serve(delta):
         return rescale_kept(keep_where(_compiled_mask(delta, by_rank), delta, room(delta)), delta, rescale, density)
     delta = as_tensor(plain(delta))
-    probability = torch.from_numpy(by_rank).to(delta.device)[row_ranks(delta)].reshape(delta.shape)
+    probability = torch.from_numpy(by_rank).to(delta.device)[row_ranks(delta, ranks)].reshape(delta.shape)
     kept = keep_where(keep_mask(delta, lambda: probability), delta, room(delta))
     return rescale_kept(kept, delta, rescale, probability.to(delta.dtype))
 
 
-def _row_length(delta: Tensor) -> int:
-    return number_of(delta) // (len(delta) if len(current(delta).place.layout.shape) > 1 else 1)
+def _row_length(delta: Tensor, ranks: Ranking) -> int:
+    several = ranks == "row" and len(current(delta).place.layout.shape) > 1
+    return number_of(delta) // (len(delta) if several else 1)
 
 
 def _rank_probabilities(density: float, epsilon: float, length: int) -> NDArray[np.float64]:

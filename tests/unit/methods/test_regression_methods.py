@@ -190,3 +190,22 @@ def test_optmerge_of_one_model_gives_that_model():
     deltas = deltas_of((12, 30), 1)
     torch.testing.assert_close(merged("optmerge", deltas, init="zero"), deltas[0], rtol=0, atol=1e-9)
     torch.testing.assert_close(merged("optmerge", deltas, center=True), deltas[0], rtol=0, atol=1e-9)
+
+
+def test_a_time_of_its_own_for_each_matrix_follows_from_the_largest_eigenvalues_of_all():
+    names = [
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.0.mlp.gate_proj.weight",
+    ]
+    deltas = {name: deltas_of(shape) for name, shape in zip(names, SHAPES, strict=True)}
+    tops = {name: float(torch.linalg.eigvalsh(moments(deltas[name])[0])[-1]) for name in names}
+    mean = torch.tensor(list(tops.values()), dtype=torch.float64).log().mean().exp()
+    base = {name: torch.zeros_like(one[0]) for name, one in deltas.items()}
+    models = [{name: one[k] for name, one in deltas.items()} for k in range(3)]
+    settings = {"compute_dtype": "float64", "others": "base"}
+    got = cuvee.merge_tensors("wudi_merging", models, base, time=2.0, time_exponent=0.7, **settings)
+    for name in names:
+        own = 2.0 * float(mean / tops[name]) ** 0.7
+        want = cuvee.merge_tensors("wudi_merging", models, base, time=own, **settings)[name]
+        torch.testing.assert_close(got[name], want, rtol=0, atol=1e-10)
