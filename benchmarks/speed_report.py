@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,7 +35,8 @@ HOW_MEASURED = (
     "Inputs are warm in the page cache for all, and so is free memory; every output is deleted before the next run.",
     "floor: a process of its own reads every input once in 8 MiB reads and writes and fsyncs as many bytes as "
     "the merge does (better of 1 and 2 threads). Cuvée fsyncs its output too, mergekit does not.",
-    "merge phase: Cuvée's plan, merge and publish, after start-up and imports. Every Cuvée run starts without measurements "
+    "merge phase: Cuvée's plan, merge and publish; the rest of its process is start-up, imports and reading the recipe. Every "
+    "Cuvée run starts without measurements "
     "of an earlier one. mergekit leaves out the tokenizer and the model card.",
 )
 
@@ -118,8 +119,8 @@ class MethodSpeed:
 
     @property
     def merge_phase_s(self) -> float | None:
-        """Cuvée's seconds without imports, in the run where they were fewest."""
-        return self.cuvee_phases_s["total"] - self.cuvee_phases_s["import"] if self.cuvee_phases_s else None
+        """Cuvée's seconds without start-up and imports, in the run where they were fewest."""
+        return _in_phase(self.cuvee_phases_s) if self.cuvee_phases_s else None
 
     @property
     def times_floor(self) -> float | None:
@@ -248,7 +249,11 @@ def _markdown(report: SpeedReport) -> str:
 
 
 def _merge_phase(cost: CuveeCost) -> float:
-    return sum(cost.phases[phase] for phase in ("plan", "merge", "publish")) if cost.phases else float("inf")
+    return _in_phase(cost.phases) if cost.phases else float("inf")
+
+
+def _in_phase(phases: Mapping[str, float]) -> float:
+    return sum(phases[phase] for phase in ("plan", "merge", "publish"))
 
 
 def _timing(costs: list[ProcessCost]) -> Timing | None:

@@ -2,7 +2,8 @@
 
 Calls loop over short reads and writes. Errors stay `OSError` here; the callers, who know what the file is, turn them
 into Cuvée's own. Each step on the disk is one call of `os`, so that a test can put a stand-in in its place that fails,
-dies or forgets at any of them (`tests/fault/disk.py`).
+dies or forgets at any of them (`tests/fault/disk.py`). One kernel reads inputs beside this (`kernels.stream`), and writes
+nothing; what it cannot read is read again here, which says why.
 """
 
 from __future__ import annotations

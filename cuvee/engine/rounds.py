@@ -286,6 +286,7 @@ def run_rounds(
     Raises:
         CuveeError: the first error of any worker; all of them have stopped.
     """
+    _load_linear_algebra(formula)
     rounds = _Rounds(tasks, formula, handler, block_elements, whole_elements)
     before = torch.get_num_threads() if "torch" in sys.modules else 0
     try:
@@ -305,6 +306,13 @@ def _set_torch_threads(count: int) -> None:
     """Torch's own threads would compete with ours; where it is not loaded, there are none."""
     if count and "torch" in sys.modules:
         torch.set_num_threads(count)
+
+
+def _load_linear_algebra(formula: Formula) -> None:
+    """Have torch load a GPU's linear algebra, which it does when first asked, and fails when two threads ask at once."""
+    plain = formula.method.arrays and not (formula.before or formula.after)
+    if formula.device.startswith("cuda") and not plain:
+        torch.linalg.inv(torch.ones(1, 1, device=formula.device))
 
 
 def _in_threads(rounds: _Rounds, threads: int, watch: Callable[[], None] | None) -> None:
