@@ -28,6 +28,7 @@ __all__ = [
     "GramNorm",
     "GramSource",
     "Init",
+    "MixedSource",
     "Regression",
     "from_grams",
     "from_task_vectors",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 GramSource: TypeAlias = Literal["auto", "task_vector", "data"]
+MixedSource: TypeAlias = Literal["auto", "task_vector", "data", "hybrid"]
 GramNorm: TypeAlias = Literal["mean_diagonal", "delta_frobenius", "none"]
 Init: TypeAlias = Literal["sum", "mean", "zero"]
 
@@ -153,15 +155,15 @@ def start(init: Init, total: Tensor, count: int) -> Tensor:
     return total if init == "sum" else total / count if init == "mean" else torch.zeros_like(total)
 
 
-def uses_data(source: GramSource) -> bool:
+def uses_data(source: MixedSource) -> bool:
     """Return whether Gram matrices of data are to be used: "auto" does so where any is given.
 
     Raises:
-        MethodError: "data", and none is given of any tensor.
+        MethodError: "data" or "hybrid", and none is given of any tensor.
     """
     is_given = source != "task_vector" and any(key.startswith("gram/") for key in current().statistics)
-    if source == "data" and not is_given:
-        raise MethodError("gram: data, and no model has Gram matrices", right=collect_command("gram"))
+    if source in ("data", "hybrid") and not is_given:
+        raise MethodError(f"gram: {source}, and no model has Gram matrices", right=collect_command("gram"))
     return is_given
 
 
@@ -201,8 +203,38 @@ def given_gram(kind: Literal["gram", "outgram"], count: int, side: int) -> Matri
     return Matrices((count, side, side), load)
 
 
+def _mixed(deltas: Any, grams: Matrices, mix: float) -> Matrices:
+    """Return mix · G_i / tr G_i + (1 − mix) · τ_iᵀτ_i / ‖τ_i‖²."""
+    own = _unit_gram(deltas)
+
+    def load(k: int) -> Tensor:
+        mine, given = own(k), grams[k].double()
+        trace = float(given.trace())
+        return mine.mul_(1 - mix).add_(given.to(mine.device), alpha=mix / trace if trace > 0 else 0.0)
+
+    return Matrices(grams.shape, load)
+
+
+def _unit_gram(deltas: Any) -> Callable[[int], Tensor]:
+    """Return what makes τ_kᵀτ_k / ‖τ_k‖², (n, n) in float64; zeros of a model that has not moved."""
+
+    def load(k: int) -> Tensor:
+        delta = deltas[k]
+        squares = gram(delta, "columns")
+        norm = float(squares.trace())
+        return squares.mul_(1 / norm if has_moved(norm, delta.numel()) else 0.0)
+
+    return load
+
+
 def posterior_mean(
-    deltas: Any, anchor: Tensor | Init, weight: Any, precision: float, source: GramSource, gram_norm: GramNorm
+    deltas: Any,
+    anchor: Tensor | Init,
+    weight: Any,
+    precision: float,
+    source: MixedSource,
+    gram_norm: GramNorm,
+    mix: float = 0.5,
 ) -> Tensor:
     """Return Θ = (T + λ A)(C + λ I)⁻¹: the mean of the posterior whose prior lies around the anchor A, (m, n).
 
@@ -211,12 +243,15 @@ def posterior_mean(
         anchor: the matrix, or how it is made of the task vectors.
         weight: b_i.
         precision: λ of the prior; 0: the regression alone, and the anchor where it says nothing.
-        source, gram_norm: where G_i come from, and in what unit they are.
+        source, gram_norm: where G_i come from, and in what unit they are. Of "hybrid", each is `mix` times that of data and
+            1 − mix times that of the task vector, both of trace 1; without one of data, the latter.
     """
     count, columns = len(deltas), deltas.shape[2]
     per_model = gram_norm == "delta_frobenius"
     if uses_data(source):
         grams = given_gram("gram", count, columns)
+        if source == "hybrid":
+            grams = _mixed(deltas, grams, mix) if grams else Matrices((count, columns, columns), _unit_gram(deltas))
         if grams is None:
             return start(anchor, weighted_sum(deltas), count) if isinstance(anchor, str) else anchor
         found = from_grams(deltas, grams, weight, normalize=per_model)

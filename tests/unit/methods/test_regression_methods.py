@@ -151,6 +151,29 @@ def test_bmm_takes_the_grams_of_data_and_says_what_is_wrong_with_them():
         assert "gram/model" in caught.value.where
 
 
+@pytest.mark.parametrize("method", ["bayesian_model_merging", "reforge"])
+def test_a_hybrid_mixes_grams_of_data_and_of_task_vectors_each_of_trace_one(method):
+    deltas, given = deltas_of((7, 5)), grams_of(3, 5)
+    settings = {"statistics": given, "prior_precision": 0.5, "gram": "hybrid"}
+    own = [one.mT @ one / one.square().sum() for one in deltas]
+    mixed = [0.3 * g / g.trace() + 0.7 * o for g, o in zip(given.values(), own, strict=True)]
+    c, t = sum(mixed), sum(one @ g for one, g in zip(deltas, mixed, strict=True))
+    scale = 5 / c.trace()
+    prior = 0.5 * torch.eye(5, dtype=torch.float64)
+    want = (t * scale + prior[0, 0] * deltas.sum(0)) @ torch.linalg.inv(c * scale + prior)
+    torch.testing.assert_close(merged(method, deltas, mix=0.3, **settings), want, rtol=0, atol=1e-10)
+    for mix, gram in ((0.0, "task_vector"), (1.0, "data")):
+        alone = merged(method, deltas, **settings | {"gram": gram, "gram_norm": "delta_frobenius"})
+        got = merged(method, deltas, mix=mix, **settings | {"gram_norm": "delta_frobenius"})
+        torch.testing.assert_close(got, alone, rtol=0, atol=1e-10)
+    elsewhere = {"statistics": {"gram/model0/other": torch.eye(5)}}
+    got, want = (merged(method, deltas, prior_precision=0.5, **one) for one in (elsewhere | {"gram": "hybrid"}, {}))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+    with pytest.raises(MethodError, match="no model has Gram matrices") as raised:
+        merged(method, deltas, gram="hybrid")
+    assert "cuvee collect gram" in raised.value.right
+
+
 def truncated(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     return u[:, :rank] * s[:rank] @ vh[:rank]
