@@ -32,9 +32,12 @@ if __name__ == "__main__":
     request = json.loads(sys.argv[2])
 
     import cuvee
-    from cuvee.recipes import Recipe
+    from cuvee.recipes import Recipe, RecipeModel
 
-    recipe = Recipe(request["method"], models=request["models"], base_model=request.get("base"),
+    models = request["models"]
+    if request.get("statistics"):
+        models = [RecipeModel(one, statistics=told) for one, told in zip(models, request["statistics"], strict=True)]
+    recipe = Recipe(request["method"], models=models, base_model=request.get("base"),
                     parameters=request.get("parameters", {}))  # fmt: skip
     report = cuvee.merge(recipe, Path(request["out"]), **request.get("options", {}))
     PEAK[0] = max(PEAK[0], anonymous_bytes())

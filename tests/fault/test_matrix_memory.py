@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import write_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_memory import measured
 
 import cuvee
@@ -22,6 +22,9 @@ METHODS = {
     "wudi_merging": {},
     "opcm": {},
     "ortho_merge": {"residual": "ties"},
+    "bayesian_model_merging": {"gram": "data"},
+    "mats": {"gram": "data", "iterations": 3},
+    "della": {"ranks": "tensor", "density": 0.5},
 }
 
 
@@ -35,6 +38,8 @@ def large(tmp_path_factory):
         delta = 0.0 if name == "base" else 0.02 * torch.randn(base.shape, generator=generator)
         tensors = {NAME: (base + delta).bfloat16(), "model.norm.weight": torch.ones(1024).bfloat16()}
         write_model(root / name, tensors)
+        inputs = torch.randn(64, 1024, generator=generator)
+        save_file({f"gram/{NAME}": inputs.mT @ inputs / 64}, root / f"{name}.st")
     return root
 
 
@@ -43,12 +48,15 @@ def large(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_matrix_method_runs_in_the_least_memory_that_is_accepted_and_names_what_needs_it(large, method, monkeypatch):
     monkeypatch.chdir(large)
-    recipe = cuvee.Recipe(method, models=["math", "code", "chat"], base_model="base", parameters=METHODS[method])
+    names = ["math", "code", "chat"]
+    told = [f"{name}.st" for name in names] if "gram" in METHODS[method] else None
+    models = [cuvee.RecipeModel(name, statistics=f"{name}.st" if told else None) for name in names]
+    recipe = cuvee.Recipe(method, models=models, base_model="base", parameters=METHODS[method])
     with pytest.raises(ResourceError, match="is too little") as refused:
         cuvee.plan(recipe, memory=1)
     assert repr(NAME) in refused.value.where
     least = int(refused.value.right.removeprefix("--memory ").removesuffix("MB")) * 10**6
-    found = measured(large, method, method, limit=least, options={"memory": least}, **METHODS[method])
+    found = measured(large, method, method, limit=least, options={"memory": least}, statistics=told, **METHODS[method])
     assert found["peak"] < least
 
 

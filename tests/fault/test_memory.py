@@ -53,10 +53,12 @@ def large(tmp_path_factory):
     shutil.rmtree(root)
 
 
-def measured(folder: Path, method: str, out: str, *, limit: int | None = None, options=None, **parameters):
+def measured(
+    folder: Path, method: str, out: str, *, limit: int | None = None, options=None, statistics=None, **parameters
+):
     here = Path(__file__).parent
     request = {"method": method, "models": ["math", "code", "chat"], "out": out, "parameters": parameters,
-               "base": None if method == "linear" else "base", "options": options or {}}  # fmt: skip
+               "base": None if method == "linear" else "base", "options": options or {}, "statistics": statistics}  # fmt: skip
     done = subprocess.run(
         [sys.executable, here / "measured_merge.py", folder, json.dumps(request)],
         capture_output=True,
