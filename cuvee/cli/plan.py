@@ -175,6 +175,7 @@ def _needs(planned: MergePlan, guess: Estimate) -> list[tuple[str, str]]:
     return [
         ("tensors", f"{merged} merged, {len(planned.tasks) - merged} copied"),
         ("reads", reads),
+        ("statistics", ", ".join(safe(model.label) for _, model in sorted(planned.statistics.items()))),
         ("writes", f"{in_bytes(planned.bytes_written)} in {plural(len(planned.shards), 'file')}: {files}"),
         ("passes", f"{plural(tally.visits, 'visit')} of a tensor, {plural(tally.rounds, 'round')} over the model"),
         ("memory", f"{in_bytes(budget.bytes)} at most"),
@@ -197,6 +198,7 @@ def _as_object(planned: MergePlan, guess: Estimate) -> dict[str, Any]:
         "meaning": explain(planned.recipe, planned.prepared),
         "models": {str(number): label for number, label in sorted(planned.labels.items()) if number >= 0},
         "base": planned.labels.get(-1),
+        "statistics": {str(number): model.label for number, model in sorted(planned.statistics.items())},
         "plan": planned.plan_id,
         "tensors": {"merged": sum(not t.is_copy for t in tasks), "copied": sum(t.is_copy for t in tasks)},
         "arguments": [

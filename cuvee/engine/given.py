@@ -40,7 +40,7 @@ __all__ = [
 SHARED, TEXTS = "shared", "texts"
 """In the metadata of a file: which names mean one tensor, as JSON; the digest of the texts that it was collected on."""
 _HELD_BYTES = 1 << 20
-_SQUARE = ("gram", "outgram", "adapter")
+_SQUARE = ("gram", "outgram", "fisher", "adapter")
 
 
 class GivenStatistics(Mapping[str, Any]):

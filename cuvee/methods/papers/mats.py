@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cuvee.errors import MethodError
 from cuvee.methods.combination import Matrices
+from cuvee.methods.measuring import current
 from cuvee.methods.pieces.combine import mean
 from cuvee.methods.pieces.descent import conjugate_gradient
 from cuvee.methods.pieces.metrics import Metric, of_gram, of_rows, sum_of
-from cuvee.methods.pieces.regression import FLOOR, GramSource, given_gram, has_moved, uses_data
+from cuvee.methods.pieces.regression import FLOOR, GramSource, given_gram, given_matrices, has_moved, uses_data
 from cuvee.methods.registry import MATRIX, OPTIONAL, WEIGHTS, Bound, Paper, merge_method
 from cuvee.methods.spectral import decomposition_bytes, gram_solve
 from cuvee.tensors.lazy_torch import torch
@@ -17,7 +18,7 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-Objective = Literal["regmean", "block_fisher"]
+Objective = Literal["regmean", "block_fisher", "diag_fisher"]
 Start = Literal["average", "task_arithmetic", "pretrained", "zero"]
 
 
@@ -58,14 +59,14 @@ class Asked(NamedTuple):
     unit=MATRIX,
     others=None,
     workspace=mats_bytes,
-    uses=("gram", "outgram"),
+    uses=("gram", "outgram", "fisher"),
     cost="iterations of 2 m n²; block_fisher: of K (2 m n² + 2 m² n); converged: 1 eigendecomposition",
     formula="Σ G_i Θᵀ = Σ G_i θ_iᵀ  (block_fisher: Σ O_i Θ G_i = Σ O_i θ_i G_i), by conjugate gradients from init;  out = Θ",
     differs="The paper needs the Gram matrices of inputs, and for block_fisher of the gradients of outputs too. Without any "
     "(gram: task_vector) those of the task vectors stand in for them, τ_iᵀτ_i and τ_i τ_iᵀ over ‖τ_i‖², which is ours; without "
     "a base those of the weights. The official code begins at the pretrained weights untransposed (init: pretrained is right "
-    "here), and at zero where nothing is said. What has no Gram matrix is averaged, as there. Its diagonal objective is not "
-    "here.",
+    "here), and at zero where nothing is said. What has no Gram matrix is averaged, as there. Its outer "
+    "products of vectors (IA3) are not here.",
 )
 def mats(
     values: Matrices,
@@ -83,7 +84,8 @@ def mats(
 
     Args:
         values: (K, m, n): weights, or task vectors with a base.
-        objective: regmean, by inputs alone; block_fisher, by inputs and outputs.
+        objective: regmean, by inputs alone; block_fisher, by inputs and outputs; diag_fisher, element by element, by the
+            statistics fisher/model0/<tensor> (≥ 0): the average weighted by them.
         gram: data: the statistics gram/model0/<module> (and outgram/… for block_fisher) and so on; task_vector: without
             data; auto: data where there is any.
         offdiag: what elements off the diagonal of these matrices are multiplied by.
@@ -103,10 +105,12 @@ def mats(
         return mean(values)
     if base is None and init in ("task_arithmetic", "pretrained"):
         raise MethodError(f"init: {init} without a base model", right="a base_model, or init: average")
-    data = uses_data(gram)
+    data = objective == "diag_fisher" or uses_data(gram)
     if init == "zero" and not data:
         right = "init: average, or Gram matrices of data"
         raise MethodError("init: zero leaves nothing of a weight where no task vector reaches", right=right)
+    if objective == "diag_fisher":
+        return _by_diagonals(values, base, init, init_scale, iterations, rtol)
     asked = _asked(values, objective, offdiag, data=data)
     if asked is None:
         return mean(values)
@@ -122,6 +126,39 @@ def mats(
     enough = rtol * float(torch.linalg.vector_norm(whole))
     found = conjugate_gradient(asked.operator, asked.t, start.double(), iterations, enough)
     return found.to(start.dtype)
+
+
+def _by_diagonals(
+    values: Matrices,
+    base: Tensor | None,
+    init: Start,
+    init_scale: float,
+    iterations: int | Literal["converged"],
+    rtol: float,
+) -> Tensor:
+    """Solve Σ F_i ⊙ Θ = Σ F_i ⊙ θ_i from a start; where no F_i says anything, stay there."""
+    fishers = given_matrices("fisher", len(values), values.shape[1:])
+    if fishers is None:
+        if not any(key.startswith("fisher/") for key in current().statistics):
+            right = "models: - {model: …, statistics: a.safetensors} that holds fisher/<tensor>; or objective: regmean"
+            raise MethodError("objective: diag_fisher, and no model has any", right=right)
+        return mean(values)
+    weight, t, total = None, None, None
+    for k in range(len(values)):
+        value = values[k]
+        fisher = fishers[k].to(value.device, torch.float64)
+        if bool((fisher < 0).any()):
+            raise MethodError("a diagonal Fisher below zero", where=f"model {k}", right="squares of gradients")
+        weight = fisher.clone() if weight is None else weight.add_(fisher)
+        t = fisher * value if t is None else t.addcmul_(fisher, value.double())
+        total = value.clone() if total is None else total.add_(value)
+    assert weight is not None and t is not None and total is not None, "there is at least one model"
+    start = _start(init, init_scale, total, len(values), base).double()
+    if iterations == "converged":
+        return torch.where(weight > 0, t / weight.clamp(min=torch.finfo(weight.dtype).tiny), start).to(total.dtype)
+    whole = t if base is None else t + weight * base
+    enough = rtol * float(torch.linalg.vector_norm(whole))
+    return conjugate_gradient(lambda x: weight * x, t, start, iterations, enough).to(total.dtype)
 
 
 def _answer(x: Tensor, inputs: Metric, outputs: list[Metric]) -> Tensor:

@@ -33,6 +33,7 @@ __all__ = [
     "from_grams",
     "from_task_vectors",
     "given_gram",
+    "given_matrices",
     "has_moved",
     "posterior_mean",
     "regression_bytes",
@@ -168,12 +169,17 @@ def uses_data(source: MixedSource) -> bool:
 
 
 def given_gram(kind: Literal["gram", "outgram"], count: int, side: int) -> Matrices | None:
-    """Return the Gram matrices (side, side) given for this tensor, one a model, each read when it is asked for.
+    """Return the Gram matrices (side, side) given for this tensor; see `given_matrices`.
 
-    None where no model has one.
+    They are the statistics `gram/model0/<module>`, of the inputs, or `outgram/…`, of the gradients of the outputs.
+    """
+    return given_matrices(kind, count, (side, side))
 
-    They are the statistics `gram/model0/<module>`, of the inputs, or `outgram/…`, of the gradients of the outputs; a
-    trailing `.weight` is accepted.
+
+def given_matrices(kind: str, count: int, shape: tuple[int, int]) -> Matrices | None:
+    """Return the statistic of a kind that is given for this tensor, one a model, each read when it is asked for.
+
+    None where no model has one. A trailing `.weight` of its name is accepted.
 
     Raises:
         MethodError: only some models have one, or one is of another shape or not finite.
@@ -194,13 +200,14 @@ def given_gram(kind: Literal["gram", "outgram"], count: int, side: int) -> Matri
         key = str(found[k])
         one: Tensor = call.statistics[key]
         where = f"statistic {key}"
-        if tuple(one.shape) != (side, side):
-            raise MethodError(f"a Gram matrix of shape {tuple(one.shape)}", where=where, right=f"shape {(side, side)}")
+        what = "diagonal Fisher" if kind == "fisher" else "Gram matrix"
+        if tuple(one.shape) != shape:
+            raise MethodError(f"a {what} of shape {tuple(one.shape)}", where=where, right=f"shape {shape}")
         if not bool(torch.isfinite(one).all()):
-            raise MethodError("a Gram matrix with NaN or Inf", where=where, right="collect it again")
+            raise MethodError(f"a {what} with NaN or Inf", where=where, right="collect it again")
         return one
 
-    return Matrices((count, side, side), load)
+    return Matrices((count, *shape), load)
 
 
 def _mixed(deltas: Any, grams: Matrices, mix: float) -> Matrices:

@@ -121,3 +121,34 @@ def test_what_cannot_be_done_is_said():
 def test_what_has_no_gram_matrix_is_averaged():
     got = merged(statistics={"gram/model0/another.weight": torch.eye(5)}, init="pretrained")
     torch.testing.assert_close(got, (BASE + DELTAS).mean(0))
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_the_diagonal_objective_is_the_average_weighted_by_fishers(with_base):
+    generator = torch.Generator().manual_seed(3)
+    fishers = {
+        f"fisher/model{k}/{NAME}": torch.rand(BASE.shape, generator=generator).double() for k in range(len(DELTAS))
+    }
+    for fisher in fishers.values():
+        fisher[0] = 0  # nobody says anything of the first row
+    total = sum(fishers.values())
+    models = [BASE + delta for delta in DELTAS]
+    want = sum(f * one for f, one in zip(fishers.values(), models, strict=True)) / total
+    settings = {"statistics": fishers, "objective": "diag_fisher", "with_base": with_base}
+    got = merged(iterations="converged", **settings)
+    torch.testing.assert_close(got[1:], want[1:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        got[0], sum(models)[0] / len(models), rtol=0, atol=1e-9
+    )  # stays at the start, the average
+    near = merged(iterations=2000, rtol=1e-14, **settings)
+    torch.testing.assert_close(near, got, rtol=0, atol=1e-6)
+    torch.testing.assert_close(merged(iterations=0, **settings), sum(models) / len(models), rtol=0, atol=1e-9)
+
+
+def test_what_is_wrong_with_fishers_is_said():
+    with pytest.raises(MethodError, match="no model has any"):
+        merged(objective="diag_fisher")
+    for said, bad in {"below zero": -torch.ones(BASE.shape), "diagonal Fisher of shape": torch.ones(1, 1)}.items():
+        told = {f"fisher/model{k}/{NAME}": bad for k in range(len(DELTAS))}
+        with pytest.raises(MethodError, match=said):
+            merged(objective="diag_fisher", statistics=told)
