@@ -173,7 +173,8 @@ class Formula:
     def on_arrays(self) -> bool:
         """True when the method is given NumPy arrays."""
         plain = self.device == "cpu" and self.compute_dtype == "float32"
-        plain = plain and not (self.before or self.after or self.statistics)
+        plain = plain and not (self.before or self.after)
+        plain = plain and (not self.statistics or bool(self.method.needs))  # else they may be masks of single elements
         return self.method.arrays and plain and kernels.available()
 
     @property

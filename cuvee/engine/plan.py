@@ -321,9 +321,10 @@ def _retokenized(
 def runs_on_arrays(recipe: Recipe, device: str) -> bool:
     """True when a merge by this recipe does not need torch, whatever the models are stored as."""
     prepared = prepare(recipe)
-    return Formula(
+    formula = Formula(
         prepared.method, prepared.before, prepared.after, compute_dtype=recipe.compute_dtype, device=device
-    ).on_arrays
+    )
+    return formula.on_arrays and not prepared.method.needs  # statistics are tensors
 
 
 def _open_models(

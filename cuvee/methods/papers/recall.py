@@ -27,6 +27,7 @@ _FIRST = ("embedding", "position", "conditioning")
     on=WEIGHTS,
     base=NONE,
     needs=("hidden",),
+    arrays=True,
     cost="one pass; a forward pass of some twenty texts through every model beforehand",
     formula="s_i = mean_x exp(−‖h_i(x) − h_K(x)‖² / 2σ²), σ² the median of ‖h_K(x) − h_K(x′)‖², of each layer;  "
     "out = Σ softmax(s / temperature)_i · θ_i",
@@ -52,7 +53,7 @@ def recall(weights: Tensor, *, temperature: Annotated[float, Bound(0, open_low=T
     Raises:
         MethodError: a model has no hidden states of this layer, or others than the newest has.
     """
-    states = [_states(current(weights[0]), k, len(weights)) for k in range(len(weights))]
+    states = [_states(current(), k, len(weights)) for k in range(len(weights))]
     return weighted_sum(weights, _shares(states, temperature))
 
 
