@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
     from cuvee.evaluation.tiny_llama import TinyLlama
 
-__all__ = ["Portion", "answers_in", "bits_of_windows", "exact_answers", "noisy", "passage_loss", "windows"]
+__all__ = [
+    "Portion",
+    "answers_by_window",
+    "answers_in",
+    "bits_of_windows",
+    "exact_answers",
+    "noisy",
+    "passage_loss",
+    "windows",
+]
 
 _AT_ONCE = 64
 
@@ -89,30 +98,31 @@ def bits_of_windows(model: TinyLlama, passages: Tensor, seen: Tensor | None = No
 
 
 def exact_answers(
-    model: TinyLlama, passages: Tensor, is_answer: Tensor, seen: Tensor | None = None
+    model: TinyLlama, passages: Tensor, answers: Tensor, seen: Tensor | None = None
 ) -> NDArray[np.float32]:
-    """Return 1 for each passage whose answer the model would write byte for byte, most likely byte first, else 0.
+    """Return of each passage the share of its answers that the model would write byte for byte, most likely byte first.
 
     Args:
         model: which one.
         passages: (n, length + 1) bytes.
-        is_answer: (n, length + 1); which of them the model has to write. While it is right, what it has written is what
-            the passage says, so one look at the whole passage tells.
+        answers: (n, length + 1); k at the bytes of a passage's answer k = 1, 2, …, 0 elsewhere. While it is right, what the
+            model has written is what the passage says, so one look at the whole passage tells.
         seen: what the model sees in place of the passages, except for the answers; None: them.
     """
-    shown = passages if seen is None else torch.where(is_answer, passages, seen)
+    shown = passages if seen is None else torch.where(answers > 0, passages, seen)
     parts = []
     with torch.inference_mode():
-        for part, one, answer in zip(
-            *(torch.split(all_, _AT_ONCE) for all_ in (passages, shown, is_answer)), strict=True
-        ):
-            right = model(one[:, :-1]).argmax(-1) == part[:, 1:]
-            parts.append((right | ~answer[:, 1:]).all(1))
+        for part, one, asked in zip(*(torch.split(all_, _AT_ONCE) for all_ in (passages, shown, answers)), strict=True):
+            wrong = model(one[:, :-1]).argmax(-1) != part[:, 1:]
+            missed = torch.zeros(len(part), device=part.device)
+            for k in range(1, int(asked.max()) + 1):
+                missed += (wrong & (asked[:, 1:] == k)).any(1)
+            parts.append(1 - missed / asked.amax(1))
     return torch.cat(parts).float().cpu().numpy()
 
 
 def answers_in(text: bytes, context: int, problem: bytes) -> tuple[Tensor, Tensor]:
-    """Return passages that end with an answer, and which of their bytes are it.
+    """Return passages that end with an answer, and 1 at those of their bytes that are it, 0 elsewhere.
 
     Args:
         text: such as lines of sums.
@@ -121,10 +131,26 @@ def answers_in(text: bytes, context: int, problem: bytes) -> tuple[Tensor, Tenso
     """
     found = [one for one in re.finditer(problem, text, re.MULTILINE) if one.end() > context]
     passages = [list(text[one.end() - context - 1 : one.end()]) for one in found]
-    is_answer = torch.zeros(len(found), context + 1, dtype=torch.bool)
+    answers = torch.zeros(len(found), context + 1, dtype=torch.long)
     for place, one in enumerate(found):
-        is_answer[place, -len(one[1]) :] = True
-    return torch.tensor(passages), is_answer
+        answers[place, -len(one[1]) :] = 1
+    return torch.tensor(passages), answers
+
+
+def answers_by_window(text: bytes, context: int, problem: bytes) -> tuple[Tensor, Tensor]:
+    """Return the windows of a text in which something is asked, and k at the bytes of the k-th answer in each, 0 elsewhere.
+
+    Nothing is asked in the first quarter of a window, where little stands before it, nor across two windows.
+    """
+    passages = windows(text, context)
+    answers = torch.zeros_like(passages)
+    for one in re.finditer(problem, text, re.MULTILINE):
+        window, at = divmod(one.start(1) - 1, context)
+        end = at + len(one[1])
+        if window < len(passages) and context // 4 <= at and end <= context:
+            answers[window, at + 1 : end + 1] = answers[window].max() + 1
+    asked = answers.any(1)
+    return passages[asked], answers[asked]
 
 
 def _parts(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

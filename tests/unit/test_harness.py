@@ -6,6 +6,7 @@ import importlib
 import math
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -422,3 +423,46 @@ def test_without_the_extra_the_install_line_is_told(monkeypatch):
     with pytest.raises(ResourceError, match="needs lm_eval, which is not installed") as error:
         find_tasks(["pick"])
     assert "pip install 'cuvee[eval]'" in error.value.right
+
+
+# ---- other architectures
+
+
+def other_config(kind):
+    import transformers
+
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 256,
+    }
+    return {
+        "experts one by one": lambda: transformers.MixtralConfig(**small, num_key_value_heads=2, num_local_experts=4),
+        "tied": lambda: transformers.GPT2Config(vocab_size=256, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+        "encoder and decoder": lambda: transformers.T5Config(
+            vocab_size=256, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        ),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["experts one by one", "tied", "encoder and decoder"])
+def test_tensors_as_they_are_stored_fill_the_module_that_transformers_makes_of_them(kind, folders, tmp_path, path):
+    import transformers
+
+    made = transformers.AutoModelForSeq2SeqLM if kind == "encoder and decoder" else transformers.AutoModelForCausalLM
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        with finding.quietly():
+            made.from_config(other_config(kind)).save_pretrained(tmp_path / str(seed))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / str(seed) / name).write_bytes((Path(folders["base"]) / name).read_bytes())
+        models.append(in_memory(tmp_path / str(seed)))
+    live, wanted = (live_model(one) for one in models)
+    assert live.digest != wanted.digest
+    live.fill(models[1].tensors)
+    assert live.digest == wanted.digest
+    tasks = one_task("pick", path)
+    assert numbers(score(live, tasks, limit=4)) == numbers(score(wanted, tasks, limit=4))

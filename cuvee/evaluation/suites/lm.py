@@ -17,6 +17,7 @@ import torch
 
 from cuvee.evaluation.byte_text import (
     Portion,
+    answers_by_window,
     answers_in,
     bits_of_windows,
     exact_answers,
@@ -228,18 +229,18 @@ def _tasks(form: Form) -> dict[str, Task]:
     own = {domain.name for domain in form.expertise}
     tasks += [
         Task(name, title, "expert", "exact answers", True, domain)
-        for name, (title, domain, _) in _EXACT.items()
+        for name, (title, domain, _, _) in _EXACT.items()
         if domain in own
     ]
     return {task.name: task for task in tasks}
 
 
 _EXACT = {
-    "addition": ("Additions", SUMS.name, rb"^\d+\+\d+=(-?\d+\n)"),
-    "subtraction": ("Subtractions", SUMS.name, rb"^\d+-\d+=(-?\d+\n)"),
-    "words": ("YAML words", "yaml", rb"\b\w\w(\w{2,}\W)"),
+    "addition": ("Additions", SUMS.name, answers_in, rb"^\d+\+\d+=(-?\d+\n)"),
+    "subtraction": ("Subtractions", SUMS.name, answers_in, rb"^\d+-\d+=(-?\d+\n)"),
+    "words": ("YAML words", "yaml", answers_by_window, rb"\b\w\w(\w{2,}\W)"),
 }
-"""Tasks of exact answers: title, domain, and what is asked for: of a sum its result, of a word all but two letters."""
+"""Tasks of exact answers: title, domain, how passages are cut, and what is asked: a sum's result, a word but two letters."""
 
 
 class _Scorer:
@@ -255,28 +256,28 @@ class _Scorer:
         self, tensors: Mapping[str, Tensor], task: Task, split: Split, limit: int | None, corruption: Corruption | None
     ) -> NDArray[np.float32]:
         model = holding(self._bones, tensors, self._device)
-        passages, is_answer = self._passages(task.name, split)
+        passages, answers = self._passages(task.name, split)
         seen = passages
         if corruption is not None:
             seen = noisy(passages, _NOISE[corruption.severity - 1], seed=corruption.severity)
         passages, seen = passages[:limit].to(self._device), seen[:limit].to(self._device)
-        if is_answer is not None:
-            return exact_answers(model, passages, is_answer[:limit].to(self._device), seen)
+        if answers is not None:
+            return exact_answers(model, passages, answers[:limit].to(self._device), seen)
         return bits_of_windows(model, passages, seen)
 
     def _cut(self, task: str, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the passages of a task, and where a model has to answer; both shuffled."""
-        _, domain, answer = _EXACT.get(task, ("", task, b""))
+        _, domain, cut, problem = _EXACT.get(task, ("", task, None, b""))
         corpus = self._corpora[domain]
         text = corpus.test if split == "test" else corpus.validation
-        if answer:
-            passages, is_answer = answers_in(text, self._bones.shape.context, answer)
+        if cut is None:
+            passages, answers = windows(text, self._bones.shape.context), None
         else:
-            passages, is_answer = windows(text, self._bones.shape.context), None
+            passages, answers = cut(text, self._bones.shape.context, problem)
         order = torch.randperm(len(passages), generator=torch.Generator().manual_seed(0))
-        if is_answer is not None:
+        if answers is not None:
             order = order[:_ANSWERS]
-            return passages[order], is_answer[order]
+            return passages[order], answers[order]
         return passages[order], None
 
 
