@@ -25,7 +25,7 @@ __all__ = ["run", "run_suite"]
 
 _SIZES_QUICK, _SIZES = 3, 7
 _SEVERITIES = [3]
-_WIDE, _NAME = 118, 20
+_WIDE, _NAME, _SHIFTED = 118, 20, 11
 _NARROW = ("model", "normalised", "default", "tuned", "merge")
 
 
@@ -185,7 +185,9 @@ def _print(console: Console, bench: Bench) -> None:
         "merge",
         "memory",
     )
-    shown = [n for n, title in enumerate(every) if console.width >= _WIDE or title in _NARROW]
+    more = _SHIFTED * max(0, len(bench.shifts) - 1)  # every further severity is a column
+    kept = {*_NARROW, *(map(shifted_by, bench.shifts) if console.width >= 80 + more + _SHIFTED else ())}
+    shown = [n for n, title in enumerate(every) if console.width >= _WIDE + more or title in kept]
     made = table(*(every[n] for n in shown), numbers=range(1, len(shown)), fold=(0,))
     made.columns[0].min_width = _NAME
     kind = "base"

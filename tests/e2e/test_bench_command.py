@@ -88,3 +88,19 @@ def test_a_model_is_scored_beside_the_base_and_the_expert(home, capsys):
     assert "yaml" in capsys.readouterr().err
     assert cuvee_line("evaluate", built.base, "--tasks", "lmm/yaml", "--quick") == 2
     assert cuvee_line("evaluate", str(home / "nowhere"), "--tasks", "lm/yaml", "--quick") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [80, 118, 140])
+def test_a_table_of_several_severities_fits_the_window(home, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run("lm", "--quick", "--methods", "linear", "--limit", "2", "--severity", "5", "1", "3") == 0
+    out = capsys.readouterr().out
+    assert all(len(line) <= width for line in out.splitlines())
+    (head,) = (line for line in out.splitlines() if line.strip().startswith("model"))
+    assert head.split().count("shifted") == (0 if width == 80 else 3)
+    assert ("memory" in head) == (width == 140)
+    assert "merge" in head
+    found = json.loads((home / "bench-lm-quick" / "results.json").read_text())
+    assert found["severities"] == [1, 3, 5]
+    assert found["command"].endswith("--severity 1 3 5 --methods linear")
