@@ -504,44 +504,57 @@ __attribute__((target("avx512f"), always_inline)) static inline void add_pairs(
 }
 
 __attribute__((target("avx512f"), always_inline)) static inline void add_rows(
-    const int K, const float *values, int64_t stride, int64_t size, double (*lanes)[LANES])
+    const int K, const float *values, int64_t size, double (*lanes)[LANES])
 {
-    int64_t begin = 0;
-    for (; begin + 4 * LANES <= size; begin += 4 * LANES) add_pairs(K, 4, values + begin, stride, lanes);
-    for (; begin < size; begin += LANES) add_pairs(K, 1, values + begin, stride, lanes);
-}
-
-__attribute__((target("avx512f"))) static void lanes_avx512(
-    const float *values, int64_t stride, int64_t K, int64_t size, double (*lanes)[LANES])
-{
-    memset(lanes, 0, 10 * sizeof *lanes);
-    if (K == 2) add_rows(2, values, stride, size, lanes);
-    else if (K == 3) add_rows(3, values, stride, size, lanes);
-    else add_rows(4, values, stride, size, lanes);
-}
-#endif
-
-static void gram_leaf(const float *values, int64_t stride, int64_t K, int64_t size, double *gram)
-{
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (K >= 2 && K <= 4 && __builtin_cpu_supports("avx512f")) {
-        double lanes[10][LANES];
-        int64_t whole = size - size % LANES;
-        lanes_avx512(values, stride, K, whole, lanes);
-        for (int64_t i = 0; i < K; i++)
-            for (int64_t j = 0; j <= i; j++) {
-                const float *x = values + i * stride, *y = values + j * stride;
-                double *pair = lanes[i * (i + 1) / 2 + j];
-                for (int64_t at = whole; at < size; at++) pair[at - whole] += (double)x[at] * (double)y[at];
-                gram[i * K + j] = gram[j * K + i] = in_order(pair);
-            }
+    if (size == CHUNK) {
+        add_pairs(K, CHUNK / LANES, values, CHUNK, lanes);
         return;
     }
-#endif
-    gram_plain(values, stride, K, size, gram);
+    int64_t begin = 0;
+    for (; begin + LANES <= size; begin += LANES) add_pairs(K, 1, values + begin, CHUNK, lanes);
+    for (int i = 0; i < K; i++)
+        for (int j = 0; j <= i; j++)
+            for (int64_t at = begin; at < size; at++)
+                lanes[i * (i + 1) / 2 + j][at - begin] += (double)values[i * CHUNK + at] * (double)values[j * CHUNK + at];
 }
 
-/* out[leaf, i, j] = Σ x_i x_j of each run of `leaf` elements, a leaf at a time in the cache. */
+/* Add a chunk of two to four rows to the lanes of their pairs. */
+__attribute__((target("avx512f"))) static void add_chunk(int64_t K, const float *values, int64_t size, double (*lanes)[LANES])
+{
+    if (K == 2) add_rows(2, values, size, lanes);
+    else if (K == 3) add_rows(3, values, size, lanes);
+    else add_rows(4, values, size, lanes);
+}
+#endif
+
+FAST static void load_chunks(const Row *rows, int64_t K, int64_t begin, int64_t size, float *values)
+{
+    float base[CHUNK];
+    const void *held = NULL;
+    for (int64_t k = 0; k < K; k++) load_chunk(rows + k, begin, size, &held, base, values + k * CHUNK);
+}
+
+/* The Gram matrix of elements [start, start + size), chunk by chunk; false where the processor or K is not for it. */
+static int gram_of_chunks(const Row *rows, int64_t K, int64_t start, int64_t size, double *gram)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (K < 2 || K > 4 || !__builtin_cpu_supports("avx512f")) return 0;
+    double lanes[10][LANES] = {0};
+    float values[4 * CHUNK];
+    for (int64_t begin = 0; begin < size; begin += CHUNK) {
+        load_chunks(rows, K, start + begin, MIN(CHUNK, size - begin), values);
+        add_chunk(K, values, MIN(CHUNK, size - begin), lanes);
+    }
+    for (int64_t i = 0; i < K; i++)
+        for (int64_t j = 0; j <= i; j++) gram[i * K + j] = gram[j * K + i] = in_order(lanes[i * (i + 1) / 2 + j]);
+    return 1;
+#else
+    (void)rows, (void)K, (void)start, (void)size, (void)gram;
+    return 0;
+#endif
+}
+
+/* out[leaf, i, j] = Σ x_i x_j of each run of `leaf` elements, in the cache. */
 API int cuvee_product_sums(const Row *rows, int64_t K, int64_t n, int64_t leaf, double *out)
 {
     int64_t room = MIN(leaf, n);
@@ -549,8 +562,9 @@ API int cuvee_product_sums(const Row *rows, int64_t K, int64_t n, int64_t leaf, 
     if (!values) return -1;
     for (int64_t start = 0; start < n; start += leaf, out += K * K) {
         int64_t size = MIN(leaf, n - start);
+        if (gram_of_chunks(rows, K, start, size, out)) continue;
         for (int64_t k = 0; k < K; k++) load(rows + k, start, size, values + k * room);
-        gram_leaf(values, room, K, size, out);
+        gram_plain(values, room, K, size, out);
     }
     free(values);
     return 0;
