@@ -13,13 +13,12 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from peers import Peer, PeerUnavailable, install_peer
-from process_cost import ProcessCost, run_measured
+from process_cost import ProcessCost, claim_memory, installed_environment, run_measured
 from rich.console import Console
 from speed_recipes import CASES, SpeedCase, write_recipe
 from speed_report import CuveeCost, MethodSpeed, SpeedReport, machine_in_words, result_table, write_results
@@ -30,7 +29,6 @@ REPOSITORY = BENCHMARKS.parent
 FLOOR_THREADS = (1, 2)
 READ_BYTES = 8 << 20
 WIDTH_IN_A_FILE = 150
-CLAIMED_BYTES = 3 << 30
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ class SpeedBenchmark:
             arguments += ["--device", self.options.device]
         self.forget_measurements()
         claim_memory()
-        cost = run_measured(self.cuvee_command(*arguments), env=self.cuvee_environment(), cwd=REPOSITORY)
+        cost = run_measured(self.cuvee_command(*arguments), env=installed_environment(self.cuvee_home), cwd=REPOSITORY)
         self.delete_output()
         return CuveeCost(cost, _phase_seconds(cost.stdout))
 
@@ -189,12 +187,6 @@ class SpeedBenchmark:
 
     def cuvee_command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "cuvee", *arguments]
-
-    def cuvee_environment(self) -> dict[str, str]:
-        """This process's environment with a Cuvée home of the benchmark's own, and bytecode kept as an installation has it."""
-        return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
-            "CUVEE_HOME": str(self.cuvee_home)
-        }
 
     def forget_measurements(self) -> None:
         """Every timed merge is a first merge: measurements of an earlier run would spare it half its work."""
@@ -217,7 +209,10 @@ class SpeedBenchmark:
         }
         seconds: dict[str, float] = {}
         for name, command in commands.items():
-            costs = [run_measured(command, self.cuvee_environment(), REPOSITORY) for _ in range(self.options.runs)]
+            costs = [
+                run_measured(command, installed_environment(self.cuvee_home), REPOSITORY)
+                for _ in range(self.options.runs)
+            ]
             if all(cost.returncode == 0 for cost in costs):
                 seconds[name] = min(cost.wall_s for cost in costs)
             else:
@@ -235,15 +230,6 @@ def warm_page_cache(files: list[Path]) -> None:
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-
-
-def claim_memory() -> None:
-    """Have a process touch memory and free it, so that no run pays for memory that a virtual machine had given back.
-
-    A hypervisor takes back what a machine has freed (free page reporting, within seconds); the first touch of such a page
-    costs about 10 µs, and with it writing 0.75 GB into the page cache 0.1 or 1.6 s, by chance.
-    """
-    subprocess.run([sys.executable, "-I", "-S", "-c", f"b'1' * {CLAIMED_BYTES}"], check=False)
 
 
 def _phase_seconds(stdout: str) -> dict[str, float] | None:

@@ -25,7 +25,7 @@ from decompositions import WORK
 from merge_speed import BENCHMARKS, REPOSITORY, WIDTH_IN_A_FILE, warm_page_cache
 from method_recipes import Case, cases, inputs_of, recipe_of, write_adapters, write_statistics
 from peers import PeerUnavailable, install_fusion_bench, install_peer
-from process_cost import ProcessCost, run_measured
+from process_cost import ProcessCost, claim_memory, installed_environment, run_measured
 from rich.console import Console
 from rich.table import Table
 from speed_recipes import write_recipe
@@ -46,8 +46,8 @@ HEADINGS = (
     "FusionBench / Cuvée",
 )
 NOTES = (
-    "Cuvée s: wall time of the whole process, the best run. merge s: without imports. CPU s: processor time of the process, "
-    "which a busy machine changes less. anon MB: peak anonymous memory.",
+    "Cuvée s: wall time of the whole process, the best run. merge s: plan, merge and publish, without start-up and imports. "
+    "CPU s: processor time of the process, which a busy machine changes less. anon MB: peak anonymous memory.",
     "floor s: of elementwise methods reading all inputs and writing the output (a process of its own); of methods on "
     "matrices (m) the decompositions and products that they cannot avoid, on one BLAS thread, over the number of cores.",
     "mergekit / Cuvée: whole processes. FusionBench / Cuvée: reading, merging and writing, both without imports; >: it was "
@@ -216,16 +216,17 @@ class MethodBenchmark:
             "--quiet",
             "--json",
         ]
-        environment = os.environ | {"CUVEE_HOME": str(self.folder / "home")}
+        environment = installed_environment(self.folder / "home")
         costs: list[ProcessCost] = []
         phases: list[float] = []
         for _ in range(self.options.runs):
+            claim_memory()
             costs.append(run_measured(command, environment, REPOSITORY))
             self.forget()
             if costs[-1].returncode != 0:
                 return {"failed": costs[-1].last_words}
             spent = json.loads(costs[-1].stdout)["seconds"]
-            phases.append(spent["total"] - spent["import"])
+            phases.append(spent["plan"] + spent["merge"] + spent["publish"])
         return {
             "wall_s": min(cost.wall_s for cost in costs),
             "cpu_s": min(cost.cpu_s for cost in costs),
@@ -235,6 +236,7 @@ class MethodBenchmark:
 
     def run_peer(self, command: list[str]) -> dict[str, Any]:
         limit = self.options.peer_limit_s
+        claim_memory()
         cost = run_measured(["timeout", "--kill-after=5", str(limit), *command])
         self.forget()
         if cost.returncode in (124, 137):
@@ -251,6 +253,7 @@ class MethodBenchmark:
         program = [sys.executable, "-I", "-S", str(BENCHMARKS / "copy_floor.py")]
         costs = []
         for threads in ("1", "2") * self.options.runs:
+            claim_memory()
             costs.append(run_measured([*program, str(self.output), size, threads, *map(str, inputs)]))
             self.forget()
         good = [cost.wall_s for cost in costs if cost.returncode == 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 SAMPLE_EVERY_S = 0.01
+CLAIMED_BYTES = 3 << 30
 FAMILY_EVERY_SAMPLES = 10
 """Children are looked for at every tenth sample: reading the process tree costs more than reading its memory."""
 
@@ -44,6 +46,21 @@ class ProcessCost:
         """Last line of what the process wrote, its errors first: why it failed. Paths lose their folders."""
         lines = [line for text in (self.stdout, self.stderr) for line in text.splitlines() if line.strip()]
         return FOLDERS.sub("", lines[-1].strip()) if lines else f"exit {self.returncode} without a word"
+
+
+def claim_memory() -> None:
+    """Have a process touch memory and free it, so that no run pays for memory that a virtual machine had given back.
+
+    A hypervisor takes back what a machine has freed (free page reporting, within seconds); the first touch of such a page
+    costs about 10 µs, and with it writing 0.75 GB into the page cache 0.1 or 1.6 s, by chance.
+    """
+    subprocess.run([sys.executable, "-I", "-S", "-c", f"b'1' * {CLAIMED_BYTES}"], check=False)
+
+
+def installed_environment(cuvee_home: Path) -> dict[str, str]:
+    """Return this process's environment with a Cuvée home of its own, and bytecode kept as an installation has it."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"CUVEE_HOME": str(cuvee_home)}
 
 
 def run_measured(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> ProcessCost:
