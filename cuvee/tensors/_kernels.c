@@ -242,14 +242,26 @@ INLINE void agree(
         for (int64_t i = 0; i < size; i++) out[i] /= divisor[i] == 0.0f ? 1.0f : divisor[i];
 }
 
-/* What is made of K rows: Σ w_k x_k / divisor, or with `votes` the consensus on signs; then base + that * scaling, rounded. */
+/* pieces.combine.largest: of equal magnitudes the later one. */
+INLINE void pick(const float *values, int64_t K, int64_t size, float *out)
+{
+    memcpy(out, values, size * sizeof *out);
+    for (int64_t k = 1; k < K; k++)
+        for (int64_t i = 0; i < size; i++) {
+            float value = values[k * CHUNK + i];
+            out[i] = fabsf(value) >= fabsf(out[i]) ? value : out[i];
+        }
+}
+
+/* What is made of K rows: Σ w_k x_k / divisor, or with `votes` the consensus on signs, or the largest; then base + that * scaling,
+ * rounded. */
 typedef struct {
     const Row *rows;
     const float *weights, *votes;
     const void *base; /* NULL, or stored elements */
     int64_t K;
     float divisor, floor, scaling;
-    int32_t normalize, base_kind, kind;
+    int32_t normalize, largest, base_kind, kind;
 } Sum;
 
 /* Elements [from, to) of the output; returns how many of them are NaN or infinite. `values`: (K, CHUNK). */
@@ -263,6 +275,7 @@ INLINE int64_t combine(const Sum *sum, int64_t from, int64_t to, float *values, 
         if (sum->base) decode_chunk(sum->base, sum->base_kind, begin, size, base);
         for (int64_t k = 0; k < sum->K; k++) load_chunk(sum->rows + k, begin, size, &held, base, values + k * CHUNK);
         if (sum->votes) agree(values, sum->votes, sum->weights, sum->K, sum->normalize, sum->floor, size, merged);
+        else if (sum->largest) pick(values, sum->K, size, merged);
         else add_weighted(values, sum->weights, sum->K, sum->divisor, size, merged);
         if (sum->base) {
             if (held != sum->base) decode_chunk(sum->base, sum->base_kind, begin, size, base);

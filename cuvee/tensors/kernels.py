@@ -135,6 +135,7 @@ class _Sum(ctypes.Structure):
         ("floor", _F),
         ("scaling", _F),
         ("normalize", ctypes.c_int32),
+        ("largest", ctypes.c_int32),
         ("base_kind", ctypes.c_int32),
         ("kind", ctypes.c_int32),
     )
@@ -368,6 +369,7 @@ def _described(
         one.floor,
         scaling,
         one.normalize,
+        one.largest,
         0 if base is None else KINDS[base.kind],
         KINDS[kind],
     )

@@ -126,7 +126,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Combination:
-    """Σ weights_k · rows_k / divisor, not computed yet; with `votes` the consensus on signs (`pieces.vote`).
+    """Σ weights_k · rows_k / divisor, not computed yet; or the consensus on signs (`pieces.vote`), or the largest.
 
     Attributes:
         rows: K.
@@ -134,6 +134,7 @@ class Combination:
         divisor: of a weighted sum.
         votes: K, or None.
         normalize, floor: see `pieces.vote.weigh_consensus`.
+        largest: see `pieces.combine.largest`, where nothing else counts.
     """
 
     rows: Sequence[Row]
@@ -142,3 +143,4 @@ class Combination:
     votes: Sequence[float] | None = None
     normalize: bool = False
     floor: float = 0.0
+    largest: bool = False

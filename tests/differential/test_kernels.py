@@ -15,7 +15,7 @@ import cuvee
 import cuvee.tensors.layout
 from cuvee.methods.measuring import Call, Place, activated, measured
 from cuvee.methods.papers.sce import variance
-from cuvee.methods.pieces.combine import weighted_sum
+from cuvee.methods.pieces.combine import largest, weighted_sum
 from cuvee.methods.pieces.drop import drop_by_rank
 from cuvee.methods.pieces.trim import among_largest, keep_among
 from cuvee.methods.pieces.vote import weigh_consensus
@@ -260,19 +260,20 @@ def test_a_row_and_what_is_made_of_it_are_their_definition(data):
             assert key == np.sort(keys)[size - k] and above == (keys > key).sum() and equal.sum() == (keys == key).sum()
     weight, out_kind, scaling = [0.3, 1.0, -0.5, 2.0][:models], draw(kinds), draw(st.sampled_from([1.0, 0.7]))
     together = torch.stack(values)
-    for votes in (None, weight):
-        combined = (
-            Combination(rows, weight, 1.7) if votes is None else Combination(rows, weight, votes=votes, normalize=True)
-        )
+    made = [
+        (Combination(rows, weight, 1.7), lambda: weighted_sum(together, weight) / 1.7),
+        (
+            Combination(rows, weight, votes=weight, normalize=True),
+            lambda: weigh_consensus(together, weight, weight, normalize=True),
+        ),
+        (Combination(rows, weight, largest=True), lambda: largest(together)),
+    ]
+    for combined, defined in made:
         out = np.empty(size, np.uint32 if out_kind == "F32" else np.uint16)
         kernels.combine(combined, out, base=base_row, scaling=scaling, kind=out_kind)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kernels, "available", lambda: False)
-            merged = (
-                weighted_sum(together, weight) / 1.7
-                if votes is None
-                else weigh_consensus(together, weight, weight, normalize=True)
-            )
+            merged = defined()
         merged = base + merged * scaling if with_base else merged
         wanted, _ = stored(merged, out_kind)
         found, wanted = (torch.from_numpy(a.view(np.uint8)).view(stored_dtype(out_kind)) for a in (out, wanted))

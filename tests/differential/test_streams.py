@@ -68,11 +68,11 @@ def test_what_is_streamed_is_what_is_combined(tmp_path_factory, data):
         contents.append((raw, WIDTH[kind], digests))
     bases = (files[0], memory[0]) if with_base else (None, None)
     weights, out_kind, scaling = [0.3, 1.0, -0.5, 2.0][:models], draw(kinds), draw(st.sampled_from([1.0, 0.7]))
-    votes = draw(st.sampled_from([None, weights]))
+    votes, is_largest = draw(st.sampled_from([(None, False), (weights, False), (None, True)]))
     outs = [np.zeros(size * WIDTH[out_kind], np.uint8) for _ in range(2)]
 
     def combination(rows):
-        return Combination(rows[with_base:], weights, 1.7, votes=votes, normalize=True)
+        return Combination(rows[with_base:], weights, 1.7, votes=votes, normalize=True, largest=is_largest)
 
     options = {"scaling": scaling, "kind": out_kind}
     streamed = kernels.stream(combination(files), outs[0], lambda n: np.empty(n, np.uint8), base=bases[0], **options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cuvee.methods.pieces.combine import largest
 from cuvee.methods.registry import Paper, merge_method
-from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 @merge_method(
     paper=Paper("MagMax: Leveraging Model Merging for Seamless Continual Learning", arxiv="2407.06322", year=2024),
+    arrays=True,
     formula="out = θ_0 + scaling · τ_{i*},  i* = argmax_i |τ_i| by element",
     differs="As the official code: of two magnitudes that are equal, the later model's change is taken.",
 )
@@ -22,7 +23,4 @@ def magmax(deltas: Tensor) -> Tensor:
     Args:
         deltas: (K, …), meant for checkpoints that were fine-tuned one after the other; the paper's scaling is 0.5.
     """
-    best = deltas[0]
-    for delta in deltas[1:]:
-        best = torch.where(delta.abs() >= best.abs(), delta, best)
-    return best
+    return largest(deltas)

@@ -9,12 +9,13 @@ from cuvee.errors import MethodError
 from cuvee.methods.combination import Matrices, Stored, plain
 from cuvee.methods.measuring import spread
 from cuvee.tensors import kernels
+from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.rows import Combination
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["OTHERS", "mean", "mean_of_weighted", "nothing", "weighted_sum"]
+__all__ = ["OTHERS", "largest", "mean", "mean_of_weighted", "nothing", "weighted_sum"]
 
 
 def weighted_sum(values: Any, weight: Any = 1.0, *, normalize: bool = False) -> Any:
@@ -40,6 +41,16 @@ def weighted_sum(values: Any, weight: Any = 1.0, *, normalize: bool = False) -> 
     for k in range(1, len(values)):
         total += values[k] * weights[k]
     return total if divisor == 1.0 else total / divisor
+
+
+def largest(values: Any) -> Any:
+    """Return of each element the value with the largest magnitude, of equal ones the later model's; (K, …) into (…)."""
+    if isinstance(values, Stored):
+        return Combination(values.rows, [1.0] * len(values), largest=True)
+    best = values[0]
+    for value in values[1:]:
+        best = torch.where(value.abs() >= best.abs(), value, best)
+    return best
 
 
 def mean(values: Any) -> Tensor:
