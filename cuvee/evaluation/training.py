@@ -1,4 +1,4 @@
-"""Training: steps of AdamW, or of Muon for matrices; the same weights for the same seed on one machine.
+"""Training: steps of AdamW, or of Muon for matrices; the same weights for the same seed on one machine, CPU or GPU.
 
 What a step learns from depends on its number alone, so a training that was interrupted goes on from its last snapshot
 and ends with the bytes of one that was not.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cuvee.checkpoints import fs
+from cuvee.evaluation.devices import repeatable
 from cuvee.evaluation.muon import Muon
 
 __all__ = ["Training", "generator_of_step", "train"]
@@ -77,16 +78,17 @@ def train(
     state = _Optimizers(model, training)
     first = state.load(snapshot) if snapshot is not None and fs.is_file(snapshot) else 0
     saved_at = time.monotonic()
-    for step in range(first, training.steps):
-        loss = loss_of(step)
-        model.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
-        state.step(training.pace(step))
-        if snapshot is not None and time.monotonic() - saved_at > _SNAPSHOT_EVERY_S:
-            state.save(snapshot, step + 1)
-            saved_at = time.monotonic()
-        on_step(step + 1, loss.item())
+    with repeatable(str(next(model.parameters()).device)):
+        for step in range(first, training.steps):
+            loss = loss_of(step)
+            model.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
+            state.step(training.pace(step))
+            if snapshot is not None and time.monotonic() - saved_at > _SNAPSHOT_EVERY_S:
+                state.save(snapshot, step + 1)
+                saved_at = time.monotonic()
+            on_step(step + 1, loss.item())
 
 
 class _Optimizers:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cuvee.checkpoints import fs
 from cuvee.evaluation.candidates import holding, skeleton
-from cuvee.evaluation.devices import at_once
+from cuvee.evaluation.devices import at_once, repeatable
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.suites.making import Check, make_models, trained, weaker
 from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Kind, Progress, Split, Suite, Task
@@ -88,7 +88,7 @@ def features_of(
 ) -> Tensor:
     """Return (n, width) features, without gradients, of an encoder that is on a device."""
     parts = []
-    with torch.inference_mode():
+    with repeatable(device), torch.inference_mode():
         for part in torch.split(inputs, at_once(device)):
             check()
             parts.append(encode(encoder, part.to(device)).cpu())

@@ -253,9 +253,7 @@ class Suite:
         Raises:
             ResourceError: a package, a library or the device is missing.
         """
-        from cuvee.evaluation.devices import repeatable
         from cuvee.evaluation.home import cuvee_home
 
         need_device(device)
-        with repeatable(device):
-            return self.builder(self, home or cuvee_home(), seed, quick=quick, progress=progress, device=device)
+        return self.builder(self, home or cuvee_home(), seed, quick=quick, progress=progress, device=device)
