@@ -14,6 +14,7 @@ import cuvee
 from cuvee.checkpoints.writing import INDEX_NAME
 from cuvee.engine.budget import Budget
 from cuvee.recipes import Recipe, RecipeModel
+from cuvee.tensors import kernels
 
 # Large enough that tensors have several leaves: an embedding of 500 × 512, matrices of 1500 × 512, and long vectors.
 CONFIG = {**LLAMA, "hidden_size": 512, "intermediate_size": 1500, "vocab_size": 500, "num_hidden_layers": 1}
@@ -90,6 +91,14 @@ def test_files_are_the_same_for_any_threads_blocks_and_input_shards(label, input
     assert {"model.safetensors", "config.json", "cuvee.json", "README.md", "tokenizer.json"} == set(first)
     for variant, found in results.items():
         assert_same_bytes(found, first, variant)
+
+
+@pytest.mark.parametrize("label", ["linear", "ties", "model_stock"])
+def test_files_are_the_same_where_no_kernel_reads_or_digests(label, inputs, tmp_path, monkeypatch):
+    run(label, inputs / "sharded", tmp_path / "with", monkeypatch, None)
+    monkeypatch.setattr(kernels, "digests", lambda: False)
+    run(label, inputs / "sharded", tmp_path / "without", monkeypatch, None)
+    assert_same_bytes(contents(tmp_path / "with"), contents(tmp_path / "without"))
 
 
 @pytest.mark.parametrize("label", ["linear", "ties", "ties, whole model"])
