@@ -1,13 +1,14 @@
 """docs/results.md: at least a dozen claims, judged by their intervals, on the page that is in the repository."""
 
-import importlib.util
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from cuvee.evaluation.results import Bench, Choice, Outcome, SeedResult
+from cuvee.evaluation.results import Choice, Outcome, SeedResult
 from cuvee.evaluation.suites import Score, Task
 from cuvee.evaluation.variants import parse_variant
 
@@ -18,13 +19,13 @@ TASKS = {"a": Task("a", "A", "expert", "accuracy", expert="a"), "g": Task("g", "
 
 @pytest.fixture(scope="module")
 def writer():
-    spec = importlib.util.spec_from_file_location("write_results", DOCS / "write_results.py")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["write_results"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(DOCS))
+    try:
+        import claims
+        import write_results
+    finally:
+        sys.path.remove(str(DOCS))
+    return SimpleNamespace(**{**vars(claims), **vars(write_results)})
 
 
 def seed(writer, level, seed_number=0):
@@ -39,11 +40,8 @@ def seed(writer, level, seed_number=0):
         )
         for label in writer.VARIANTS
     }  # fmt: skip
-    return SeedResult(seed_number, "k", TASKS, scores(0.3), {"a": scores(0.9)}, {}, outcomes)
-
-
-def bench(seeds):
-    return Bench("lm", "t", True, 24, [3], "cuvee bench run lm", seeds)
+    found = SeedResult(seed_number, "k", TASKS, scores(0.3), {"a": scores(0.9)}, {}, outcomes)
+    return writer.Seed(**vars(found), beside=dict.fromkeys(writer.BESIDE, found))
 
 
 def test_there_are_a_dozen_claims_and_each_is_on_the_page(writer):
@@ -54,14 +52,14 @@ def test_there_are_a_dozen_claims_and_each_is_on_the_page(writer):
 
 
 def test_every_claim_can_be_judged_with_the_variants_that_are_run(writer):
-    result = bench([seed(writer, 0.6), seed(writer, 0.61, 1)])
+    result = [seed(writer, 0.6), seed(writer, 0.61, 1)]
     for claim in writer.CLAIMS:
         if "cosine" not in claim.shows[0][0]:  # needs models
             assert writer.judge(claim, result)[0] in ("holds", "does not hold", "undecided")
 
 
 def test_a_verdict_is_that_of_the_interval(writer):
-    result = bench([seed(writer, 0.6), seed(writer, 0.61, 1), seed(writer, 0.62, 2)])
+    result = [seed(writer, 0.6), seed(writer, 0.61, 1), seed(writer, 0.62, 2)]
     level = writer.score("linear")
 
     def verdict(*measures):
@@ -78,6 +76,6 @@ def test_of_one_seed_the_interval_is_that_of_the_items_and_without_items_there_i
     one = [seed(writer, 0.6)]
     assert 0 < writer.over_seeds(writer.score("linear"), one).half < 0.5
     assert math.isnan(writer.over_seeds(writer.at_size("linear", 2), one).half)
-    assert writer.judge(writer.Claim("t", "s", "c", [("x", writer.at_size("linear", 2))]), bench(one))[0] == "undecided"
+    assert writer.judge(writer.Claim("t", "s", "c", [("x", writer.at_size("linear", 2))]), one)[0] == "undecided"
     # the same items on both sides: no difference is none in every draw
     assert writer.over_seeds(writer.minus(writer.score("linear"), writer.score("ties")), one).mean == 0
