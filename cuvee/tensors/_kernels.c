@@ -253,16 +253,29 @@ INLINE void pick(const float *values, int64_t K, int64_t size, float *out)
         }
 }
 
-/* What is made of K rows: Σ w_k x_k / divisor, or with `votes` the consensus on signs, or the largest; then base + that * scaling,
- * rounded. */
+/* What is made of K rows: Σ w_k x_k / divisor, or with `votes` the consensus on signs, or the largest; with `tasks` only what serves
+ * `least` of them; then base + that * scaling, rounded. */
 typedef struct {
-    const Row *rows;
-    const float *weights, *votes;
+    const Row *rows, *tasks; /* tasks: NULL, or T */
+    const float *weights, *votes, *lambdas;
     const void *base; /* NULL, or stored elements */
-    int64_t K;
+    int64_t K, T, least;
     float divisor, floor, scaling;
     int32_t normalize, largest, base_kind, kind;
 } Sum;
+
+/* pieces.localize.keep_consensus */
+INLINE void keep_serving(const Sum *sum, int64_t begin, int64_t size, const void **held, float *base, float *merged)
+{
+    int32_t served[CHUNK] = {0};
+    for (int64_t t = 0; t < sum->T; t++) {
+        float value[CHUNK], lambda = sum->lambdas[t];
+        load_chunk(sum->tasks + t, begin, size, held, base, value);
+        for (int64_t i = 0; i < size; i++) served[i] += fabsf(value[i]) > fabsf(merged[i] - value[i]) * lambda;
+    }
+    int32_t least = (int32_t)sum->least;
+    for (int64_t i = 0; i < size; i++) merged[i] = served[i] >= least ? merged[i] : 0.0f;
+}
 
 /* Elements [from, to) of the output; returns how many of them are NaN or infinite. `values`: (K, CHUNK). */
 INLINE int64_t combine(const Sum *sum, int64_t from, int64_t to, float *values, void *out)
@@ -277,6 +290,7 @@ INLINE int64_t combine(const Sum *sum, int64_t from, int64_t to, float *values, 
         if (sum->votes) agree(values, sum->votes, sum->weights, sum->K, sum->normalize, sum->floor, size, merged);
         else if (sum->largest) pick(values, sum->K, size, merged);
         else add_weighted(values, sum->weights, sum->K, sum->divisor, size, merged);
+        if (sum->tasks) keep_serving(sum, begin, size, &held, base, merged);
         if (sum->base) {
             if (held != sum->base) decode_chunk(sum->base, sum->base_kind, begin, size, base);
             float scaling = sum->scaling;
@@ -353,15 +367,16 @@ FAST API int64_t cuvee_stream(
     const Sum *sum, File *files, int64_t count, int64_t leaf, int64_t n, uint8_t *buffers, int64_t room, void *out)
 {
     float *values = malloc(sum->K * CHUNK * sizeof *values);
-    Row *rows = malloc(sum->K * sizeof *rows);
+    Row *rows = malloc((sum->K + sum->T) * sizeof *rows);
     int64_t special = values && rows ? 0 : -1;
     Sum here = *sum;
     here.rows = rows;
+    here.tasks = sum->tasks ? rows + sum->K : NULL;
     for (int64_t begin = 0; begin < n && special >= 0; begin += leaf) {
         int64_t size = MIN(leaf, n - begin), f = 0;
         while (f < count && read_leaf(files + f, begin, size, begin / leaf, buffers + (f + 1) * room)) f++;
-        for (int64_t k = 0; k < sum->K; k++) {
-            rows[k] = sum->rows[k];
+        for (int64_t k = 0; k < sum->K + sum->T; k++) {
+            rows[k] = k < sum->K ? sum->rows[k] : sum->tasks[k - sum->K];
             rows[k].source = behind(buffers, room, rows[k].source, rows[k].kind, begin);
             if (rows[k].base) rows[k].base = behind(buffers, room, rows[k].base, rows[k].base_kind, begin);
         }

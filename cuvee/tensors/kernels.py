@@ -127,10 +127,14 @@ class _Row(ctypes.Structure):
 class _Sum(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.POINTER(_Row)),
+        ("tasks", ctypes.POINTER(_Row)),
         ("weights", _P),
         ("votes", _P),
+        ("lambdas", _P),
         ("base", _P),
         ("models", _N),
+        ("task_count", _N),
+        ("least", _N),
         ("divisor", _F),
         ("floor", _F),
         ("scaling", _F),
@@ -335,7 +339,8 @@ def stream(
     Returns:
         what `combine` returns, and the seconds that reading took; None where something cannot be read.
     """
-    rows = [row for given in ([base] if base else [], one.rows, [r.base for r in one.rows if r.base]) for row in given]
+    rows = [*([base] if base else []), *one.rows, *(one.served.tasks if one.served else ())]
+    rows += [row.base for row in rows if row.base]
     kinds = {row.source: row.kind for row in rows if isinstance(row.source, InFile)}
     numbers: dict[Any, int] = {source: number for number, source in enumerate(kinds, start=1)}
     files = (_File * len(kinds))()
@@ -359,12 +364,18 @@ def _described(
     """Return a reference to the structure that says what to compute; `where`: see `_as_c`."""
     weights = np.array(one.weights, np.float32)
     votes = None if one.votes is None else np.array(one.votes, np.float32)
+    served = one.served
+    lambdas = None if served is None else np.array(served.lambdas, np.float32)
     found = _Sum(
         _as_c(one.rows, where),
+        None if served is None else _as_c(served.tasks, where),
         _at(weights),
         _at(votes),
+        _at(lambdas),
         None if base is None else where(base),
         len(one.rows),
+        0 if served is None else len(served.tasks),
+        0 if served is None else served.least,
         one.divisor,
         one.floor,
         scaling,
@@ -373,7 +384,7 @@ def _described(
         0 if base is None else KINDS[base.kind],
         KINDS[kind],
     )
-    found.held = weights, votes
+    found.held = weights, votes, lambdas
     return ctypes.byref(found)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Act", "Combination", "InFile", "Row", "Step"]
+__all__ = ["Act", "Combination", "InFile", "Row", "Served", "Step"]
 
 
 class Act(IntEnum):
@@ -125,6 +125,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Served:
+    """Which entries of a combination are kept: those that serve `least` of the tasks (`pieces.localize`).
+
+    Attributes:
+        tasks: T rows.
+        lambdas: T.
+        least: how many.
+    """
+
+    tasks: Sequence[Row]
+    lambdas: Sequence[float]
+    least: int
+
+
+@dataclass(frozen=True)
 class Combination:
     """Σ weights_k · rows_k / divisor, not computed yet; or the consensus on signs (`pieces.vote`), or the largest.
 
@@ -135,6 +150,7 @@ class Combination:
         votes: K, or None.
         normalize, floor: see `pieces.vote.weigh_consensus`.
         largest: see `pieces.combine.largest`, where nothing else counts.
+        served: what is kept of it; None: all.
     """
 
     rows: Sequence[Row]
@@ -144,3 +160,4 @@ class Combination:
     normalize: bool = False
     floor: float = 0.0
     largest: bool = False
+    served: Served | None = None

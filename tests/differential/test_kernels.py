@@ -17,6 +17,7 @@ from cuvee.methods.measuring import Call, Place, activated, measured
 from cuvee.methods.papers.sce import variance
 from cuvee.methods.pieces.combine import largest, weighted_sum
 from cuvee.methods.pieces.drop import drop_by_rank
+from cuvee.methods.pieces.localize import keep_consensus
 from cuvee.methods.pieces.trim import among_largest, keep_among
 from cuvee.methods.pieces.vote import weigh_consensus
 from cuvee.methods.reductions import Gram, Ranks, Sums
@@ -24,7 +25,7 @@ from cuvee.methods.registry import DELTAS, methods
 from cuvee.tensors import kernels
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.order import digit_counts, ordered_keys
-from cuvee.tensors.rows import Act, Combination, Row
+from cuvee.tensors.rows import Act, Combination, Row, Served
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels are not compiled")
 
@@ -267,6 +268,10 @@ def test_a_row_and_what_is_made_of_it_are_their_definition(data):
             lambda: weigh_consensus(together, weight, weight, normalize=True),
         ),
         (Combination(rows, weight, largest=True), lambda: largest(together)),
+        (
+            Combination(rows, weight, served=Served(rows[::-1], weight, 2)),
+            lambda: keep_consensus(weighted_sum(together, weight), together.flip(0), weight, 2),
+        ),
     ]
     for combined, defined in made:
         out = np.empty(size, np.uint32 if out_kind == "F32" else np.uint16)

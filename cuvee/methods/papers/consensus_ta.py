@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     paper=Paper(
         "Localizing Task Information for Improved Model Merging and Compression", arxiv="2405.07813", year=2024
     ),
+    arrays=True,
     formula="τ = Σ τ_i;  m_i = [|τ_i| > mask_lambda_i · |τ − τ_i|];  out = θ_0 + scaling · [Σ m_i ≥ k] ⊙ τ",
     differs="As the official code, which chooses mask_lambda of each task on validation data, from 0.2 to 0.6.",
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         "Localizing Task Information for Improved Model Merging and Compression", arxiv="2405.07813", year=2024
     ),
     cost="a few rounds over the model; with trim_scope: tensor a few visits of each tensor",
+    arrays=True,
     formula="τ = TIES(τ_i, ties_density);  m_i = [|τ_i| > mask_lambda_i · |τ − τ_i|];  "
     "out = θ_0 + scaling · [Σ m_i ≥ k] ⊙ τ",
     differs="As the official code, with masks from untrimmed task vectors; a balanced vote counts as plus unless tie_sign says "

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from cuvee.methods.combination import plain
 from cuvee.methods.measuring import spread
+from cuvee.tensors.either import as_tensor
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
+from cuvee.tensors.rows import Combination, Served
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,16 +30,19 @@ def tall_mask(delta: Tensor, merged: Tensor, mask_lambda: float) -> Tensor:
     return delta.abs() > (merged - delta).abs() * mask_lambda
 
 
-def keep_consensus(merged: Tensor, deltas: Tensor, mask_lambda: float | Sequence[float], k: int) -> Tensor:
+def keep_consensus(merged: Any, deltas: Any, mask_lambda: float | Sequence[float], k: int) -> Any:
     """Zero the entries of a merged task vector that serve fewer than `k` of the tasks.
 
     Args:
-        merged: (…).
-        deltas: (K, …), untrimmed.
+        merged: (…), or a combination, whose rest is then kept when it is made.
+        deltas: (K, …), untrimmed; stored blocks where `merged` is a combination.
         mask_lambda: of the mask of each task.
 
     Source: Consensus Merging, arXiv 2405.07813, section 5.
     """
     lambdas = spread(mask_lambda, len(deltas))
+    if isinstance(merged, Combination):
+        return replace(merged, served=Served(deltas.rows, lambdas, k))
+    merged, deltas = as_tensor(plain(merged)), as_tensor(plain(deltas))
     masks = torch.stack([tall_mask(delta, merged, value) for delta, value in zip(deltas, lambdas, strict=True)])
     return keep_where(masks.sum(0) >= k, merged)
