@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,9 +170,8 @@ def make_plan(
 @contextmanager
 def said_meanwhile(what: str, *, wanted: bool = True) -> Iterator[None]:
     """Say what is being waited for, in a terminal, until it is there."""
-    console = screen(stderr=True)
-    if not (wanted and console.is_terminal):
+    if not (wanted and sys.stderr.isatty()):
         yield
         return
-    with console.status(what, spinner="dots"):
+    with screen(stderr=True).status(what, spinner="dots"):
         yield
