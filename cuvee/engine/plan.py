@@ -446,7 +446,7 @@ def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
 
 
 def _fake_task(task: Task, shape: tuple[int, ...]) -> Task:
-    """Return a task like this one on values of full rank, none like another (NumPy's generators take 20 ms to load and draw)."""
+    """Return a task like this one on values of full rank, none like another; NumPy's generators take 20 ms to load."""
     numbers = itertools.count(1)
 
     def fake() -> Input:
