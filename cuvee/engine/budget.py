@@ -18,6 +18,8 @@ from cuvee.tensors.layout import LEAF_ELEMENTS
 __all__ = ["Budget", "choose_budget", "default_threads"]
 
 CPU_BLOCK = 1 << 19
+STREAM_BLOCK = 1 << 20
+"""Where blocks go leaf by leaf from file to file, and no more than the output of one is held."""
 CUDA_BLOCK = 1 << 25
 WHOLE_TENSOR = 3 << 20
 """A tensor of up to this many elements is one block where a method measures: one visit instead of several is worth
@@ -76,7 +78,8 @@ def choose_budget(
     Raises:
         ResourceError: not even the smallest blocks fit; the tensor and the amount are named.
     """
-    full = CPU_BLOCK if device == "cpu" else CUDA_BLOCK
+    on_cpu = CPU_BLOCK if measures or decodes else STREAM_BLOCK
+    full = on_cpu if device == "cpu" else CUDA_BLOCK
     blocks = [full >> shift for shift in range((full // LEAF_ELEMENTS).bit_length())]
     speedy = measures and device == "cpu" and memory is None
     wholes = [WHOLE_TENSOR, WHOLE_TENSOR // 2, WHOLE_TENSOR // 3] if speedy else []
