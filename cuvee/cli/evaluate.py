@@ -56,10 +56,14 @@ def evaluate(
     Args:
         model: a folder, a file, a hub id, or a recipe.
     """
+    from cuvee.evaluation.in_memory import check_readable
+
     suites, names = _asked(tasks)
     if suites and not names and (base or expert):
         raise ResourceError("--base and --expert are for tasks of lm-evaluation-harness; a suite has its own")
     need_device(device)
+    for reference in filter(None, (model, base, *expert)):
+        check_readable(reference, offline=offline, token=token)  # before hours are spent on a suite, or on the first
     lines = [
         line
         for suite, own in suites.items()

@@ -146,13 +146,11 @@ def harness_lines(
     """
     from cuvee.evaluation.harness_tasks import find_tasks
     from cuvee.evaluation.home import cuvee_home
-    from cuvee.evaluation.in_memory import check_readable, in_memory
+    from cuvee.evaluation.in_memory import in_memory
     from cuvee.evaluation.kept_scores import KeptScores
     from cuvee.evaluation.live_model import live_model
 
     with Bar(spoken=lambda count: plural(round(count), "answer")) as bar:
-        for reference in filter(None, models):
-            check_readable(reference, offline=offline, token=token)  # before hours are spent on the first
         bar.show(0, 1, "find tasks")
         tasks = find_tasks(asked.tasks, include_path=asked.include_path, num_fewshot=asked.num_fewshot, offline=offline)
         notes = [

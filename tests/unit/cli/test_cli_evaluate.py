@@ -82,3 +82,10 @@ def test_what_cannot_be_scored_is_one_sentence(score, run, folder):
         outcome = score(*arguments)
         assert outcome.code == 2
         assert words in outcome.err
+
+
+def test_a_model_that_is_not_there_is_said_before_a_suite_is_made(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUVEE_HOME", str(tmp_path / "home"))
+    outcome = run("evaluate", tmp_path / "nothing", "--tasks", "lm/python")
+    assert outcome.code == 2 and "there is no file or folder" in outcome.err
+    assert not (tmp_path / "home" / "suites").exists()
