@@ -29,7 +29,7 @@ from process_cost import ProcessCost, claim_memory, installed_environment, run_m
 from rich.console import Console
 from rich.table import Table
 from speed_recipes import write_recipe
-from speed_report import machine_in_words
+from speed_report import machine_in_words, merge_phase
 from synthetic import LlamaShape, Models, make_models
 
 FULL = LlamaShape(hidden=768, layers=11, mlp=2048, heads=12, vocab=16000)
@@ -226,7 +226,7 @@ class MethodBenchmark:
             if costs[-1].returncode != 0:
                 return {"failed": costs[-1].last_words}
             spent = json.loads(costs[-1].stdout)["seconds"]
-            phases.append(spent["plan"] + spent["merge"] + spent["publish"])
+            phases.append(merge_phase(spent))
         return {
             "wall_s": min(cost.wall_s for cost in costs),
             "cpu_s": min(cost.cpu_s for cost in costs),

@@ -105,7 +105,7 @@ class MethodSpeed:
         done = all(run.is_complete for run in cuvee)
         if not done and all(run.process.returncode == 0 for run in cuvee):
             failed.append(("Cuvée", "its JSON does not say `seconds`"))
-        best = min(cuvee, key=_merge_phase) if done else None
+        best = min(cuvee, key=_phase_of) if done else None
         return cls(
             method=case.method,
             floor=_timing(floors),
@@ -120,7 +120,7 @@ class MethodSpeed:
     @property
     def merge_phase_s(self) -> float | None:
         """Cuvée's seconds without start-up and imports, in the run where they were fewest."""
-        return _in_phase(self.cuvee_phases_s) if self.cuvee_phases_s else None
+        return merge_phase(self.cuvee_phases_s) if self.cuvee_phases_s else None
 
     @property
     def times_floor(self) -> float | None:
@@ -248,11 +248,12 @@ def _markdown(report: SpeedReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _merge_phase(cost: CuveeCost) -> float:
-    return _in_phase(cost.phases) if cost.phases else float("inf")
+def _phase_of(cost: CuveeCost) -> float:
+    return merge_phase(cost.phases) if cost.phases else float("inf")
 
 
-def _in_phase(phases: Mapping[str, float]) -> float:
+def merge_phase(phases: Mapping[str, float]) -> float:
+    """Return Cuvée's seconds without start-up, imports and reading the recipe."""
     return sum(phases[phase] for phase in ("plan", "merge", "publish"))
 
 

@@ -29,6 +29,7 @@ MAX_CONFIG_BYTES = 16 << 20
 MAX_INDEX_BYTES = 64 << 20
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
 _INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
@@ -270,7 +271,7 @@ def _nothing(folder: Path, names: list[str]) -> CheckpointError:
             where=where,
             right=f"name one of them, such as {folder / parts[0]}",
         )
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pth.tar"))]
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         return CheckpointError(found, where=where, right=f"name the file, such as {folder / pickles[0]}")
     return CheckpointError(

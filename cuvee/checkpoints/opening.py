@@ -12,7 +12,7 @@ from typing import Any
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.adapter_files import open_adapter
 from cuvee.checkpoints.adapters import apply_adapter
-from cuvee.checkpoints.folders import ADAPTER_WEIGHTS, Weights, find_weights, list_names, member, read_config
+from cuvee.checkpoints.folders import ADAPTER_WEIGHTS, PICKLES, Weights, find_weights, list_names, member, read_config
 from cuvee.checkpoints.fp8 import decode_fp8
 from cuvee.checkpoints.hub import Snapshot, fetch, parse_id
 from cuvee.checkpoints.quantized import refuse_quantized, without_quantization
@@ -23,7 +23,6 @@ from cuvee.errors import CheckpointError, CuveeError, printable
 
 __all__ = ["open_adapter_alone", "open_model"]
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".pt.tar")
 _FORMS = "a folder, a .safetensors or .bin file, model+adapter, or a hub id: org/name or org/name@revision"
 
 
@@ -227,7 +226,7 @@ def _opener_of(path: Path) -> Callable[[Path], _Opened]:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return _open_safetensors
-    if path.name.lower().endswith(_PICKLES):
+    if path.name.lower().endswith(PICKLES):
         return open_torch_pickle
     if suffix == ".gguf":
         raise CheckpointError("GGUF files are not read", where=str(path), right="the model that it was made from")

@@ -13,7 +13,7 @@ from typing import Any
 from blake3 import blake3
 
 from cuvee.checkpoints import fs
-from cuvee.checkpoints.folders import list_names
+from cuvee.checkpoints.folders import PICKLES, list_names
 from cuvee.checkpoints.json_text import parse_object
 from cuvee.checkpoints.sources import Model, ModelFile
 from cuvee.errors import CheckpointError
@@ -21,20 +21,7 @@ from cuvee.tensors.dtypes import DType
 
 __all__ = ["Sidecar", "copy_sidecars", "digest_of", "find_sidecars", "merged_config", "sidecars_of"]
 
-_WEIGHTS = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".ot",
-    ".npz",
-    ".tflite",
-}
+_WEIGHTS = (*PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz", ".tflite")
 _OURS = {"config.json", "README.md", "cuvee.json"}
 _CHUNK = 1 << 20
 MAX_DEPTH = 32
@@ -145,7 +132,7 @@ def _find(folder: Path) -> tuple[list[Sidecar], list[str]]:
 
 
 def _holds_weights(path: Path) -> bool:
-    return path.suffix.lower() in _WEIGHTS or path.name.endswith(".index.json")
+    return path.name.lower().endswith(_WEIGHTS) or path.name.endswith(".index.json")
 
 
 def _files(folder: Path, depth: int = 0) -> Iterator[Path]:

@@ -402,9 +402,9 @@ def _elements(
     """Return a block of an input, or where it lies."""
     source, leaf = task.all_inputs[number].source, task.layout.leaf
     load = partial(_read_watched, task, number, start, stop, worker, observer)
-    if not isinstance(source, StoredTensor) or leaf * source.dtype.itemsize > kernels.MOST_OF_A_LEAF:
+    if not (kernels.streams() and isinstance(source, StoredTensor)):
         return load()
-    if not kernels.streams():
+    if leaf * source.dtype.itemsize > kernels.MOST_OF_A_LEAF:
         return load()
     digests = observer.place(number, start, stop) if observer else None
     found = partial(observer.decoded, number) if observer else _nobody_counts

@@ -349,8 +349,10 @@ static int read_leaf(File *file, int64_t begin, int64_t size, int64_t number, ui
         done += count > 0 ? count : 0;
     }
     file->nanoseconds += now() - start;
-    if (file->digests) cuvee_digest_leaves(buffer, size * width, size * width, file->digests + 32 * number);
-    file->special += cuvee_count_special(buffer, file->kind, size);
+    if (file->digests) { /* on the first visit, which also looks for NaN and Inf */
+        cuvee_digest_leaves(buffer, size * width, size * width, file->digests + 32 * number);
+        file->special += cuvee_count_special(buffer, file->kind, size);
+    }
     return 1;
 }
 

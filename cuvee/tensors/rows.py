@@ -54,7 +54,8 @@ class InFile:
         fd: the open file.
         offset: of the first element, in bytes.
         leaf: elements of a leaf; the first begins one.
-        digests: (32 · leaves,) bytes for the leaves' digests, filled by whoever reads them first; None: nobody asks.
+        digests: (32 · leaves,) bytes for the leaves' digests, filled by whoever reads them first; None: nobody asks, nor
+            for how many are not finite.
         load: reads and digests them, and says what is wrong where they cannot be read.
         found: told how many are NaN or infinite, when a kernel has read them instead.
     """
