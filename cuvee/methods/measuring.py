@@ -91,8 +91,8 @@ class Reduction(Protocol):
     `fold` says how partials become one: "count" (whole numbers, added in any order), "sum" (float64, leaf after leaf
     in order), "concat" (one entry a leaf, in order). `stacked` says that values have a leading dimension of K models.
     A reduction may also have `at_once(values, place)`: the value of a tensor that is all here, or None; and
-    `of_stored(values, leaf, state)`: the partials of a block that was not decoded (a row, or K of them where it is stacked),
-    (leaves, …) or (1, …) where whole numbers are counted, or None where it must be decoded.
+    `of_stored(given, leaf, state)`: the partials of V blocks that were not decoded (each a row, or K of them where it is
+    stacked), (leaves, V, …) or (1, V, …) where whole numbers are counted, or None where they must be decoded.
     """
 
     stacked: ClassVar[bool]
@@ -402,9 +402,9 @@ def _look(
     kind = Stored if reduction.stacked else Row
     if of_stored and over == "all" and given and all(isinstance(one, kind) for one in given):
         leaf = place.layout.leaf
-        found = [of_stored(one, leaf, state) for one in given]
-        if all(one is not None for one in found):
-            return list(enumerate(np.stack(found, axis=1) if many else found[0], place.start // leaf))
+        found = of_stored(given, leaf, state)
+        if found is not None:
+            return list(enumerate(found if many else found[:, 0], place.start // leaf))
     parts = [plain(one) for one in given]
     flat = [part.reshape(*part.shape[: int(reduction.stacked)], -1) for part in parts]
     return _partials(reduction, flat, over, place, state, many=many)

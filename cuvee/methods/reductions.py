@@ -74,8 +74,8 @@ class Sums:
         wide = _widened(values)
         return _wide_sum(abs(wide) if self.of == "abs" else wide * wide, axis)
 
-    def of_stored(self, values: Row, leaf: int, state: Any) -> NDArray[Any] | None:
-        return kernels.lane_sums(values, leaf, square=self.of == "square") if self.of in ("abs", "square") else None
+    def of_stored(self, given: Sequence[Row], leaf: int, state: Any) -> NDArray[Any] | None:
+        return kernels.lane_sums(given, leaf, square=self.of == "square") if self.of in ("abs", "square") else None
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)
@@ -115,8 +115,8 @@ class Gram:
         rows = [[_wide_sum(wide[i] * wide[j], axis) for j in range(i + 1)] for i in range(len(values))]
         return np.array([[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))])
 
-    def of_stored(self, values: Stored, leaf: int, state: Any) -> NDArray[np.float64]:
-        return kernels.product_sums(values.rows, leaf)
+    def of_stored(self, given: Sequence[Stored], leaf: int, state: Any) -> NDArray[np.float64]:
+        return np.stack([kernels.product_sums(values.rows, leaf) for values in given], axis=1)
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)
@@ -196,10 +196,11 @@ class Ranks:
             return np.append(counts, [[nonzero]], axis=1)
         return digit_counts(values, self.magnitude, state.prefixes, state.digit)
 
-    def of_stored(self, values: Row, leaf: int, state: Any) -> NDArray[Any]:
+    def of_stored(self, given: Sequence[Row], leaf: int, state: Any) -> NDArray[Any]:
         if isinstance(state, _Ties):
-            return np.stack([kernels.count_equal(values, self.magnitude, key, leaf) for key in state.keys], axis=-1)
-        return self.measure(values, -1, state)[None]  # type: ignore[arg-type]
+            ties = [[kernels.count_equal(one, self.magnitude, key, leaf) for key in state.keys] for one in given]
+            return np.moveaxis(np.array(ties), -1, 0)
+        return np.stack([self.measure(one, -1, state) for one in given])[None]  # type: ignore[arg-type]
 
     def at_once(self, values: Any, place: Place) -> tuple[Ranked, ...] | None:
         """Return the ranks of a tensor that is all here, in a pass or two; None where it takes the counting of digits."""

@@ -451,32 +451,33 @@ INLINE void add_runs(const float *values, int runs, int square, double *lanes)
     }
 }
 
-/* out[leaf] = Σ |x|, or Σ x x, of each run of `leaf` elements. */
-INLINE void lane_sums(const Row *row, int square, int64_t n, int64_t leaf, double *out)
+/* Σ |x|, or Σ x x, of elements [start, stop) of a row. */
+INLINE double lane_sum(const Row *row, int square, int64_t start, int64_t stop)
 {
     float base[CHUNK], values[CHUNK];
-    for (int64_t start = 0; start < n; start += leaf) {
-        int64_t stop = MIN(start + leaf, n);
-        double lanes[LANES] = {0};
-        for (int64_t begin = start; begin < stop; begin += CHUNK) {
-            int64_t size = MIN(CHUNK, stop - begin), at = 0;
-            const void *held = NULL;
-            load_chunk(row, begin, size, &held, base, values);
-            if (size == CHUNK) { add_runs(values, CHUNK / LANES, square, lanes); continue; }
-            for (; at + LANES <= size; at += LANES) add_runs(values + at, 1, square, lanes);
-            for (int64_t lane = 0; at < size; at++, lane++) {
-                double value = (double)values[at];
-                lanes[lane] += square ? value * value : fabs(value);
-            }
+    double lanes[LANES] = {0};
+    for (int64_t begin = start; begin < stop; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, stop - begin), at = 0;
+        const void *held = NULL;
+        load_chunk(row, begin, size, &held, base, values);
+        if (size == CHUNK) { add_runs(values, CHUNK / LANES, square, lanes); continue; }
+        for (; at + LANES <= size; at += LANES) add_runs(values + at, 1, square, lanes);
+        for (int64_t lane = 0; at < size; at++, lane++) {
+            double value = (double)values[at];
+            lanes[lane] += square ? value * value : fabs(value);
         }
-        *out++ = in_order(lanes);
     }
+    return in_order(lanes);
 }
 
-FAST API void cuvee_lane_sums(const Row *row, int square, int64_t n, int64_t leaf, double *out)
+/* out[leaf, row] = Σ |x|, or Σ x x, of each run of `leaf` elements of each row: what rows share is in the cache. */
+FAST API void cuvee_lane_sums(const Row *rows, int64_t count, int square, int64_t n, int64_t leaf, double *out)
 {
-    if (square) lane_sums(row, 1, n, leaf, out);
-    else lane_sums(row, 0, n, leaf, out);
+    for (int64_t start = 0; start < n; start += leaf)
+        for (const Row *row = rows; row < rows + count; row++) {
+            int64_t stop = MIN(start + leaf, n);
+            *out++ = square ? lane_sum(row, 1, start, stop) : lane_sum(row, 0, start, stop);
+        }
 }
 
 /* gram[i, j] = Σ x_i x_j of K rows. A product of two floats is exact in double, so that a fused multiply-add changes nothing. */
@@ -846,12 +847,17 @@ AVX512 static void philox_avx512(uint64_t key0, uint64_t key1, uint64_t counter,
         key0 += 0x9E3779B97F4A7C15u;
         key1 += 0xBB67AE8584CAA73Bu;
     }
-    const __m512i every4 = _mm512_set_epi64(28, 24, 20, 16, 12, 8, 4, 0);
     for (int half = 0; half < 2; half++) {
-        _mm512_i64scatter_epi64(words + 32 * half, every4, a[half], 8);
-        _mm512_i64scatter_epi64(words + 32 * half + 1, every4, b[half], 8);
-        _mm512_i64scatter_epi64(words + 32 * half + 2, every4, c[half], 8);
-        _mm512_i64scatter_epi64(words + 32 * half + 3, every4, d[half], 8);
+        /* (4, 8) words to (8, 4): pairs of counters in each 128 bits, then the four words of a counter side by side. */
+        __m512i ab0 = _mm512_unpacklo_epi64(a[half], b[half]), ab1 = _mm512_unpackhi_epi64(a[half], b[half]);
+        __m512i cd0 = _mm512_unpacklo_epi64(c[half], d[half]), cd1 = _mm512_unpackhi_epi64(c[half], d[half]);
+        const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), last = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+        __m512i even0 = _mm512_permutex2var_epi64(ab0, first, cd0), even1 = _mm512_permutex2var_epi64(ab0, last, cd0);
+        __m512i odd0 = _mm512_permutex2var_epi64(ab1, first, cd1), odd1 = _mm512_permutex2var_epi64(ab1, last, cd1);
+        _mm512_storeu_si512(words + 32 * half, _mm512_shuffle_i64x2(even0, odd0, 0x44));
+        _mm512_storeu_si512(words + 32 * half + 8, _mm512_shuffle_i64x2(even0, odd0, 0xee));
+        _mm512_storeu_si512(words + 32 * half + 16, _mm512_shuffle_i64x2(even1, odd1, 0x44));
+        _mm512_storeu_si512(words + 32 * half + 24, _mm512_shuffle_i64x2(even1, odd1, 0xee));
     }
 }
 #endif
@@ -899,47 +905,144 @@ FAST API void cuvee_keep(const uint8_t *keep, const float *values, int64_t n, fl
     for (int64_t i = 0; i < n; i++) out[i] = as_float(as_bits(values[i]) & -(uint32_t)keep[i]);
 }
 
-/* pieces.drop: keep[r, j] = drawn[r, j] < limits[rank of keys[r, j] in its row], for keys above zero; the limits do not
- * fall. A draw between the lowest and the highest limit is held against one entry of the sorted row, the one whose rank it
- * needs; only where that is an equal one is the rank among equals counted. */
-FAST API int cuvee_rank_drop(
-    const uint32_t *keys, const uint32_t *ordered, const uint32_t *drawn, const uint32_t *limits, int64_t rows,
-    int64_t length, uint8_t *keep)
+/* ---- drop by rank ------------------------------------------------------------------------------------------------ */
+
+enum { BUCKETS = 256, FRACTION = 19, TIES = 256, FEW = 64 };
+
+/* What is known of one magnitude in a row: how many keys before `upto` are equal to it or below, and behind that below. */
+typedef struct { uint32_t key; int32_t rank; int64_t upto; } Tie;
+
+/* What one row needs: (n) each, (3, n) ranks, (n + 16) asked. */
+typedef struct {
+    uint32_t *keys, *draws;
+    int32_t *ranks, *asked;
+    uint16_t *buckets;
+} RankRoom;
+
+/* The rank of keys[j], the lower index first among equals; j does not fall from one question to the next. Equal keys that were
+ * counted for an earlier one are not counted again; `passes` counts what is not known. */
+FAST static int32_t rank_of(const uint32_t *keys, int64_t n, int64_t j, Tie *ties, int64_t *passes)
 {
-    uint32_t lowest = limits[0], highest = limits[length - 1], range = highest - lowest;
-    double steps = (double)(length - 1) / (range > 1 ? (double)range : 1.0);
-    int32_t *between = malloc((length + 1) * sizeof *between);
-    if (!between) return -1;
-    for (int64_t r = 0; r < rows; r++) {
-        const uint32_t *row = keys + r * length, *sorted = ordered + r * length, *draws = drawn + r * length;
-        uint8_t *kept = keep + r * length;
-        int64_t count = 0;
-        for (int64_t j = 0; j < length; j++) kept[j] = (draws[j] < lowest) & (row[j] != 0);
-        for (int64_t j = 0; j < length; j++) {
-            between[count] = (int32_t)j;
-            count += (draws[j] - lowest < range) & (row[j] != 0);
-        }
-        for (int64_t t = 0; t < count; t++) {
-            int64_t j = between[t];
-            uint32_t u = draws[j], key = row[j];
-            /* The first rank whose limit is above the draw: near the straight line that the limits round. */
-            int64_t need = (int64_t)((double)(u - lowest) * steps);
-            need += limits[need] <= u;
-            while (need > 0 && limits[need - 1] > u) need--;
-            while (limits[need] <= u) need++;
-            uint32_t pivot = sorted[need];
-            kept[j] = key > pivot;
-            if (key != pivot) continue;
-            int64_t low = 0, high = need;
-            while (low < high) {
-                int64_t middle = (low + high) / 2;
-                if (sorted[middle] < key) low = middle + 1; else high = middle;
-            }
-            uint32_t equal = 0;
-            for (int64_t i = 0; i < j; i++) equal += row[i] == key;
-            kept[j] = low + equal >= need;
-        }
+    uint32_t key = keys[j];
+    Tie *tie = ties + key * 2654435761u / (UINT32_MAX / TIES + 1);
+    if (tie->upto < 0 || tie->key != key) {
+        int32_t below = 0;
+        for (int64_t i = 0; i < n; i++) below += keys[i] < key;
+        *tie = (Tie){key, below, 0};
+        ++*passes;
     }
-    free(between);
+    int32_t equal = 0;
+    for (int64_t i = tie->upto; i < j; i++) equal += keys[i] == key;
+    tie->upto = j;
+    return tie->rank += equal;
+}
+
+/* ranks[0, n) = those of all keys, digit by digit; the rest of (3, n) is used. */
+static void rank_all(const uint32_t *keys, int64_t n, int32_t *ranks)
+{
+    int32_t *from = ranks + n, *to = ranks + 2 * n;
+    for (int64_t i = 0; i < n; i++) from[i] = (int32_t)i;
+    for (int shift = 0; shift < 32; shift += 8) {
+        int32_t places[257] = {0};
+        for (int64_t i = 0; i < n; i++) places[(keys[i] >> shift & 255) + 1]++;
+        for (int digit = 0; digit < 256; digit++) places[digit + 1] += places[digit];
+        for (int64_t i = 0; i < n; i++) to[places[keys[from[i]] >> shift & 255]++] = from[i];
+        int32_t *swapped = from;
+        from = to;
+        to = swapped;
+    }
+    for (int64_t i = 0; i < n; i++) ranks[from[i]] = (int32_t)i;
+}
+
+/* found = the indices of the values below a limit; returns how many. `found` has room for 16 more. */
+FAST static int64_t indices_plain(const uint32_t *values, uint32_t limit, int64_t from, int64_t n, int32_t *found)
+{
+    int64_t count = 0;
+    for (int64_t j = from; j < n; j++) {
+        found[count] = (int32_t)j;
+        count += values[j] < limit;
+    }
+    return count;
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+__attribute__((target("avx512f"))) static int64_t indices_avx512(
+    const uint32_t *values, uint32_t limit, int64_t from, int64_t n, int32_t *found)
+{
+    const __m512i limits = _mm512_set1_epi32((int)limit), sixteen = _mm512_set1_epi32(16);
+    __m512i index = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    int64_t count = 0, j = from;
+    for (; j + 16 <= n; j += 16, index = _mm512_add_epi32(index, sixteen)) {
+        __mmask16 below = _mm512_cmplt_epu32_mask(_mm512_loadu_si512(values + j), limits);
+        _mm512_storeu_si512(found + count, _mm512_maskz_compress_epi32(below, index));
+        count += __builtin_popcount(below);
+    }
+    return count + indices_plain(values, limit, j, n, found + count);
+}
+#endif
+
+/* keep[j] = draw < limits[rank of keys[j]] for keys above zero, in one row: most draws lie below all limits or above, or the ranks of
+ * the key's bucket (16 an octave) are enough to tell. */
+FAST static void drop_row(const RankRoom *room, const uint32_t *limits, int64_t n, uint8_t *keep)
+{
+    const uint32_t *keys = room->keys, lowest = limits[0];
+    uint32_t *draws = room->draws, low[BUCKETS], high[BUCKETS], most = 0;
+    uint16_t *buckets = room->buckets;
+    int32_t even[BUCKETS] = {0}, odd[BUCKETS] = {0}, *asked = room->asked;
+    for (int64_t j = 0; j < n; j++) most = keys[j] > most ? keys[j] : most;
+    uint32_t before = most >> FRACTION > BUCKETS - 1 ? (most >> FRACTION) - (BUCKETS - 1) : 0;
+    for (int64_t j = 0; j < n; j++) {
+        uint32_t bucket = keys[j] >> FRACTION;
+        buckets[j] = (uint16_t)(bucket > before ? bucket - before : 0);
+        keep[j] = (draws[j] < lowest) & (keys[j] != 0);
+        draws[j] = keys[j] != 0 ? draws[j] - lowest : UINT32_MAX; /* from here on limits and draws count from the lowest limit */
+    }
+    for (int64_t j = 0; j + 1 < n; j += 2) {
+        even[buckets[j]]++;
+        odd[buckets[j + 1]]++;
+    }
+    if (n & 1) even[buckets[n - 1]]++;
+    int64_t rank = 0, unsure = 0, passes = 0;
+    for (int b = 0; b < BUCKETS && rank < n; b++) {
+        low[b] = limits[rank] - lowest;
+        rank += even[b] + odd[b];
+        high[b] = limits[rank > 0 ? rank - 1 : 0] - lowest;
+    }
+    int64_t (*indices)(const uint32_t *, uint32_t, int64_t, int64_t, int32_t *) = indices_plain;
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512f")) indices = indices_avx512;
+#endif
+    int64_t between = indices(draws, limits[n - 1] - lowest, 0, n, asked);
+    for (int64_t t = 0; t < between; t++) {
+        int32_t j = asked[t];
+        uint32_t draw = draws[j], sure = low[buckets[j]];
+        keep[j] = draw < sure;
+        asked[unsure] = j;
+        unsure += (draw >= sure) & (draw < high[buckets[j]]);
+    }
+    Tie ties[TIES];
+    for (int t = 0; t < TIES && unsure; t++) ties[t].upto = -1;
+    int64_t t = 0;
+    for (; t < unsure && passes < FEW; t++)
+        keep[asked[t]] = draws[asked[t]] < limits[rank_of(keys, n, asked[t], ties, &passes)] - lowest;
+    if (t < unsure) rank_all(keys, n, room->ranks);
+    for (; t < unsure; t++) keep[asked[t]] = draws[asked[t]] < limits[room->ranks[asked[t]]] - lowest;
+}
+
+/* As pieces.drop.drop_by_rank: for each of `rows` rows of n elements, keep[j] = draw < limits[rank in the row] where the
+ * element is not zero. The limits do not fall. */
+API int cuvee_rank_drop(
+    const Row *row, uint64_t key0, uint64_t key1, int64_t start, const uint32_t *limits, int64_t rows, int64_t n, uint8_t *keep)
+{
+    uint32_t *words = malloc((n * 6 + 16) * sizeof *words + n * sizeof(uint16_t));
+    if (!words) return -1;
+    int32_t *ranks = (int32_t *)(words + 2 * n);
+    RankRoom room = {words, words + n, ranks, ranks + 3 * n, (uint16_t *)(words + 6 * n + 16)};
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t at = 0; at < n; at += CHUNK) load_keys(row, 1, r * n + at, MIN(CHUNK, n - at), room.keys + at);
+        cuvee_draws(key0, key1, start + r * n, n, room.draws);
+        drop_row(&room, limits, n, keep + r * n);
+    }
+    free(words);
     return 0;
 }

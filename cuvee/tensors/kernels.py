@@ -86,7 +86,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "stream": (_N, [_P, _P, _N, _N, _N, _P, _N, _P]),
     "threshold": (None, [_P, _F, _N, _N, _N, _N, _P]),
     "variance": (_I, [_P, _N, _N, _P]),
-    "lane_sums": (None, [_P, _I, _N, _N, _P]),
+    "lane_sums": (None, [_P, _N, _I, _N, _N, _P]),
     "keys": (None, [_P, _I, _N, _P]),
     "product_sums": (_I, [_P, _N, _N, _N, _P]),
     "count_high": (_I, [_P, _I, _N, _P]),
@@ -98,7 +98,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bernoulli": (None, [_K, _K, _N, _N, _U, _P]),
     "keep": (None, [_P, _P, _N, _P]),
     "select": (_I, [_P, _I, _N, _N, _N, _P, _P, _P]),
-    "rank_drop": (_I, [_P, _P, _P, _P, _N, _N, _P]),
+    "rank_drop": (_I, [_P, _K, _K, _N, _P, _N, _N, _P]),
 }
 
 
@@ -423,11 +423,11 @@ def variance(rows: Sequence[Row], out: Floats) -> Floats:
     return out
 
 
-def lane_sums(row: Row, leaf: int, *, square: bool) -> NDArray[np.float64]:
-    """Σ |x|, or Σ x², of each leaf as `tensors.sums` adds them: (n,) into (leaves,); leaf ≥ 1."""
-    size = math.prod(row.shape)
-    out = np.empty(-(-size // leaf))
-    _library().cuvee_lane_sums(_as_c([row]), square, size, leaf, _at(out))
+def lane_sums(rows: Sequence[Row], leaf: int, *, square: bool) -> NDArray[np.float64]:
+    """Σ |x|, or Σ x², of each leaf as `tensors.sums` adds them: R rows of n elements into (leaves, R); leaf ≥ 1."""
+    size = math.prod(rows[0].shape)
+    out = np.empty((-(-size // leaf), len(rows)))
+    _library().cuvee_lane_sums(_as_c(rows), len(rows), square, size, leaf, _at(out))
     return out
 
 
@@ -496,15 +496,18 @@ def keep(mask: T, values: T, out: T | None = None) -> T:
     return result
 
 
-def rank_drop(keys: NDArray[np.uint32], drawn: NDArray[np.uint32], limits: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """`pieces.drop`: whether `drawn[r, j] < limits[rank of keys[r, j] in its row]`, for keys above zero.
+def rank_drop(row: Row, key: tuple[int, int], start: int, limits: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """`pieces.drop`: whether an element is not zero, and its draw below the limit of its magnitude's rank.
 
     Args:
-        keys: (rows, length) magnitudes' keys; entries that are zero are not kept, which changes nothing.
-        drawn: (rows, length).
-        limits: (length,) not falling.
+        row: n · length elements, ranked in runs of `length`, the lower index first among equals.
+        key: of the draws, of which the first element's is the one at `start`.
+        limits: (length,) a rising line, rounded.
+
+    Returns:
+        (n · length,).
     """
-    ordered, out = keys.copy(), np.empty(keys.shape, np.bool_)
-    ordered.sort(axis=-1)
-    _memory(_library().cuvee_rank_drop(_at(keys), _at(ordered), _at(drawn), _at(limits), *keys.shape, _at(out)))
+    length, out = len(limits), np.empty(math.prod(row.shape), np.bool_)
+    rows = out.size // length
+    _memory(_library().cuvee_rank_drop(_as_c([row]), *key, start, _at(limits), rows, length, _at(out)))
     return out

@@ -42,6 +42,6 @@ def product_sums(values: NDArray[Any]) -> NDArray[np.float64]:
 def magnitude_sum(values: NDArray[Any]) -> NDArray[np.float64]:
     """Return Σ |x| along the last axis: (…, n), float32 or float64, into (…)."""
     if kernels.available() and values.dtype == np.float32 and values.size:
-        sums = kernels.lane_sums(kernels.row_of(np.ascontiguousarray(values)), values.shape[-1], square=False)
+        sums = kernels.lane_sums([kernels.row_of(np.ascontiguousarray(values))], values.shape[-1], square=False)
         return sums.reshape(values.shape[:-1])
     return lane_sum(np.abs(values.astype(np.float64)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_methods_against_reference import CASES, SMALL, STREAMED, make
 
@@ -152,11 +152,13 @@ def test_a_trim_is_its_definition(values, k, blocks, resolve):
     st.lists(numbers, min_size=1, max_size=6),
     st.integers(0, 999),
     st.sampled_from([(0.5, 0.15), (0.5, 0.499999), (0.9, 0.05), (0.3, 1e-9), (0.2, 0.0)]),
+    st.sampled_from([0.0, 1e-3, 10.0]),
 )
-def test_a_mask_by_rank_is_its_definition(shape, few, seed, probabilities):
+@example((2, 4000), [1.0], 0, (0.5, 0.15), 1e-3)  # too many that no bucket tells apart: all ranks are made
+def test_a_mask_by_rank_is_its_definition(shape, few, seed, probabilities, spread):
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(0, len(few), shape, generator=generator)
-    delta = torch.tensor(few, dtype=torch.float32)[chosen]
+    delta = torch.tensor(few, dtype=torch.float32)[chosen] * (1 + spread * torch.rand(shape, generator=generator))
     layout = Layout(shape)
 
     def compute():
@@ -250,7 +252,7 @@ def test_a_row_and_what_is_made_of_it_are_their_definition(data):
     for row, one in zip(rows, values, strict=True):
         assert_same_bits(torch.from_numpy(kernels.load(row, np.empty(size, np.float32))) + 0.0, one + 0.0)
         for reduction in (Sums("abs"), Sums("square")):
-            found = reduction.of_stored(row, 700, None)
+            found = reduction.of_stored([row], 700, None)[:, 0]
             parts = [reduction.measure(part, -1, None) for part in one.split(700)]
             np.testing.assert_array_equal(found, np.array(parts))
         np.testing.assert_array_equal(kernels.keys(row, True), ordered_keys(one, True))

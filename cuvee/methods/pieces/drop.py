@@ -13,7 +13,7 @@ from cuvee.methods.measuring import current, remembered, room
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.registry import ROW, Fraction, Paper, Role, edit
 from cuvee.tensors import kernels
-from cuvee.tensors.draws import bernoulli, bernoulli_array, draw_key, drawn_words, limits_of
+from cuvee.tensors.draws import bernoulli, bernoulli_array, draw_key, limits_of
 from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where
@@ -153,14 +153,12 @@ def _rank_probabilities(density: float, epsilon: float, length: int) -> NDArray[
 
 
 def _compiled_mask(delta: Tensor, by_rank: NDArray[np.float64]) -> Tensor:
-    """The mask from sorted rows alone: only a draw between two limits asks for a rank, and few of those for a tie."""
+    """The mask by the kernel, which finds few ranks exactly: most draws are far from the limit."""
     call = current(delta)
     key = draw_key(call.seed, call.place.tensor, call.model_index, call.ordinal("draw"))
 
     def draw() -> NDArray[np.bool_]:
-        keys = kernels.keys(kernels.row_of(delta), magnitude=True).reshape(-1, len(by_rank))
-        drawn = drawn_words(key, call.place.start, call.place.stop).reshape(keys.shape)
-        return kernels.rank_drop(keys, drawn, limits_of(by_rank).astype(np.uint32))
+        return kernels.rank_drop(kernels.row_of(delta), key, call.place.start, limits_of(by_rank).astype(np.uint32))
 
     return _remembered_mask(draw, delta)
 
