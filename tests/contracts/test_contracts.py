@@ -359,6 +359,7 @@ def wrong_methods():
     registry._METHODS.update(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "laws"),
     [

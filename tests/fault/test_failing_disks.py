@@ -183,6 +183,7 @@ def test_a_rename_that_fails_leaves_a_finished_model_for_the_next_run(place, mon
     assert_same_bytes(contents(Path("out")), contents(Path("reference")))
 
 
+@pytest.mark.slow
 def test_any_read_that_fails_is_said_with_its_file(place, monkeypatch):
     count = calls_of("pread_into")
     sources = {str(p) for folder in ("base", "math", "code") for p in Path(folder).rglob("*") if p.is_file()}

@@ -97,7 +97,8 @@ def test_a_kill_before_or_within_any_step_leaves_nothing_or_all_and_is_resumed(p
     assert len(found) > 70 and any(one["resumed"] for one in found)
 
 
-@pytest.mark.parametrize("overwriting", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "overwriting"])
+@pytest.mark.slow
+@OVERWRITING
 def test_a_kill_at_a_random_time_leaves_nothing_or_all_and_is_resumed(place, overwriting):
     write_models(place, LARGE)
     found = findings(place, "random", overwriting)
@@ -108,6 +109,7 @@ def test_a_kill_at_a_random_time_leaves_nothing_or_all_and_is_resumed(place, ove
     check_nothing_is_computed_twice(killed)
 
 
+@pytest.mark.slow
 def test_a_merge_killed_over_and_over_loses_nothing_and_comes_to_an_end(place):
     write_models(place, SHAPES)
     *steps, last = findings(place, "again and again")
@@ -132,6 +134,7 @@ def test_any_step_that_fails_once_or_for_ever_is_said_in_words_and_the_next_run_
     assert len(found) > 40 and sum(one["died"] == "failed" for one in found) > 30
 
 
+@pytest.mark.slow
 def test_a_disk_that_gives_and_takes_a_few_bytes_at_a_time_and_signals_change_nothing(place):
     write_models(place, SHAPES)
     for one in findings(place, "short"):

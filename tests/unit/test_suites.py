@@ -134,6 +134,7 @@ def test_an_answer_counts_only_when_every_byte_of_it_is_the_likeliest():
 # --- Adapters -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_without_moving_the_base_and_is_read_as_what_was_trained(built, corpora):
     lora = build_lm(SUITE_LORA, built.folder.parent.parent.parent, 0, FORM, corpora, silently)
     assert lora.base == built.base
