@@ -11,7 +11,8 @@ from cuvee.checkpoints.sources import Model, natural_dtype
 from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
 from cuvee.engine.matching import BASE, describe_model
-from cuvee.engine.plan import Asked, Plan, open_models
+from cuvee.engine.models import open_models
+from cuvee.engine.plan import Asked, Plan
 from cuvee.errors import IncompatibleModels, printable
 from cuvee.tensors.layout import Layout
 

@@ -14,8 +14,9 @@ from cuvee.engine.blocks import Computed, Task
 from cuvee.engine.given import beside_factors
 from cuvee.engine.keeping import KeptInMemory
 from cuvee.engine.matching import BASE
+from cuvee.engine.models import model_from_values
 from cuvee.engine.parts import match_recipe
-from cuvee.engine.plan import MergePlan, _formula, model_from_values
+from cuvee.engine.plan import MergePlan, formula_of
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.stages import stages_of
 from cuvee.errors import raise_all
@@ -108,7 +109,7 @@ def merge_tensors(
     raise_all(matched.errors)
     if prepared.method.on is ADAPTERS:
         check_adapters(opened, matched.tasks)
-    plain = _formula(recipe, prepared, matched, "cpu")
+    plain = formula_of(recipe, prepared, matched, "cpu")
     formula = replace(
         plain,
         statistics=beside_factors(opened) if prepared.method.on is ADAPTERS else statistics or {},

@@ -3,74 +3,66 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from blake3 import blake3
 
 from cuvee._version import __version__
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.opening import open_adapter_alone, open_model
 from cuvee.checkpoints.sidecars import Sidecar, merged_config, sidecars_of
-from cuvee.checkpoints.sources import MemoryArray, MemoryTensor, Model, ModelFile, Scratch, TensorSource, read_raw
+from cuvee.checkpoints.sources import Model, ModelFile
 from cuvee.checkpoints.writing import Shard, plan_shards
 from cuvee.engine.adapters import adapter_shards, check_adapters
-from cuvee.engine.blocks import Formula, Input, Task, decode
+from cuvee.engine.blocks import Formula, Task
 from cuvee.engine.budget import Budget, choose_budget
 from cuvee.engine.given import (
     GivenStatistics,
-    TrialStatistics,
     beside_factors,
     check_statistics,
     header_of,
     open_statistics,
 )
 from cuvee.engine.keeping import DecompositionsInFolder
+from cuvee.engine.kinship import kinship
 from cuvee.engine.matching import BASE, Matched
+from cuvee.engine.models import open_models
 from cuvee.engine.parts import match_recipe
 from cuvee.engine.retokenizing import Retokenized, check_memory, retokenize
-from cuvee.engine.rounds import Handler, Tally, run_rounds
-from cuvee.engine.stages import is_ready, stage_model
-from cuvee.errors import CuveeError, IncompatibleModels, MethodError, Problems, raise_all
+from cuvee.engine.rounds import Tally
+from cuvee.engine.stages import stage_model
+from cuvee.engine.trial import try_out
+from cuvee.errors import IncompatibleModels, raise_all
 from cuvee.methods.measuring import CONTINUAL
 from cuvee.methods.registry import ADAPTERS
-from cuvee.recipes import Prepared, Recipe, RecipeModel, Slice, prepare
+from cuvee.recipes import Prepared, Recipe, prepare
+from cuvee.recipes.describing import describe_recipe
 from cuvee.recipes.parts import is_same
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DTYPES
-from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
-from cuvee.tokenizers.request import TokenizerRequest, ZeroRow
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from numpy.typing import NDArray
 
 __all__ = [
     "DEFAULT_SHARD_SIZE",
     "Asked",
     "MergePlan",
     "Plan",
-    "describe_recipe",
-    "kinship",
-    "model_from_values",
-    "open_models",
+    "formula_of",
     "plan",
     "runs_on_arrays",
     "slowness",
 ]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9
-_TRIALS = 64
-_TRIAL_SIDE = 8
 
 
 @dataclass(frozen=True)
@@ -214,46 +206,35 @@ def plan(
     raise_all(matched.errors)
     if not matched.tasks:
         raise IncompatibleModels("the models have no tensors", right="models with weights")
-    formula = _formula(recipe, prepared, matched, device)
-    if statistics:
-        formula = dataclasses.replace(formula, statistics=GivenStatistics(statistics))
-    shards = plan_shards({task.name: (task.dtype, task.layout.shape) for task in matched.tasks}, shard_size)
-    warnings: list[str] = []
-    if prepared.method.on is ADAPTERS:
-        warnings += check_adapters(models, matched.tasks)
-        formula = dataclasses.replace(formula, statistics=beside_factors(models))
-        shards = adapter_shards(matched.tasks)
-    if decompositions is not None:
-        formula = dataclasses.replace(formula, decompositions=DecompositionsInFolder(Path(decompositions)))
-    tally = _trial(matched.tasks, formula)
-    reference = models.get(BASE, models[0])
-    sidecars, refused = sidecars_of(reference)
-    warnings += [*prepared.warnings, *matched.warnings, *slowness(device)]
-    warnings += check_statistics(formula, statistics, matched.tasks)
-    warnings += [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
-    warnings += [f"{model.label}: {note}" for model in models.values() for note in model.notes if note not in warnings]
-    warnings += kinship(matched.tasks, {n: m.label for n, m in models.items()})
-    if retokenized is not None:
-        matched.vocab_size = retokenized.rows or matched.vocab_size
-        sidecars = retokenized.sidecars(sidecars)
-    config = _config(matched)
-    if retokenized is not None:
-        config = retokenized.config(config)
-        warnings += retokenized.warnings
+    tasks = matched.tasks
+    formula = _with_data(formula_of(recipe, prepared, matched, device), prepared, models, statistics, decompositions)
+    shards = _shards(tasks, prepared, shard_size)
+    tally = try_out(tasks, formula)
+    config, sidecars, notes = _beside(matched, models.get(BASE, models[0]), retokenized)
+    warnings = [
+        *(check_adapters(models, tasks) if prepared.method.on is ADAPTERS else ()),
+        *prepared.warnings,
+        *matched.warnings,
+        *slowness(device),
+        *check_statistics(formula, statistics, tasks),
+        *(f"{model.label}: {note}" for model in models.values() for note in model.notes),
+        *kinship(tasks, {number: model.label for number, model in models.items()}),
+        *notes,
+    ]
     method = prepared.method
     return MergePlan(
         asked=Asked(describe_recipe(recipe), recipe.text, f"**{method.name}** ({method.paper})"),
         recipe=recipe,
         prepared=prepared,
         models=models,
-        tasks=matched.tasks,
+        tasks=tasks,
         formula=formula,
         shards=shards,
-        continual=_continual_files(matched.tasks, formula),
+        continual=_continual_files(tasks, formula),
         config=config,
         sidecars=sidecars,
         budget=choose_budget(
-            matched.tasks,
+            tasks,
             formula,
             memory=memory,
             threads=threads,
@@ -261,17 +242,53 @@ def plan(
             measures=tally.visits > 1,
             decodes=tally.decodes or not formula.on_arrays,
         ),
-        bytes_read=sum(task.bytes_read for task in matched.tasks),
-        bytes_written=sum(task.bytes_written for task in matched.tasks),
+        bytes_read=sum(task.bytes_read for task in tasks),
+        bytes_written=sum(task.bytes_written for task in tasks),
         tally=tally,
         plan_id=_plan_id(recipe, prepared, matched, formula, shards, config, sidecars, statistics),
         statistics=statistics,
         tokens={} if retokenized is None else retokenized.report,
-        profile=_profile(matched.tasks, formula),
+        profile=_profile(tasks, formula),
         left_out=matched.left_out,
         dropped=matched.dropped,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _with_data(
+    formula: Formula,
+    prepared: Prepared,
+    models: Mapping[int, Model],
+    statistics: Mapping[int, Model],
+    decompositions: str | PathLike[str] | None,
+) -> Formula:
+    """Return the formula with what it is given beside the models."""
+    if prepared.method.on is ADAPTERS:
+        formula = dataclasses.replace(formula, statistics=beside_factors(models))
+    elif statistics:
+        formula = dataclasses.replace(formula, statistics=GivenStatistics(statistics))
+    if decompositions is None:
+        return formula
+    return dataclasses.replace(formula, decompositions=DecompositionsInFolder(Path(decompositions)))
+
+
+def _shards(tasks: Sequence[Task], prepared: Prepared, shard_size: int) -> list[Shard]:
+    if prepared.method.on is ADAPTERS:
+        return adapter_shards(tasks)
+    return plan_shards({task.name: (task.dtype, task.layout.shape) for task in tasks}, shard_size)
+
+
+def _beside(
+    matched: Matched, reference: Model, retokenized: Retokenized | None
+) -> tuple[dict[str, Any] | None, list[Sidecar], list[str]]:
+    """Return the output's config.json, its other files beside the weights, and warnings."""
+    sidecars, refused = sidecars_of(reference)
+    notes = [f"{name} was not carried over: it is a link that leads out of its folder" for name in refused]
+    if retokenized is None:
+        return _config(matched), sidecars, notes
+    matched.vocab_size = retokenized.rows or matched.vocab_size
+    sidecars = retokenized.sidecars(sidecars)
+    return retokenized.config(_config(matched)), sidecars, [*notes, *retokenized.warnings]
 
 
 def _continual_files(tasks: Sequence[Task], formula: Formula) -> list[Shard]:
@@ -345,63 +362,8 @@ def _open_models(
     return open_models(wanted, offline=offline, token=token, opener=open_adapter_alone if alone else open_model)
 
 
-def open_models(
-    wanted: Mapping[int, Any], *, offline: bool, token: str | None, opener: Callable[..., Model] = open_model
-) -> dict[int, Model]:
-    """Open models under numbers; one that is named twice is opened once.
-
-    Args:
-        opener: of references.
-
-    Raises:
-        Problems: of all models that cannot be opened; or the one error.
-    """
-    fs.allow_many_files()
-    opened: dict[str, Model] = {}
-    models: dict[int, Model] = {}
-    errors: dict[str, CuveeError] = {}
-    for number, reference in wanted.items():
-        key = str(reference) if isinstance(reference, str | Path) else f"memory {id(reference)}"
-        try:
-            if key not in opened and key not in errors:
-                opened[key] = _open(reference, number, opener, offline=offline, token=token)
-            if key in opened:
-                models[number] = opened[key]
-        except Problems as several:
-            errors.update({f"{key} {i}": error for i, error in enumerate(several.errors)} | {key: several.errors[0]})
-        except CuveeError as error:
-            errors[key] = error
-    raise_all(list(dict.fromkeys(errors.values())))
-    return models
-
-
-def _open(reference: Any, number: int, opener: Callable[..., Model], *, offline: bool, token: str | None) -> Model:
-    if isinstance(reference, Model):
-        return reference
-    if isinstance(reference, str | Path):
-        return opener(reference, offline=offline, token=token)
-    return model_from_values(reference, "base" if number == BASE else f"model{number}")
-
-
-def model_from_values(values: Any, label: str) -> Model:
-    """Return a state dict (name -> tensor) or a module as a model.
-
-    Raises:
-        IncompatibleModels: it is neither.
-    """
-    config = getattr(getattr(values, "config", None), "to_dict", lambda: None)()
-    if hasattr(values, "state_dict"):
-        values = values.state_dict()
-    if not isinstance(values, Mapping) or not all(isinstance(v, torch.Tensor) for v in values.values()):
-        raise IncompatibleModels(
-            f"{label} is a {type(values).__name__}", right="a path, a hub id, a module, or a dict from names to tensors"
-        )
-    return Model(
-        label, {name: MemoryTensor(tensor, rank) for rank, (name, tensor) in enumerate(values.items())}, config
-    )
-
-
-def _formula(recipe: Recipe, prepared: Prepared, matched: Matched, device: str) -> Formula:
+def formula_of(recipe: Recipe, prepared: Prepared, matched: Matched, device: str) -> Formula:
+    """Return what a recipe computes, in the compute dtype that it or its models ask for."""
     wide = recipe.compute_dtype == "float64" or any(task.dtype is DTYPES["F64"] for task in matched.tasks)
     return Formula(
         prepared.method,
@@ -419,44 +381,6 @@ def _profile(tasks: Sequence[Task], formula: Formula) -> str:
     return f"torch:{torch.__version__}" if any(formula.needs_whole(task) for task in tasks) else "portable-1"
 
 
-def _trial(tasks: Sequence[Task], formula: Formula) -> Tally:
-    """Run the method on a few elements for each set of arguments: errors come early, visits and rounds are counted."""
-    given = formula.statistics and TrialStatistics(formula.statistics, _TRIAL_SIDE)
-    formula = dataclasses.replace(formula, device="cpu", decompositions=None, statistics=given)
-    tally = Tally()
-    seen: set[str] = set()
-    for task in tasks:
-        kind = (len(task.layout.shape), formula.needs_whole(task))
-        key = repr((task.arguments, len(task.all_inputs), task.base is None, kind))
-        if task.is_copy or key in seen or len(seen) >= _TRIALS:
-            continue
-        # Two leaves of one row make a method stream; a third set of arguments is only tried for its errors.
-        streams = len(seen) < 2 and len(task.layout.shape) > 1
-        seen.add(key)
-        small = (2, 1 << 16) if streams and not formula.needs_whole(task) else (_TRIAL_SIDE, _TRIAL_SIDE)
-        fake = _fake_task(task, small)
-        try:
-            took = run_rounds([fake], formula, Handler(), threads=1, block_elements=1)
-        except MethodError as error:
-            error.where = error.where.replace(fake.name, task.name) or f"tensor {task.name!r}"
-            raise
-        tally.visits, tally.rounds = max(tally.visits, took.visits), max(tally.rounds, took.rounds)
-        tally.decodes = tally.decodes or took.decodes
-    return Tally(max(tally.visits, 1), max(tally.rounds, 1), tally.decodes)
-
-
-def _fake_task(task: Task, shape: tuple[int, ...]) -> Task:
-    """Return a task like this one on values of full rank, none like another; NumPy's generators take 20 ms to load."""
-    numbers = itertools.count(1)
-
-    def fake() -> Input:
-        words = np.arange(1, math.prod(shape) + 1, dtype=np.uint32) ** 2 * np.uint32(2654435761 * next(numbers) % 2**32)
-        return Input(0, MemoryArray((words.astype(np.float32) * 2.0**-31 - 1).reshape(shape)))
-
-    base = fake() if task.base else None
-    return dataclasses.replace(task, layout=Layout(shape), inputs=tuple(fake() for _ in task.inputs), base=base)
-
-
 def slowness(device: str = "cpu") -> list[str]:
     """Return what this machine lacks to be fast; it changes nothing of the result, and so is not in the manifest."""
     if device != "cpu" or kernels.available() or kernels.is_off():
@@ -464,44 +388,6 @@ def slowness(device: str = "cpu") -> list[str]:
     return [
         "the compiled kernels are missing or of another version, so this is slow; install Cuvée again, with a C compiler"
     ]
-
-
-def kinship(tasks: Sequence[Task], labels: Mapping[int, str]) -> list[str]:
-    """Look at the first leaf of some large matrices, and say which experts do not descend from the base."""
-    ready = (t for t in tasks if all(is_ready(one.source) for one in t.all_inputs))
-    sampled = sorted((t for t in ready if t.base and len(t.layout.shape) > 1), key=lambda t: (-t.layout.numel, t.name))[
-        :8
-    ]
-    sums: dict[int, list[float]] = {}
-    scratch = Scratch()
-    for task in sampled:
-        assert task.base is not None
-        stop = min(task.layout.numel, task.layout.leaf)
-        base = _first_values(task.base.source, stop, scratch)
-        for one in task.inputs:
-            if one.is_delta:
-                continue
-            expert = _first_values(one.source, stop, scratch)
-            found = sums.setdefault(one.model, [0.0, 0.0, 0.0])
-            pairs = ((base, base), (base, expert), (expert, expert))
-            with np.errstate(invalid="ignore"):  # NaN and Inf are named when they are read
-                found[:] = [old + float((x * y).sum()) for old, (x, y) in zip(found, pairs, strict=True)]
-    warnings = []
-    for model, (bb, be, ee) in sums.items():
-        cosine = be / math.sqrt(bb * ee) if bb * ee > 0 else 1.0
-        distance = math.sqrt(max(bb - 2 * be + ee, 0.0) / bb) if bb > 0 else 0.0
-        if cosine < 0.3 and distance > 0.5:
-            warnings.append(
-                f"{labels[model]} does not look like a fine-tune of {labels[BASE]}: cosine {cosine:.2f}, "
-                f"‖delta‖ is {distance:.2f} of ‖base‖; a merge of unrelated models is noise"
-            )
-    return warnings
-
-
-def _first_values(source: TensorSource, stop: int, scratch: Scratch) -> NDArray[np.float64]:
-    values = np.empty(stop, np.float32)
-    decode(read_raw(source, 0, stop, scratch, "sample"), source.dtype, None, values)
-    return values.astype(np.float64)
 
 
 def _config(matched: Matched) -> dict[str, Any] | None:
@@ -514,64 +400,6 @@ def _config(matched: Matched) -> dict[str, Any] | None:
     dtype = DTYPES[max(sizes, key=lambda name: sizes[name])] if sizes else None
     tied = matched.tied if matched.tied is False or matched.config.get("tie_word_embeddings") is not None else None
     return merged_config(matched.config, dtype=dtype, tied=tied, vocab_size=matched.vocab_size)
-
-
-def describe_recipe(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain values, for records and hashes."""
-    plain = {
-        "merge_method": recipe.merge_method,
-        "models": [_described(one) for one in recipe.models],
-        "slices": [_described_slice(one) for one in recipe.slices],
-        "modules": {
-            name: {
-                "models": [_described(one) for one in module.models],
-                "slices": [_described_slice(one) for one in module.slices],
-                "parameters": dict(module.parameters),
-            }
-            for name, module in recipe.modules.items()
-        },
-        "base_model": None if recipe.base_model is None else _name(recipe.base_model),
-        "parameters": dict(recipe.parameters),
-        "dtype": recipe.dtype,
-        "out_dtype": recipe.out_dtype,
-        "compute_dtype": recipe.compute_dtype,
-        "seed": recipe.seed,
-        "exclude": list(recipe.exclude),
-        "only": None if recipe.only is None else list(recipe.only),
-        "compat": recipe.compat,
-        "before": [dict(step) for step in recipe.before],
-        "after": [dict(step) for step in recipe.after],
-        "tokenizer": None if recipe.tokenizer is None else _described_tokenizer(recipe.tokenizer),
-        "chat_template": recipe.chat_template,
-    }
-    return {key: value for key, value in plain.items() if value not in (None, [], {})}
-
-
-def _described(entry: RecipeModel) -> dict[str, Any]:
-    said: dict[str, Any] = {"model": _name(entry.model), "parameters": dict(entry.parameters)}
-    if entry.statistics is not None:
-        said["statistics"] = _name(entry.statistics)
-    return said if entry.layer_range is None else {**said, "layer_range": list(entry.layer_range)}
-
-
-def _described_slice(one: Slice) -> dict[str, Any]:
-    said: dict[str, Any] = {"sources": [_described(entry) for entry in one.sources], "parameters": dict(one.parameters)}
-    return said if one.base_model is None else {**said, "base_model": _name(one.base_model)}
-
-
-def _described_tokenizer(request: TokenizerRequest) -> dict[str, Any]:
-    said = dataclasses.asdict(request) | {"source": _name(request.source)}
-    for token, rule in request.tokens.items():
-        said["tokens"][token]["source"] = (
-            "zero" if isinstance(rule.source, ZeroRow) else said["tokens"][token]["source"]
-        )
-    return said
-
-
-def _name(reference: Any) -> Any:
-    if isinstance(reference, Recipe):
-        return {"name": reference.name, **describe_recipe(reference)}
-    return str(reference) if isinstance(reference, str | Path) else f"<{type(reference).__name__} in memory>"
 
 
 def _plan_id(

@@ -15,8 +15,10 @@ from cuvee.checkpoints.sidecars import sidecars_of
 from cuvee.checkpoints.sources import MemoryTensor, Model, natural_dtype
 from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
+from cuvee.engine.kinship import kinship
 from cuvee.engine.matching import BASE
-from cuvee.engine.plan import DEFAULT_SHARD_SIZE, Asked, Plan, kinship, open_models
+from cuvee.engine.models import open_models
+from cuvee.engine.plan import DEFAULT_SHARD_SIZE, Asked, Plan
 from cuvee.engine.run import Report, run
 from cuvee.errors import CuveeError, IncompatibleModels, raise_all
 from cuvee.moe.config import CHEAP, RANDOM, ExpertEntry, MoeConfig, check_config, describe_config

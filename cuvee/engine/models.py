@@ -1,0 +1,72 @@
+"""The models of a merge, opened under their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.opening import open_model
+from cuvee.checkpoints.sources import MemoryTensor, Model
+from cuvee.engine.matching import BASE
+from cuvee.errors import CuveeError, IncompatibleModels, Problems, raise_all
+from cuvee.tensors.lazy_torch import torch
+
+__all__ = ["model_from_values", "open_models"]
+
+
+def open_models(
+    wanted: Mapping[int, Any], *, offline: bool, token: str | None, opener: Callable[..., Model] = open_model
+) -> dict[int, Model]:
+    """Open models under numbers; one that is named twice is opened once.
+
+    Args:
+        opener: of references.
+
+    Raises:
+        Problems: of all models that cannot be opened; or the one error.
+    """
+    fs.allow_many_files()
+    opened: dict[str, Model] = {}
+    models: dict[int, Model] = {}
+    errors: dict[str, CuveeError] = {}
+    for number, reference in wanted.items():
+        key = str(reference) if isinstance(reference, str | Path) else f"memory {id(reference)}"
+        try:
+            if key not in opened and key not in errors:
+                opened[key] = _open(reference, number, opener, offline=offline, token=token)
+            if key in opened:
+                models[number] = opened[key]
+        except Problems as several:
+            errors.update({f"{key} {i}": error for i, error in enumerate(several.errors)} | {key: several.errors[0]})
+        except CuveeError as error:
+            errors[key] = error
+    raise_all(list(dict.fromkeys(errors.values())))
+    return models
+
+
+def _open(reference: Any, number: int, opener: Callable[..., Model], *, offline: bool, token: str | None) -> Model:
+    if isinstance(reference, Model):
+        return reference
+    if isinstance(reference, str | Path):
+        return opener(reference, offline=offline, token=token)
+    return model_from_values(reference, "base" if number == BASE else f"model{number}")
+
+
+def model_from_values(values: Any, label: str) -> Model:
+    """Return a state dict (name -> tensor) or a module as a model.
+
+    Raises:
+        IncompatibleModels: it is neither.
+    """
+    config = getattr(getattr(values, "config", None), "to_dict", lambda: None)()
+    if hasattr(values, "state_dict"):
+        values = values.state_dict()
+    if not isinstance(values, Mapping) or not all(isinstance(v, torch.Tensor) for v in values.values()):
+        raise IncompatibleModels(
+            f"{label} is a {type(values).__name__}", right="a path, a hub id, a module, or a dict from names to tensors"
+        )
+    return Model(
+        label, {name: MemoryTensor(tensor, rank) for rank, (name, tensor) in enumerate(values.items())}, config
+    )
