@@ -925,16 +925,17 @@ FAST static int32_t rank_of(const uint32_t *keys, int64_t n, int64_t j, Tie *tie
 {
     uint32_t key = keys[j];
     Tie *tie = ties + key * 2654435761u / (UINT32_MAX / TIES + 1);
-    if (tie->upto < 0 || tie->key != key) {
-        int32_t below = 0;
-        for (int64_t i = 0; i < n; i++) below += keys[i] < key;
-        *tie = (Tie){key, below, 0};
+    int32_t more = 0;
+    if (tie->upto >= 0 && tie->key == key)
+        for (int64_t i = tie->upto; i < j; i++) more += keys[i] == key;
+    else {
+        for (int64_t i = 0; i < j; i++) more += keys[i] <= key;
+        for (int64_t i = j; i < n; i++) more += keys[i] < key;
+        *tie = (Tie){key, 0, j};
         ++*passes;
     }
-    int32_t equal = 0;
-    for (int64_t i = tie->upto; i < j; i++) equal += keys[i] == key;
     tie->upto = j;
-    return tie->rank += equal;
+    return tie->rank += more;
 }
 
 /* ranks[0, n) = those of all keys, digit by digit; the rest of (3, n) is used. */
@@ -988,7 +989,7 @@ FAST static void drop_row(const RankRoom *room, const uint32_t *limits, int64_t 
     const uint32_t *keys = room->keys, lowest = limits[0];
     uint32_t *draws = room->draws, low[BUCKETS], high[BUCKETS], most = 0;
     uint16_t *buckets = room->buckets;
-    int32_t even[BUCKETS] = {0}, odd[BUCKETS] = {0}, *asked = room->asked;
+    int32_t counts[4][BUCKETS] = {{0}}, *asked = room->asked; /* four tables: equal neighbours do not wait for each other */
     for (int64_t j = 0; j < n; j++) most = keys[j] > most ? keys[j] : most;
     uint32_t before = most >> FRACTION > BUCKETS - 1 ? (most >> FRACTION) - (BUCKETS - 1) : 0;
     for (int64_t j = 0; j < n; j++) {
@@ -997,16 +998,16 @@ FAST static void drop_row(const RankRoom *room, const uint32_t *limits, int64_t 
         keep[j] = (draws[j] < lowest) & (keys[j] != 0);
         draws[j] = keys[j] != 0 ? draws[j] - lowest : UINT32_MAX; /* from here on limits and draws count from the lowest limit */
     }
-    for (int64_t j = 0; j + 1 < n; j += 2) {
-        even[buckets[j]]++;
-        odd[buckets[j + 1]]++;
-    }
-    if (n & 1) even[buckets[n - 1]]++;
-    int64_t rank = 0, unsure = 0, passes = 0;
-    for (int b = 0; b < BUCKETS && rank < n; b++) {
+    int64_t quads = n & ~(int64_t)3, rank = 0, unsure = 0, passes = 0;
+    for (int64_t j = 0; j < quads; j += 4)
+        for (int table = 0; table < 4; table++) counts[table][buckets[j + table]]++;
+    for (int64_t j = quads; j < n; j++) counts[0][buckets[j]]++;
+    for (int b = 0; b < BUCKETS; b++) counts[0][b] += counts[1][b] + counts[2][b] + counts[3][b];
+    for (int b = 0; b < BUCKETS; b++) {
+        if (!counts[0][b]) continue;
         low[b] = limits[rank] - lowest;
-        rank += even[b] + odd[b];
-        high[b] = limits[rank > 0 ? rank - 1 : 0] - lowest;
+        rank += counts[0][b];
+        high[b] = limits[rank - 1] - lowest;
     }
     int64_t (*indices)(const uint32_t *, uint32_t, int64_t, int64_t, int32_t *) = indices_plain;
 #if defined(__x86_64__) && defined(__GNUC__)
