@@ -20,9 +20,9 @@ from cuvee.cli.yaml_values import in_yaml
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cuvee.engine.blocks import Task
     from cuvee.engine.estimating import Estimate
     from cuvee.engine.plan import MergePlan
+    from cuvee.engine.tasks import Task
     from cuvee.methods.registry import Parameter
 
 __all__ = ["plan"]

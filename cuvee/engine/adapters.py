@@ -9,7 +9,7 @@ from dataclasses import replace
 from cuvee.checkpoints.folders import ADAPTER_WEIGHTS
 from cuvee.checkpoints.sources import Model
 from cuvee.checkpoints.writing import Shard, plan_shards
-from cuvee.engine.blocks import Task
+from cuvee.engine.tasks import Task
 from cuvee.errors import IncompatibleModels
 from cuvee.methods.pieces.factors import is_down, is_up
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union
 
 import numpy as np
 
-from cuvee.checkpoints.sources import Scratch, StoredTensor, TensorSource, read_raw
-from cuvee.methods.combination import Matrices, Stored, plain
-from cuvee.methods.measuring import Call, Decompositions, Kept, Pending, Place, activated, each, each_loaded
-from cuvee.methods.pieces.combine import OTHERS
-from cuvee.methods.registry import ADAPTERS, DELTAS, EMBEDDINGS, MATRIX, OPTIONAL, Edit, Method
+from cuvee.checkpoints.sources import Scratch, StoredTensor, read_raw
+from cuvee.engine.tasks import Formula, Input, Task, apply_formula
+from cuvee.methods.combination import Stored, plain
+from cuvee.methods.measuring import Call, Pending, activated
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType, torch_dtype
 from cuvee.tensors.either import as_tensor
@@ -32,185 +31,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cuvee.architectures import Fused
 
 __all__ = [
     "Computed",
-    "Formula",
-    "Input",
     "Observer",
-    "Task",
     "Worker",
-    "apply_formula",
     "compute_block",
     "decode",
     "encode",
-    "needs_base",
 ]
 
 Array = Union["NDArray[Any]", "Tensor"]
 
-_NO_LINEAR_MAPS = ("embedding", "head")
-
 _PIECE_BYTES = 1 << 20
-ENGINE_PARAMETERS = ("scaling", "embed_mismatch", "others", "not_matrix", "conv")
-
-
-@dataclass(frozen=True)
-class Input:
-    """One model's tensor as an input.
-
-    Attributes:
-        model: which model's.
-        source: the values.
-        name: in that model, where it is not the output's.
-        change: what a copy does to it, elementwise: given flat float values and the place of the first, returns them
-            changed. It must not depend on where blocks begin and end.
-        is_delta: the values are a task vector already: no base is taken from them.
-    """
-
-    model: int
-    source: TensorSource
-    name: str = ""
-    change: Callable[[Tensor, int], Tensor] | None = None
-    is_delta: bool = False
-
-
-@dataclass(frozen=True)
-class Task:
-    """One output tensor.
-
-    Attributes:
-        name: in the output.
-        layout: its shape and cut.
-        dtype: in the output.
-        inputs: the models' tensors in the method's order; when it is copied, what is laid end to end, mostly one.
-        base: the base's, where the method works on task vectors.
-        arguments: the method's parameters for this tensor; None: the inputs are copied.
-        layer, layers, role, fused, transposed: see `Place`.
-    """
-
-    name: str
-    layout: Layout
-    dtype: DType
-    inputs: tuple[Input, ...]
-    base: Input | None = None
-    arguments: Mapping[str, Any] | None = None
-    layer: int | None = None
-    layers: int = 0
-    role: str = ""
-    fused: Fused | None = None
-    transposed: bool = False
-
-    @property
-    def is_copy(self) -> bool:
-        """True when the values come out as they went in, end to end where there are several inputs."""
-        return self.arguments is None
-
-    @property
-    def is_plain_copy(self) -> bool:
-        """True when one input comes out as it went in, dtype apart."""
-        return self.is_copy and len(self.inputs) == 1 and self.inputs[0].change is None
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of all inputs, once."""
-        return sum(math.prod(one.source.shape) * one.source.dtype.itemsize for one in self.all_inputs)
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of the output."""
-        return self.layout.numel * self.dtype.itemsize
-
-    @property
-    def all_inputs(self) -> tuple[Input, ...]:
-        """The base first, then the models."""
-        return (self.base, *self.inputs) if self.base else self.inputs
-
-    @property
-    def scaling(self) -> float:
-        """The coefficient of what is added to the base."""
-        return float((self.arguments or {}).get("scaling", 1.0))
-
-    def own_arguments(self, method: Method) -> dict[str, Any]:
-        """Return the arguments that are the method's own, not the engine's."""
-        return {name: value for name, value in (self.arguments or {}).items() if name in method.own}
-
-    def as_matrix(self, piece: Method | Edit, parameters: Mapping[str, Any]) -> tuple[int, int] | None:
-        """Return its rows and columns where it is a matrix to a method or an edit that works on matrices, else None."""
-        shape, named = self.layout.shape, parameters.get("not_matrix", EMBEDDINGS)
-        if piece.unit is not MATRIX or self.is_copy or len(shape) < 2:
-            return None
-        if len(shape) > 2 and parameters["conv"] != "flatten":
-            return None
-        if (self.role in _NO_LINEAR_MAPS) if named == EMBEDDINGS else (self.name in named):
-            return None
-        rows, columns = shape[0], math.prod(shape[1:])
-        return (rows, columns) if min(rows, columns) > 1 else None
-
-    def place(self, start: int, stop: int) -> Place:
-        """Return the place of a block."""
-        how = (self.layer, self.layers, self.role, self.fused, self.transposed)
-        return Place(self.name, self.layout, start, stop, *how)
-
-
-@dataclass(frozen=True)
-class Formula:
-    """What is done to every tensor: the method, the edits around it, how it computes, and what it need not compute again."""
-
-    method: Method
-    before: tuple[tuple[Edit, Mapping[str, Any]], ...] = ()
-    after: tuple[tuple[Edit, Mapping[str, Any]], ...] = ()
-    seed: int = 0
-    compat: str | None = None
-    compute_dtype: str = "float32"
-    device: str = "cpu"
-    statistics: Mapping[str, Any] = field(default_factory=dict)
-    kept: Kept | None = None
-    decompositions: Decompositions | None = None
-
-    @property
-    def on_arrays(self) -> bool:
-        """True when the method is given NumPy arrays."""
-        plain = self.device == "cpu" and self.compute_dtype == "float32"
-        plain = plain and not (self.before or self.after)
-        plain = plain and (not self.statistics or bool(self.method.needs))  # else they may be masks of single elements
-        return self.method.arrays and plain and kernels.available()
-
-    @property
-    def kinds(self) -> set[str]:
-        """The kinds of statistics that it has a use for."""
-        steps = (*self.before, *self.after)
-        return {"mask", *self.method.needs, *self.method.uses, *(kind for step, _ in steps for kind in step.uses)}
-
-    def on_matrix(self, task: Task) -> tuple[int, int] | None:
-        """Return rows and columns of a tensor that the method is given as `Matrices`, else None."""
-        return task.as_matrix(self.method, task.arguments or {})
-
-    def needs_whole(self, task: Task) -> bool:
-        """True where the method or an edit must see all of a tensor at once."""
-        edits = (*self.before, *self.after)
-        if task.arguments is not None and self.asks_for_whole(task.arguments):
-            return True
-        return self.on_matrix(task) is not None or any(task.as_matrix(*step) is not None for step in edits)
-
-    def asks_for_whole(self, arguments: Mapping[str, Any]) -> bool:
-        """Return whether the method is given whole tensors, whatever they are: of adapters, or by its settings."""
-        settings = self.method.whole.items()
-        return self.method.on is ADAPTERS or any(arguments[name] == value for name, value in settings)
-
-    def call(self, place: Place, answers: Mapping[Any, Any], states: Mapping[Any, Any]) -> Call:
-        """Return a call on one block that knows these measurements."""
-        return Call(
-            place,
-            answers,
-            states,
-            self.statistics,
-            self.seed,
-            self.compat,
-            kept=self.kept,
-            decompositions=self.decompositions,
-        )
 
 
 @dataclass
@@ -485,54 +318,6 @@ def decode(raw: NDArray[np.uint8], dtype: DType, base: Array | None, out: Array)
     if base is not None:
         target.sub_(as_tensor(base))
     return non_finite
-
-
-def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | None) -> Tensor:
-    """Run the edits and the method on blocks or `Matrices`; returns what is added to the base, or without one the merged."""
-    method = formula.method
-    function, arguments = method.function, task.own_arguments(method)
-    if method.unit is MATRIX and not isinstance(values, Matrices) and "others" in method.parameters:
-        function = OTHERS[(task.arguments or {})["others"]]
-        arguments = {name: value for name, value in arguments.items() if name == "weight"}
-    if base is None:
-        return function(values, **arguments)
-    if method.wants_base and function is method.function:
-        arguments["base"] = base
-    steps = [(step.joint, _step(task, step, parameters)) for step, parameters in formula.before]
-    filters = [(joint, function) for joint, function in steps if function is not None]
-    if isinstance(values, Matrices) and not any(joint for joint, _ in filters):
-        values = each_loaded([one for _, one in filters], values) if filters else values
-    else:
-        stack, is_matrix = plain(values), isinstance(values, Matrices)
-        for joint, one in filters:
-            stack = one(stack) if joint else each(one, stack)
-        values = Matrices(values.shape, lambda k: stack[k].clone()) if is_matrix else stack
-    merged = function(values, **arguments)
-    for step, parameters in formula.after:
-        if (function_of_step := _step(task, step, parameters)) is not None:
-            merged = function_of_step(merged, values)
-    return merged
-
-
-def _step(task: Task, step: Edit, parameters: Mapping[str, Any]) -> Callable[..., Any] | None:
-    """Return an edit with its parameters; None for one on matrices where the tensor is none."""
-    own = {name: value for name, value in parameters.items() if name not in ENGINE_PARAMETERS}
-    if step.unit is not MATRIX:
-        return partial(step.function, **own)
-    shape = task.as_matrix(step, parameters)
-    if shape is None:
-        return None
-
-    def on_matrices(values: Any, *deltas: Any) -> Any:
-        flat = [one if isinstance(one, Matrices) else one.reshape(-1, *shape) for one in deltas]
-        return step.function(values.reshape(shape), *flat, **own).reshape(values.shape)
-
-    return on_matrices
-
-
-def needs_base(method: Method, has_base: bool) -> bool:
-    """True when the method is given task vectors."""
-    return method.on is DELTAS or (method.base is OPTIONAL and has_base)
 
 
 def encode(merged: Array, base: Array | None, scaling: float, dtype: DType, worker: Worker) -> Computed:

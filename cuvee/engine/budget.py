@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cuvee.checkpoints import fs
-from cuvee.engine.blocks import Formula, Task
+from cuvee.engine.tasks import Formula, Task
 from cuvee.errors import ResourceError
 from cuvee.methods.registry import ROW, Edit, Method
 from cuvee.methods.spectral import decomposition_bytes

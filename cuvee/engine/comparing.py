@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from cuvee.checkpoints.sources import Model
-from cuvee.engine.blocks import Formula, Task
 from cuvee.engine.budget import CPU_BLOCK, default_threads
 from cuvee.engine.matching import Matched, Matching, match_whole
 from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.engine.tasks import Formula, Task
 from cuvee.errors import IncompatibleModels, raise_all
 from cuvee.methods.measuring import Accumulator, Miss, Place, current
 from cuvee.methods.reductions import Gram

@@ -12,10 +12,10 @@ from cuvee._version import __version__
 from cuvee.checkpoints.sidecars import Sidecar
 from cuvee.checkpoints.sources import Model
 from cuvee.checkpoints.writing import plan_shards
-from cuvee.engine.blocks import Formula, Task
 from cuvee.engine.budget import choose_budget
 from cuvee.engine.plan import DEFAULT_SHARD_SIZE, Asked, Plan
 from cuvee.engine.rounds import Tally
+from cuvee.engine.tasks import Formula, Task
 from cuvee.methods.registry import find_method
 
 __all__ = ["plan_copies"]

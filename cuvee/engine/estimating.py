@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cuvee.checkpoints.sources import MemoryArray, Scratch, read_raw
-from cuvee.engine.blocks import Computed, Input, Observer, Task
+from cuvee.engine.blocks import Computed, Observer
 from cuvee.engine.plan import Plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.stages import is_ready
+from cuvee.engine.tasks import Input, Task
 from cuvee.errors import MethodError
 from cuvee.tensors.layout import Layout
 

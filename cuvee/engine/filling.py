@@ -8,11 +8,11 @@ from typing import Any
 
 from cuvee.checkpoints.sidecars import find_sidecars, merged_config
 from cuvee.checkpoints.sources import Model, natural_dtype
-from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
 from cuvee.engine.matching import BASE, describe_model
 from cuvee.engine.models import open_models
 from cuvee.engine.plan import Asked, Plan
+from cuvee.engine.tasks import Input, Task
 from cuvee.errors import IncompatibleModels, printable
 from cuvee.tensors.layout import Layout
 

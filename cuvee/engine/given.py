@@ -18,7 +18,7 @@ from cuvee.checkpoints import fs
 from cuvee.checkpoints.safetensors_format import open_safetensors
 from cuvee.checkpoints.sidecars import digest_of
 from cuvee.checkpoints.sources import MemoryTensor, Model, ModelFile, TensorSource, read_all
-from cuvee.engine.blocks import Formula, Task
+from cuvee.engine.tasks import Formula, Task
 from cuvee.errors import CheckpointError, IncompatibleModels, MethodError, raise_all
 from cuvee.methods.needs import collect_command
 from cuvee.methods.registry import Method

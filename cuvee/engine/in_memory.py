@@ -10,7 +10,7 @@ import numpy as np
 
 from cuvee.checkpoints.sources import MemoryTensor, Model, as_tensor
 from cuvee.engine.adapters import check_adapters
-from cuvee.engine.blocks import Computed, Task
+from cuvee.engine.blocks import Computed
 from cuvee.engine.given import beside_factors
 from cuvee.engine.keeping import KeptInMemory
 from cuvee.engine.matching import BASE
@@ -19,6 +19,7 @@ from cuvee.engine.parts import match_recipe
 from cuvee.engine.plan import MergePlan, formula_of
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.stages import stages_of
+from cuvee.engine.tasks import Task
 from cuvee.errors import raise_all
 from cuvee.methods.measuring import Decompositions
 from cuvee.methods.registry import ADAPTERS

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cuvee.checkpoints.sources import Scratch, TensorSource, read_raw
-from cuvee.engine.blocks import Task, decode
+from cuvee.engine.blocks import decode
 from cuvee.engine.matching import BASE
 from cuvee.engine.stages import is_ready
+from cuvee.engine.tasks import Task
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

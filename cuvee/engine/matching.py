@@ -9,7 +9,7 @@ from typing import Any
 
 from cuvee.architectures import Architecture, Role, describe
 from cuvee.checkpoints.sources import Cropped, Model, TensorSource, natural_dtype
-from cuvee.engine.blocks import Input, Task
+from cuvee.engine.tasks import Input, Task
 from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printable
 from cuvee.tensors.dtypes import DType
 from cuvee.tensors.layout import Layout

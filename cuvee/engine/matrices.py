@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cuvee.checkpoints.sources import read_raw
-from cuvee.engine.blocks import Computed, Formula, Observer, Task, Worker, apply_formula, decode, encode
+from cuvee.engine.blocks import Computed, Observer, Worker, decode, encode
+from cuvee.engine.tasks import Formula, Task, apply_formula
 from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import Call, activated
 from cuvee.tensors.lazy_torch import torch

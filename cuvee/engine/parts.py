@@ -20,8 +20,8 @@ from cuvee.architectures import (
     split_by_module,
 )
 from cuvee.checkpoints.sources import Model
-from cuvee.engine.blocks import needs_base
 from cuvee.engine.matching import BASE, Matched, Matching, Ties, describe_model, match, match_whole, resolve_ties
+from cuvee.engine.tasks import needs_base
 from cuvee.errors import CuveeError, IncompatibleModels, RecipeError, raise_all
 from cuvee.methods.registry import NONE
 from cuvee.recipes import Prepared, PreparedPart, Recipe, RecipeModel, Region

@@ -19,7 +19,6 @@ from cuvee.checkpoints.sidecars import Sidecar, merged_config, sidecars_of
 from cuvee.checkpoints.sources import Model, ModelFile
 from cuvee.checkpoints.writing import Shard, plan_shards
 from cuvee.engine.adapters import adapter_shards, check_adapters
-from cuvee.engine.blocks import Formula, Task
 from cuvee.engine.budget import Budget, choose_budget
 from cuvee.engine.given import (
     GivenStatistics,
@@ -36,6 +35,7 @@ from cuvee.engine.parts import match_recipe
 from cuvee.engine.retokenizing import Retokenized, check_memory, retokenize
 from cuvee.engine.rounds import Tally
 from cuvee.engine.stages import stage_model
+from cuvee.engine.tasks import Formula, Task
 from cuvee.engine.trial import try_out
 from cuvee.errors import IncompatibleModels, raise_all
 from cuvee.methods.measuring import CONTINUAL

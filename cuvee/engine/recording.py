@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cuvee.engine.blocks import Computed, Task
+from cuvee.engine.blocks import Computed
+from cuvee.engine.tasks import Task
 from cuvee.errors import NonFinite
 from cuvee.tensors.digests import TensorDigest
 from cuvee.tensors.layout import Layout

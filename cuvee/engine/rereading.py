@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cuvee.checkpoints.sources import Scratch, StoredTensor
-from cuvee.engine.blocks import Formula, Input, Observer, Task
+from cuvee.engine.blocks import Observer
 from cuvee.engine.budget import CPU_BLOCK
 from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.engine.tasks import Formula, Input, Task
 from cuvee.methods.registry import find_method
 from cuvee.tensors.digests import MARK, TensorDigest, leaf_mark
 from cuvee.tensors.layout import Layout

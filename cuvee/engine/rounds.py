@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cuvee.engine.blocks import Computed, Formula, Observer, Task, Worker, compute_block
+from cuvee.engine.blocks import Computed, Observer, Worker, compute_block
 from cuvee.engine.matrices import merge_matrix
+from cuvee.engine.tasks import Formula, Task
 from cuvee.errors import CuveeError, MethodError
 from cuvee.methods.measuring import Accumulator, Done, Key, Left, Memory, Miss, Pending, Wide
 from cuvee.methods.registry import ROW

@@ -33,7 +33,7 @@ from cuvee.checkpoints.publishing import (
 from cuvee.checkpoints.sidecars import config_json, copy_sidecars, digest_of
 from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
 from cuvee.engine.allocator import keep_freed_memory
-from cuvee.engine.blocks import Computed, Observer, Task
+from cuvee.engine.blocks import Computed, Observer
 from cuvee.engine.keeping import KeptInFolder
 from cuvee.engine.known import Known
 from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, is_sealed, manifest_json, model_card, read_manifest
@@ -41,6 +41,7 @@ from cuvee.engine.plan import Plan, plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import Stage, stages_of
+from cuvee.engine.tasks import Task
 from cuvee.errors import CheckpointError, NonFinite, RecipeError, ResourceError
 from cuvee.methods.measuring import CONTINUAL, Left
 from cuvee.recipes import Recipe

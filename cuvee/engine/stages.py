@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sources import Model, Scratch, as_tensor, read_raw
-from cuvee.engine.blocks import Task, Worker, compute_block
+from cuvee.engine.blocks import Worker, compute_block
+from cuvee.engine.tasks import Task
 from cuvee.tensors.dtypes import DType
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from cuvee.checkpoints.gathered import CombinedRows, RowTable
 from cuvee.checkpoints.publishing import check_target
 from cuvee.checkpoints.sidecars import merged_config, sidecars_of
 from cuvee.checkpoints.sources import Model, TensorSource, natural_dtype
-from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
 from cuvee.engine.matching import BASE
 from cuvee.engine.models import open_models
 from cuvee.engine.plan import DEFAULT_SHARD_SIZE, Asked, Plan
 from cuvee.engine.retokenizing import Retokenized, TokenModel, check_memory, token_model
 from cuvee.engine.run import Report, run
+from cuvee.engine.tasks import Input, Task
 from cuvee.errors import CuveeError, IncompatibleModels, MethodError, ResourceError, nearest, raise_all
 from cuvee.tensors.layout import Layout
 from cuvee.tokenizers.reading import Tokenizer

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cuvee.checkpoints.sources import MemoryArray
-from cuvee.engine.blocks import Formula, Input, Task
 from cuvee.engine.given import TrialStatistics
 from cuvee.engine.rounds import Handler, Tally, run_rounds
+from cuvee.engine.tasks import Formula, Input, Task
 from cuvee.errors import MethodError
 from cuvee.tensors.layout import Layout
 

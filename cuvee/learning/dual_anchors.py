@@ -13,11 +13,11 @@ from blake3 import blake3
 
 from cuvee.checkpoints.sidecars import merged_config, sidecars_of
 from cuvee.checkpoints.sources import MemoryTensor, Model, natural_dtype, read_all
-from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
 from cuvee.engine.matching import BASE
 from cuvee.engine.models import open_models
 from cuvee.engine.plan import Asked, Plan
+from cuvee.engine.tasks import Input, Task
 from cuvee.errors import IncompatibleModels, MethodError, NonFinite
 from cuvee.learning.anchors import Loss, Start, adapt, construct_anchors, start_of_anchors
 from cuvee.statistics.networks import layers_of, load_network

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from cuvee.checkpoints.publishing import check_target
 from cuvee.checkpoints.sidecars import sidecars_of
 from cuvee.checkpoints.sources import MemoryTensor, Model, natural_dtype
-from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
 from cuvee.engine.kinship import kinship
 from cuvee.engine.matching import BASE
 from cuvee.engine.models import open_models
 from cuvee.engine.plan import DEFAULT_SHARD_SIZE, Asked, Plan
 from cuvee.engine.run import Report, run
+from cuvee.engine.tasks import Input, Task
 from cuvee.errors import CuveeError, IncompatibleModels, raise_all
 from cuvee.moe.config import CHEAP, RANDOM, ExpertEntry, MoeConfig, check_config, describe_config
 from cuvee.moe.config_form import load_moe_config

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import cuvee.tensors.layout
 from cuvee.checkpoints.sources import MemoryTensor
-from cuvee.engine.blocks import Computed, Formula, Input, Task
+from cuvee.engine.blocks import Computed
 from cuvee.engine.rounds import Handler, run_rounds
+from cuvee.engine.tasks import Formula, Input, Task
 from cuvee.methods.measuring import current, each, measured
 from cuvee.methods.pieces.trim import KeepBand, KeepShare, among_largest, keep_band, keep_largest
 from cuvee.methods.reductions import Ranks

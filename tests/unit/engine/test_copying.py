@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import cuvee
 from cuvee.checkpoints.sources import MemoryTensor
-from cuvee.engine.blocks import Input, Task
 from cuvee.engine.copying import plan_copies
 from cuvee.engine.plan import Asked
+from cuvee.engine.tasks import Input, Task
 from cuvee.engine.verifying import verify
 from cuvee.errors import NonFinite
 from cuvee.tensors.digests import TensorDigest
