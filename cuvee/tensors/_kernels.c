@@ -620,12 +620,6 @@ FAST static void load_keys(const Row *row, int magnitude, int64_t begin, int64_t
     for (int64_t i = 0; i < size; i++) keys[i] = ordered_key(as_bits(values[i]), magnitude);
 }
 
-/* out = the keys of a row. */
-API void cuvee_keys(const Row *row, int magnitude, int64_t n, uint32_t *out)
-{
-    for (int64_t begin = 0; begin < n; begin += CHUNK) load_keys(row, magnitude, begin, MIN(CHUNK, n - begin), out + begin);
-}
-
 /* counts[high digit of each key] += 1; returns -1 without memory. Two tables: equal neighbours do not wait for each other. */
 API int cuvee_count_high(const Row *row, int magnitude, int64_t n, int64_t *counts)
 {

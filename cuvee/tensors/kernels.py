@@ -48,7 +48,6 @@ __all__ = [
     "encode",
     "is_off",
     "keep",
-    "keys",
     "lane_sums",
     "load",
     "product_sums",
@@ -87,7 +86,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "threshold": (None, [_P, _F, _N, _N, _N, _N, _P]),
     "variance": (_I, [_P, _N, _N, _P]),
     "lane_sums": (None, [_P, _N, _I, _N, _N, _P]),
-    "keys": (None, [_P, _I, _N, _P]),
     "product_sums": (_I, [_P, _N, _N, _N, _P]),
     "count_high": (_I, [_P, _I, _N, _P]),
     "count_low": (None, [_P, _I, _U, _N, _P]),
@@ -436,13 +434,6 @@ def product_sums(rows: Sequence[Row], leaf: int) -> NDArray[np.float64]:
     models, size = len(rows), math.prod(rows[0].shape)
     out = np.empty((-(-size // leaf), models, models))
     _memory(_library().cuvee_product_sums(_as_c(rows), models, size, leaf, _at(out)))
-    return out
-
-
-def keys(row: Row, magnitude: bool) -> NDArray[np.uint32]:
-    """`tensors.order.ordered_keys` of float32 values: (n,)."""
-    out = np.empty(math.prod(row.shape), np.uint32)
-    _library().cuvee_keys(_as_c([row]), magnitude, out.size, _at(out))
     return out
 
 

@@ -255,7 +255,6 @@ def test_a_row_and_what_is_made_of_it_are_their_definition(data):
             found = reduction.of_stored([row], 700, None)[:, 0]
             parts = [reduction.measure(part, -1, None) for part in one.split(700)]
             np.testing.assert_array_equal(found, np.array(parts))
-        np.testing.assert_array_equal(kernels.keys(row, True), ordered_keys(one, True))
         k = draw(st.integers(1, size))
         if not row.counts:
             key, above, equal = kernels.select(row, True, k, 700)
