@@ -11,7 +11,8 @@ import numpy as np
 
 from cuvee.errors import MethodError
 from cuvee.methods.combination import plain
-from cuvee.methods.measuring import Again, Done, Fold, Scope, current, measured
+from cuvee.methods.folding import Again, Done, Fold
+from cuvee.methods.measuring import Scope, current, measured
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import Bound, Paper, merge_method

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
-from cuvee.methods.measuring import Again, Done, Fold, current, measured
+from cuvee.methods.folding import Again, Done, Fold
+from cuvee.methods.measuring import current, measured
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram, Sums

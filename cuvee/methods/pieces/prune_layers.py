@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from cuvee.methods.combination import plain
-from cuvee.methods.measuring import Again, Done, Fold, current, measured
+from cuvee.methods.folding import Again, Done, Fold
+from cuvee.methods.measuring import current, measured
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import Fraction, Paper, Role, edit
 from cuvee.tensors.lazy_torch import torch
