@@ -55,16 +55,15 @@ def run(
         suite: its name; cuvee bench build lists them, and makes its models where they are not there yet.
     """
     from cuvee.evaluation.suites import suite as find
-    from cuvee.evaluation.variants import all_variants, parse_variant
+    from cuvee.evaluation.variants import ALL, parse_variants
 
-    find(suite)  # a wrong name is told first
-    variants = [parse_variant(one) for one in methods] if methods else all_variants()
+    find(suite).need_tasks(quick=quick)  # what is wrong with it is told first
+    variants = parse_variants(methods or [ALL])
     severities: list[int] = sorted(set(severity or _SEVERITIES))
     command = _command(suite, methods, quick=quick, seeds=seeds, limit=limit, severities=severities, device=device)
-    different = list({one.label: one for one in variants}.values())
     bench = run_suite(
         suite,
-        different,
+        variants,
         command,
         seeds=seeds,
         limit=limit,
@@ -139,7 +138,6 @@ def run_suite(
         for seed in range(seeds):
             with nullcontext(silently) if quiet or not console.is_terminal else training_bars(console) as progress:
                 built = suite.build(seed=seed, quick=quick, progress=progress, device=device)
-            built.need_tasks()
             sizes = sizes_between(len(built.experts), _SIZES_QUICK if quick else _SIZES)
             with Bar(wanted=not quiet, spoken=lambda count: plural(round(count), "model")) as bar:
                 runner = Runner(built, kept, limit=limit, severities=severities, sizes=sizes)

@@ -58,24 +58,26 @@ def evaluate(
     """
     from cuvee.evaluation.in_memory import check_readable
 
-    suites, names = _asked(tasks)
+    suites, names = _asked(tasks, quick=quick)
     if suites and not names and (base or expert):
         raise ResourceError("--base and --expert are for tasks of lm-evaluation-harness; a suite has its own")
     need_device(device)
     for reference in filter(None, (model, base, *expert)):
         check_readable(reference, offline=offline, token=token)  # before hours are spent on a suite, or on the first
+    asked_of_harness: list[Line] = []
+    notes: list[str] = []
+    if names:
+        asked = Asked(names, limit, num_fewshot, include_path, apply_chat_template, confirm_run_unsafe_code)
+        # before the suites, which may have to be made first: the harness knows its tasks only now
+        asked_of_harness, notes = harness_lines(
+            [model, base, *expert], asked, batch_size=batch_size, device=device, offline=offline, token=token
+        )
     lines = [
         line
         for suite, own in suites.items()
         for line in suite_lines(model, suite, own, quick=quick, limit=limit, device=device)
     ]
-    notes: list[str] = []
-    if names:
-        asked = Asked(names, limit, num_fewshot, include_path, apply_chat_template, confirm_run_unsafe_code)
-        found, notes = harness_lines(
-            [model, base, *expert], asked, batch_size=batch_size, device=device, offline=offline, token=token
-        )
-        lines += found
+    lines += asked_of_harness
     if json:
         said = {"model": model, "base": base, "experts": list(expert), "quick": quick, "limit": limit}
         print_json({**said, "tasks": [line.as_object() for line in lines], "notes": notes})
@@ -83,8 +85,8 @@ def evaluate(
     _print(model, lines, notes)
 
 
-def _asked(tasks: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the tasks by suite (none: all of the suite's), and those of the harness."""
+def _asked(tasks: Sequence[str], *, quick: bool) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the tasks by suite (none: all of the suite's), and those of the harness; wrong names are told here, first."""
     from cuvee.evaluation.suites import SUITES
     from cuvee.evaluation.suites import suite as find
 
@@ -93,7 +95,7 @@ def _asked(tasks: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     for one in (name.strip() for joined in tasks for name in joined.split(",")):
         suite, slash, task = one.partition("/")
         if slash or suite in SUITES:
-            find(suite)  # a wrong name is told first
+            find(suite).need_tasks([task] if task else [], quick=quick)
             suites.setdefault(suite, []).extend([task] if task else [])
         elif one:
             names.append(one)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cuvee.evaluation.kept_scores import KeptScores
     from cuvee.evaluation.live_model import LiveModel
     from cuvee.evaluation.measures import Valued
-    from cuvee.evaluation.suites import Built, Task
+    from cuvee.evaluation.suites import Score
 
 __all__ = ["Asked", "Line", "harness_lines", "suite_lines"]
 
@@ -99,33 +99,45 @@ def suite_lines(
     model: str, suite: str, names: Sequence[str], *, quick: bool, limit: int | None, device: str
 ) -> list[Line]:
     """Score a model, the suite's base and the tasks' experts on tasks of a suite; no names: on all of them."""
-    from cuvee.errors import ResourceError, nearest
     from cuvee.evaluation.bars import training_bars
+    from cuvee.evaluation.home import cuvee_home
+    from cuvee.evaluation.kept_scores import KeptScores, digest_of, kept_score
     from cuvee.evaluation.suites import suite as find
     from cuvee.evaluation.suites.suite import silently
 
     console = screen(stderr=True)
     with training_bars(console) if console.is_terminal else nullcontext(silently) as progress:
         built = find(suite).build(quick=quick, progress=progress, device=device)
-    built.need_tasks()
-    for name in names:
-        if name not in built.tasks:
-            raise ResourceError(f"the suite {suite} has no task {name!r}", right=nearest(name, built.tasks))
-    tensors, base = built.tensors(model), built.tensors(built.base)
+    kept = KeptScores(cuvee_home() / "scores.sqlite")
 
-    def line(task: Task) -> Line:
-        own = built.score(tensors, task.name, limit=limit)
-        beside = built.score(base, task.name, limit=limit), _expert(built, task, limit)
-        more = {"kind": task.kind}
-        return Line(suite, task.name, task.metric, task.higher_is_better, own.n, own, *beside, more)
+    def scores(reference: str, names: Sequence[str]) -> dict[str, Score]:
+        tensors = built.tensors(reference)
+        digest = digest_of(tensors)
+        return {name: kept_score(kept, built, digest, lambda: tensors, name, limit=limit) for name in names}
 
-    return [line(built.tasks[name]) for name in names or built.tasks]
-
-
-def _expert(built: Built, task: Task, limit: int | None) -> Valued | None:
-    return (
-        None if task.expert is None else built.score(built.tensors(built.experts[task.expert]), task.name, limit=limit)
-    )
+    tasks = [built.tasks[name] for name in names or built.tasks]
+    every = [task.name for task in tasks]
+    try:
+        own, base = scores(model, every), scores(built.base, every)
+        experts: dict[str, Score] = {}
+        for expert, reference in built.experts.items():
+            experts |= scores(reference, [task.name for task in tasks if task.expert == expert])
+    finally:
+        kept.close()
+    return [
+        Line(
+            suite,
+            task.name,
+            task.metric,
+            task.higher_is_better,
+            own[task.name].n,
+            own[task.name],
+            base[task.name],
+            experts.get(task.name),
+            {"kind": task.kind},
+        )
+        for task in tasks
+    ]
 
 
 def harness_lines(

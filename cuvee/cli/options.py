@@ -390,7 +390,7 @@ BenchMethods = Annotated[
         group=_RECIPE,
         metavar="METHOD",
         consume_multiple=True,
-        help="Only these, each with settings if wanted, such as ties:density=0.2; all that are registered if not given.",
+        help="Only these, each with settings if wanted, such as ties:density=0.2; all: every registered one, as if not given.",
     ),
 ]
 EvaluationTasks = Annotated[

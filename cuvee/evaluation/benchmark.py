@@ -21,7 +21,7 @@ from cuvee.checkpoints.opening import open_model
 from cuvee.engine.comparing import Comparison, compare
 from cuvee.engine.keeping import KeptDecompositions
 from cuvee.errors import CuveeError, Problems
-from cuvee.evaluation.kept_scores import MERGING, SCORING, KeptScores, code_of, digest_of, key_of
+from cuvee.evaluation.kept_scores import MERGING, KeptScores, code_of, digest_of, kept_score, key_of
 from cuvee.evaluation.measures import nested_subsets, normalised
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.results import Choice, Cost, Outcome, SeedResult
@@ -292,14 +292,8 @@ class Runner:
     def _score(
         self, digest: str, tensors: Callable[[], Tensors], task: str, split: Split, corruption: Corruption | None
     ) -> Score:
-        shift = None if corruption is None else (corruption.name, corruption.severity)
-        place = (self._built.suite.name, self._built.key, task, split, self._limit, shift)
-        key = key_of("score", code_of(SCORING), torch.__version__, digest, *place)
-        items = self._kept.items(key)
-        if items is None:
-            items = self._built.score(tensors(), task, split=split, limit=self._limit, corruption=corruption).items
-            self._kept.put_items(key, items)
-        return Score(items, self._built.tasks[task].higher_is_better)
+        how = {"split": split, "limit": self._limit, "corruption": corruption}
+        return kept_score(self._kept, self._built, digest, tensors, task, **how)  # type: ignore[arg-type]
 
 
 def sizes_between(experts: int, at_most: int) -> list[int]:
@@ -312,8 +306,8 @@ def sizes_between(experts: int, at_most: int) -> list[int]:
 
 def _in_a_line(problem: CuveeError) -> str:
     first, *others = problem.errors if isinstance(problem, Problems) else (problem,)
-    said = f"{first.found}: {first.right}" if first.right else first.found
-    return f"{said} (and {len(others)} more like it)" if others else said
+    # What would be right is told to authors of recipes, and here is none.
+    return f"{first.found} (and {len(others)} more like it)" if others else first.found
 
 
 def _measured(work: Callable[[], object]) -> Cost:

@@ -10,7 +10,7 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,23 @@ import torch
 from blake3 import blake3
 
 import cuvee
+from cuvee.evaluation.suites.suite import Built, Corruption, Score, Split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["KeptScores", "code_of", "digest_of", "key_of"]
+__all__ = ["KeptScores", "code_of", "digest_of", "kept_score", "key_of"]
 
 MERGING = ("methods", "engine", "recipes", "tensors")
 """What decides the bytes of a merge."""
-SCORING = ("evaluation/suites", "evaluation/byte_text.py", "evaluation/candidates.py", "evaluation/images.py")
+SCORING = (
+    "evaluation/suites",
+    "evaluation/ani.py",
+    "evaluation/byte_text.py",
+    "evaluation/candidates.py",
+    "evaluation/images.py",
+    "evaluation/tiny_llama.py",
+)
 """What decides a score."""
 
 
@@ -77,6 +85,36 @@ class KeptScores:
     def _put(self, key: str, value: bytes) -> None:
         with self._lock:
             self._file.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, value))
+
+
+def kept_score(
+    kept: KeptScores,
+    built: Built,
+    digest: str,
+    tensors: Callable[[], Mapping[str, torch.Tensor]],
+    task: str,
+    *,
+    split: Split = "test",
+    limit: int | None = None,
+    corruption: Corruption | None = None,
+) -> Score:
+    """Return a score of a suite: what is kept of it, or what is found now and kept.
+
+    Args:
+        kept: what was found before.
+        built: the suite.
+        digest: of the candidate's tensors, as `digest_of` makes it.
+        tensors: gives them, where somebody has to look.
+        task, split, limit, corruption: as of `Built.score`.
+    """
+    shift = None if corruption is None else (corruption.name, corruption.severity)
+    place = (built.suite.name, built.key, task, split, limit, shift)
+    key = key_of("score", code_of(SCORING), torch.__version__, digest, *place)
+    items = kept.items(key)
+    if items is None:
+        items = built.score(tensors(), task, split=split, limit=limit, corruption=corruption).items
+        kept.put_items(key, items)
+    return Score(items, built.tasks[task].higher_is_better)
 
 
 def key_of(*parts: Any) -> str:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import MethodError, nearest
-from cuvee.methods.registry import BaseUse, On, find_method, methods
+from cuvee.methods.registry import BaseUse, find_method, methods
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GRIDS", "STUDIED", "Variant", "all_variants", "merged", "parse_variant"]
+__all__ = ["ALL", "GRIDS", "STUDIED", "Variant", "all_variants", "merged", "parse_variant", "parse_variants"]
+
+ALL = "all"
+"""What stands for every method."""
 
 GRIDS: Mapping[str, Sequence[float]] = {
     "scaling": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
@@ -96,9 +99,18 @@ def parse_variant(text: str) -> Variant:
 
 
 def all_variants() -> list[Variant]:
-    """Return every registered method of models that needs no statistics, at its defaults, then those of `STUDIED`."""
-    able = [name for name, method in methods().items() if not method.needs and method.on is not On.ADAPTERS]
-    return [*map(Variant, able), *map(parse_variant, STUDIED)]
+    """Return every registered method at its defaults, then those of `STUDIED`."""
+    return [*map(Variant, methods()), *map(parse_variant, STUDIED)]
+
+
+def parse_variants(texts: Sequence[str]) -> list[Variant]:
+    """Read variants, each once; "all" stands for `all_variants`.
+
+    Raises:
+        MethodError: as for `parse_variant`.
+    """
+    found = [one for text in texts for one in (all_variants() if text == ALL else [parse_variant(text)])]
+    return list({one.label: one for one in found}.values())
 
 
 def merged(

@@ -120,8 +120,8 @@ def _ranking(rows: Sequence[Row]) -> str:
     ends = [end for row in shown for end in _ends(row)]
     axis = Axis.around("normalised score", [*ends, *(row.default.mean for row in shown if row.default)])
     ticks = (element("span", text(axis.label(one)), style=f"left:{100 * axis.share(one):.1f}%") for one in axis.ticks)
-    scale = joined((element("div"), element("div", *ticks, class_="scale"), element("div")))
-    return element("div", *(_ranked(row, axis) for row in shown), scale, class_="ranking")
+    scale = joined(element("div", *inside, class_="scale") for inside in ((), ticks, ()))
+    return element("div", scale, *(_ranked(row, axis) for row in shown), class_="ranking")
 
 
 def _ends(row: Row) -> list[float]:

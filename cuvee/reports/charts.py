@@ -14,6 +14,8 @@ COLOURS = 8
 """How many lines a page tells apart; the others are grey."""
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 40
+_NAME_WIDTH, _NAME_HEIGHT = 7.5, 14.0
+"""Of a letter of a wide font, and of a line."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,27 @@ def cloud(points: Sequence[Point], x: Axis, y: Axis, *, front: Sequence[Point] =
             steps.append((_x(point.x, x), _y(front[place - 1].y, y)))
         steps.append((_x(point.x, x), _y(point.y, y)))
     stairs = element("polyline", points=_path(steps), class_="front") if len(front) > 1 else ""
-    dots = joined(_dot(one.label, one.x, one.y, x, y, one.colour, 5.0) for one in points)
-    names = joined(
-        element("text", text(one.label), x=_x(one.x, x) + 8, y=_y(one.y, y) + 4, class_="name")
-        if x.share(one.x) < 0.6
-        else element("text", text(one.label), x=_x(one.x, x) - 8, y=_y(one.y, y) + 4, class_="name end")
-        for one in front
-    )
-    return _frame(x, y, stairs + dots + names)
+    greys_first = sorted(points, key=lambda one: one.colour is not None)
+    dots = joined(_dot(one.label, one.x, one.y, x, y, one.colour, 5.0) for one in greys_first)
+    return _frame(x, y, stairs + dots + _names(front, x, y))
+
+
+def _names(front: Sequence[Point], x: Axis, y: Axis) -> str:
+    """Return the names of the points of a front, the best first; one that has no room beside the earlier ones is left out."""
+    taken: list[tuple[float, float, float]] = []
+    written = []
+    for one in reversed(front):
+        width, height = _NAME_WIDTH * len(one.label), _y(one.y, y) + 4
+        is_right = x.share(one.x) < 0.6
+        at = _x(one.x, x) + (8 if is_right else -8)
+        left = at if is_right else at - width
+        if any(
+            left < end and begin < left + width and abs(height - other) < _NAME_HEIGHT for begin, end, other in taken
+        ):
+            continue
+        taken.append((left, left + width, height))
+        written.append(element("text", text(one.label), x=at, y=height, class_="name" if is_right else "name end"))
+    return joined(written)
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:

@@ -64,6 +64,7 @@ def test_json_alone_is_on_stdout(home, capsys):
     [
         (("lmm",), "lm"),
         (("lm", "--methods", "tiess"), "ties"),
+        (("pairs-chgnet",), "nothing to score"),
         (("lm", "--methods", "ties:density=3"), "density"),
         (("lm", "--severity", "6"), "5"),
     ],
@@ -84,10 +85,37 @@ def test_a_model_is_scored_beside_the_base_and_the_expert(home, capsys):
     assert english["expert"] is None
     assert cuvee_line("evaluate", built.base, "--tasks", "lm", "--quick", "--limit", "2") == 0
     assert "lm/yaml" in capsys.readouterr().out
-    assert cuvee_line("evaluate", built.base, "--tasks", "lm/yam", "--quick") == 2
-    assert "yaml" in capsys.readouterr().err
-    assert cuvee_line("evaluate", built.base, "--tasks", "lmm/yaml", "--quick") == 2
     assert cuvee_line("evaluate", str(home / "nowhere"), "--tasks", "lm/yaml", "--quick") == 2
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        (("lm/pyton", "--quick"), "did you mean 'python'?"),
+        (("text-encoder/bibel",), "did you mean 'bible'?"),
+        (("vision-resnet/lattin", "--quick"), "did you mean 'latin'?"),
+        (("pairs/cx",), "did you mean 'ccx'?"),
+        (("lm/french", "--quick"), "leave out --quick"),
+        (("lm/yaml",), "add --quick"),
+        (("lmm/yaml",), "did you mean 'lm'?"),
+        (("pairs-chgnet",), "nothing to score"),
+    ],
+)
+def test_a_wrong_task_is_told_before_anything_is_made(home, capsys, tasks, words):
+    assert cuvee_line("evaluate", str(home), "--tasks", *tasks) == 2
+    assert words in capsys.readouterr().err
+    assert not (home / "home").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_was_scored_before_is_not_scored_again(home, capsys, monkeypatch):
+    built = lm.SUITE.build(quick=True)
+    command = ("evaluate", built.experts["cpp"], "--tasks", "lm", "--quick", "--limit", "2", "--json")
+    assert cuvee_line(*command) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(lm._Scorer, "__call__", None)  # nothing can be scored
+    assert cuvee_line(*command) == 0
+    assert json.loads(capsys.readouterr().out) == first
 
 
 @pytest.mark.slow

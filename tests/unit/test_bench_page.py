@@ -16,7 +16,7 @@ from cuvee.evaluation.variants import Variant
 from cuvee.reports.bench_files import as_csv, as_json, as_markdown
 from cuvee.reports.bench_page import bench_page
 from cuvee.reports.bench_rows import bench_rows
-from cuvee.reports.charts import Axis, Point, pareto_front
+from cuvee.reports.charts import Axis, Point, cloud, pareto_front
 from cuvee.reports.markup import element, text
 from cuvee.reports.numbers import in_bytes, two_digits
 
@@ -153,6 +153,15 @@ def test_a_run_in_which_all_fail_has_a_page(bench):
 def test_the_front_has_no_point_that_another_beats():
     points = [Point("a", 1, 0.5), Point("b", 2, 0.4), Point("c", 3, 0.9), Point("d", 3, 0.8), Point("e", 0.5, 0.1)]
     assert [one.label for one in pareto_front(points)] == ["e", "a", "c"]
+
+
+def test_names_in_a_cloud_do_not_cover_each_other():
+    y = Axis.around("score", [0.1, 0.9])
+    x = Axis.of_factors("seconds", [0.1, 10.0])
+    front = [Point("poor", 0.1, 0.1), Point("nearly_the_best", 9.5, 0.899), Point("the_best", 9.9, 0.9)]
+    drawn = cloud([*front, Point("other", 1.0, 0.5)], x, y, front=front)
+    named = re.findall(r'class="name[^>]*>([^<]+)', drawn)
+    assert named == ["the_best", "poor"]
 
 
 def test_an_axis_puts_its_ends_at_zero_and_one():

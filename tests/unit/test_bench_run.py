@@ -21,8 +21,8 @@ from cuvee.evaluation.suites.lm import SUITE, Form, build_lm
 from cuvee.evaluation.suites.suite import silently
 from cuvee.evaluation.tiny_llama import Shape
 from cuvee.evaluation.training import Training
-from cuvee.evaluation.variants import GRIDS, Variant, all_variants, parse_variant
-from cuvee.methods.registry import ADAPTERS, methods
+from cuvee.evaluation.variants import GRIDS, Variant, all_variants, parse_variant, parse_variants
+from cuvee.methods.registry import methods
 from cuvee.reports.bench_files import as_csv, as_json, as_markdown
 
 FORM = Form(
@@ -125,8 +125,23 @@ def test_the_coefficient_is_chosen_on_validation_data(built, result):
 
 def test_every_method_has_the_same_budget():
     assert {len(grid) for grid in GRIDS.values()} == {9}
-    able = {name for name, one in methods().items() if not one.needs and one.on is not ADAPTERS}
-    assert {variant.method for variant in all_variants()} == able
+    assert {variant.method for variant in all_variants()} == set(methods())
+
+
+def test_all_stands_for_every_method_and_no_variant_is_scored_twice():
+    assert parse_variants(["all"]) == all_variants()
+    more = parse_variants(["ties:density=0.3", "all", "ties"])
+    assert [one.label for one in more] == ["ties:density=0.3", *(one.label for one in all_variants())]
+
+
+@pytest.mark.parametrize(("method", "why"), [("recall", "hidden"), ("copa_merging", "no factors of adapters")])
+def test_a_method_of_what_the_suite_has_not_is_a_row_that_says_so(built, tmp_path, method, why):
+    kept = KeptScores(tmp_path / "scores.sqlite")
+    outcome = Runner(built, kept, limit=2).run([Variant(method)], quietly).outcomes[method]
+    assert why in outcome.failure
+    assert "defect" not in outcome.failure
+    assert not outcome.by_size
+    kept.close()
 
 
 def test_a_method_without_a_coefficient_is_scored_once(result):

@@ -16,7 +16,7 @@ from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, read_corpus, si
 from cuvee.evaluation.fetched_domains import sums
 from cuvee.evaluation.lora import adapter_config, adapter_tensors, with_lora
 from cuvee.evaluation.model_folders import as_json, save_adapter, save_model
-from cuvee.evaluation.suites import Corruption
+from cuvee.evaluation.suites import SUITES, Corruption, lm, suite
 from cuvee.evaluation.suites.lm import SUITE, SUITE_LORA, Form, build_lm
 from cuvee.evaluation.suites.suite import silently
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
@@ -45,6 +45,21 @@ def corpora():
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, corpora):
     return build_lm(SUITE, tmp_path_factory.mktemp("home"), 0, FORM, corpora, silently)
+
+
+@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("quick", [True, False])
+def test_tasks_are_known_before_anything_is_made(name, quick):
+    tasks = suite(name).tasks(quick=quick)
+    if name == "pairs-chgnet":
+        assert not tasks
+        return
+    assert all(task.name == key and (task.expert is not None) == (task.kind == "expert") for key, task in tasks.items())
+    assert {"base", "expert"} <= {task.kind for task in tasks.values()}
+
+
+def test_a_suite_that_is_made_has_the_tasks_that_its_form_lists(built):
+    assert list(built.tasks.values()) == lm.tasks_of(FORM)
 
 
 def test_fewer_items_are_the_first_of_all(built):

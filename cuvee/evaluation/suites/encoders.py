@@ -27,7 +27,7 @@ from cuvee.evaluation.training import Training, generator_of_step
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EncoderTask", "Labelled", "build_encoders", "features_of", "prototypes"]
+__all__ = ["EncoderTask", "Labelled", "accuracy", "build_encoders", "features_of", "prototypes"]
 
 _HEADS = "heads.safetensors"
 _SHARPNESS = 16.0
@@ -70,12 +70,16 @@ class EncoderTask:
 
     def task(self) -> Task:
         """Return what the suite shows of it."""
-        expert = self.name if self.kind == "expert" else None
-        return Task(self.name, self.title, self.kind, "accuracy", expert=expert)
+        return accuracy(self.name, self.title, self.kind)
 
     def held_out(self, split: Split) -> Labelled:
         """Return the examples of a split."""
         return self.test if split == "test" else self.validation
+
+
+def accuracy(name: str, title: str, kind: Kind) -> Task:
+    """Return the task of telling classes, or documents, apart; its own expert is called as it."""
+    return Task(name, title, kind, "accuracy", expert=name if kind == "expert" else None)
 
 
 Encode = Callable[[nn.Module, Tensor], Tensor]

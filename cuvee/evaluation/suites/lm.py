@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["SUITE", "SUITE_LORA", "Form", "build_lm", "form", "read_corpora"]
+__all__ = ["SUITE", "SUITE_LORA", "Form", "build_lm", "form", "read_corpora", "tasks_of"]
 
 _NOISE = (0.02, 0.05, 0.1, 0.2, 0.3)
 """Share of bytes that the model sees wrong, by severity."""
@@ -196,7 +196,7 @@ def build_lm(
         folder,
         base=str(folder / BASE),
         experts={name: f"{before}{folder / (name + ending)}" for name in domains},
-        tasks=_tasks(form),
+        tasks={task.name: task for task in tasks_of(form)},
         scorer=_Scorer(form, corpora, device),
         weaker={
             share: {name: f"{before}{folder / weaker_name(name + ending, share)}" for name in domains}
@@ -215,7 +215,8 @@ def _in_words(nats: float) -> str:
     return f"{nats / math.log(2):.2f} bits per byte"
 
 
-def _tasks(form: Form) -> dict[str, Task]:
+def tasks_of(form: Form) -> list[Task]:
+    """Return what models of a form are scored on."""
     kinds: list[tuple[Kind, Sequence[Domain]]] = [
         ("base", [form.general]),
         ("expert", form.expertise),
@@ -232,7 +233,11 @@ def _tasks(form: Form) -> dict[str, Task]:
         for name, (title, domain, _, _) in _EXACT.items()
         if domain in own
     ]
-    return {task.name: task for task in tasks}
+    return tasks
+
+
+def _listed(*, quick: bool) -> list[Task]:
+    return tasks_of(form(quick=quick))
 
 
 _EXACT = {
@@ -290,10 +295,17 @@ SUITE = Suite(
     "lm",
     "a language model of bytes, and experts in kinds of text",
     _build,
+    _listed,
     _PACKAGES,
     data=_told(FULL),
     quick_data=_told(QUICK),
 )
 SUITE_LORA = Suite(
-    "lm-lora", "the same with LoRA adapters as experts", _build, _PACKAGES, data=_told(FULL), quick_data=_told(QUICK)
+    "lm-lora",
+    "a language model of bytes, and LoRA adapters as experts in kinds of text",
+    _build,
+    _listed,
+    _PACKAGES,
+    data=_told(FULL),
+    quick_data=_told(QUICK),
 )

@@ -6,7 +6,7 @@ has the company of experts from bases of other seeds, which no average joins: a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,8 +50,7 @@ class _Sizes:
 def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress, device: str) -> Built:
     sizes = _Sizes(5, 10) if quick else _Sizes(20, 60)
     member = seed % MEMBERS
-    company = range(_OTHERS + 1 if suite.name == SUITE_SEEDS.name else 1)
-    names = {("ccx" if n == 0 else f"ccx-seed{n}"): (member + n) % MEMBERS for n in company}
+    names = {name: (member + n) % MEMBERS for n, name in enumerate(_experts(suite.name))}
     key = digest("pairs 1", TORCHANI.sha256, member, names, *marks(device))
     folder = home / "suites" / suite.name / key
 
@@ -62,8 +61,6 @@ def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progre
         progress(name, 1, 1, "")
 
     make_models(folder, [BASE, *names], unpack, progress)
-    tasks = [Task("1x", "Energies as ANI-1x", "base", _METRIC, False)]
-    tasks += [Task(name, "Energies as ANI-1ccx", "expert", _METRIC, False, name) for name in names]
     return Built(
         suite,
         seed,
@@ -71,11 +68,22 @@ def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progre
         folder,
         base=str(folder / BASE),
         experts={name: str(folder / name) for name in names},
-        tasks={task.name: task for task in tasks},
+        tasks=suite.tasks(quick=quick),
         scorer=_Scorer(sizes, device),
         corruptions=("heat",),
         device=device,
     )
+
+
+def _experts(suite: str) -> list[str]:
+    """Return the names of the experts: the one of the very base, then those of other seeds."""
+    return ["ccx", *(f"ccx-seed{n + 1}" for n in range(_OTHERS if suite == "pairs-seeds" else 0))]
+
+
+def _listed(suite: str) -> Callable[..., list[Task]]:
+    base = Task("1x", "Energies as ANI-1x", "base", _METRIC, False)
+    own = [Task(name, "Energies as ANI-1ccx", "expert", _METRIC, False, name) for name in _experts(suite)]
+    return lambda *, quick: [base, *own]
 
 
 _METRIC = "error in kcal/mol"
@@ -131,7 +139,21 @@ class _Scorer:
 
 
 _TOLD: Sequence[str] = ("conformers of eleven small molecules, made here",)
-SUITE = Suite("pairs", "ANI-1x and ANI-1ccx, which was fine-tuned from it", _build, [TORCHANI], [TORCHANI], data=_TOLD)
+SUITE = Suite(
+    "pairs",
+    "ANI-1x and ANI-1ccx, which was fine-tuned from it",
+    _build,
+    _listed("pairs"),
+    [TORCHANI],
+    [TORCHANI],
+    data=_TOLD,
+)
 SUITE_SEEDS = Suite(
-    "pairs-seeds", "the same with experts from bases of other seeds", _build, [TORCHANI], [TORCHANI], data=_TOLD
+    "pairs-seeds",
+    "ANI-1x, ANI-1ccx, and experts from bases of other seeds",
+    _build,
+    _listed("pairs-seeds"),
+    [TORCHANI],
+    [TORCHANI],
+    data=_TOLD,
 )

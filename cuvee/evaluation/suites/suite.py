@@ -147,19 +147,6 @@ class Built:
 
         return dict(in_memory(reference).tensors)
 
-    def need_tasks(self) -> None:
-        """Return if there is something to score.
-
-        Raises:
-            ResourceError: there is not.
-        """
-        if not self.tasks:
-            raise ResourceError(
-                f"the suite {self.suite.name} has nothing to score: its models are there to be compared and merged",
-                where=str(self.folder),
-                right=f"cuvee compare {self.base} {' '.join(self.experts.values())}",
-            )
-
     def tasks_of(self, kind: Kind) -> list[Task]:
         """Return the tasks of a kind, in order."""
         return [task for task in self.tasks.values() if task.kind == kind]
@@ -198,6 +185,13 @@ class Built:
         return Score(items, self.tasks[task].higher_is_better)
 
 
+class Lister(Protocol):
+    """Says what a suite scores."""
+
+    def __call__(self, *, quick: bool) -> Sequence[Task]:
+        """Return the tasks of a form, in the order in which tables have them; nothing is read or made for it."""
+
+
 class Builder(Protocol):
     """Makes the models of a suite."""
 
@@ -217,15 +211,41 @@ class Suite:
         data: what else it is made of, one line each.
         quick_data: of the quick form; None: the same.
         builder: makes its models.
+        lister: says what they are scored on.
     """
 
     name: str
     title: str
     builder: Builder = field(repr=False)
+    lister: Lister = field(repr=False)
     packages: Sequence[Package] = ()
     quick_packages: Sequence[Package] = ()
     data: Sequence[str] = ()
     quick_data: Sequence[str] | None = None
+
+    def tasks(self, *, quick: bool) -> dict[str, Task]:
+        """Return the tasks of a form by name, before anything is made."""
+        return {task.name: task for task in self.lister(quick=quick)}
+
+    def need_tasks(self, names: Sequence[str] = (), *, quick: bool) -> None:
+        """Return if there is something to score, and these tasks are among it.
+
+        Raises:
+            ResourceError: there is not.
+        """
+        known = self.tasks(quick=quick)
+        if not known:
+            raise ResourceError(
+                f"the suite {self.name} has nothing to score: its models are there to be compared and merged",
+                right=f"cuvee bench build {self.name}, then cuvee compare",
+            )
+        for name in (name for name in names if name not in known):
+            form = "quick" if quick else "full"
+            found = f"the suite {self.name} has no task {name!r}"
+            if name in self.tasks(quick=not quick):
+                right = "leave out --quick" if quick else "add --quick"
+                raise ResourceError(f"{found} in its {form} form", right=f"{right}; or {nearest(name, known)}")
+            raise ResourceError(found, right=nearest(name, known))
 
     def sources(self, *, quick: bool) -> list[str]:
         """Return what a form is made of, one line each."""

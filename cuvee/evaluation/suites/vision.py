@@ -24,12 +24,12 @@ from cuvee.evaluation.devices import marks
 from cuvee.evaluation.glyphs import SIDE
 from cuvee.evaluation.images import PictureTask
 from cuvee.evaluation.model_folders import as_json, save_folder
-from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, build_encoders
+from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, accuracy, build_encoders
 from cuvee.evaluation.suites.making import Check, digest, trained
-from cuvee.evaluation.suites.suite import Built, Corruption, Kind, Progress, Suite
+from cuvee.evaluation.suites.suite import Built, Corruption, Kind, Progress, Suite, Task
 from cuvee.evaluation.training import Training, generator_of_step
 
-__all__ = ["SUITE", "SUITE_RESNET", "Form", "build_vision", "read_tasks"]
+__all__ = ["SUITE", "SUITE_RESNET", "Form", "build_vision", "read_tasks", "tasks_of"]
 
 _SHARPNESS = 16.0
 _CONFIG = "config.json"
@@ -67,6 +67,16 @@ class Form:
     test: int = 2000
     batch: int = 64
     shares: Sequence[float] = (0.25,)
+
+    @property
+    def kinds(self) -> list[tuple[PictureTask, Kind]]:
+        """The tasks with their kinds, in order."""
+        kinds: list[tuple[Kind, Sequence[PictureTask]]] = [
+            ("base", self.mix),
+            ("expert", self.experts),
+            ("unseen", self.unseen),
+        ]
+        return [(task, kind) for kind, tasks in kinds for task in tasks]
 
     @property
     def width(self) -> int:
@@ -127,12 +137,16 @@ def read_tasks(form: Form) -> list[EncoderTask]:
         train, validation, test = (labelled(task, side, count) for side, count in counts.items())
         return EncoderTask(task.name, task.title, kind, task.classes, train, validation, test)
 
-    kinds: list[tuple[Kind, Sequence[PictureTask]]] = [
-        ("base", form.mix),
-        ("expert", form.experts),
-        ("unseen", form.unseen),
-    ]
-    return [read(task, kind) for kind, tasks in kinds for task in tasks]
+    return [read(task, kind) for task, kind in form.kinds]
+
+
+def tasks_of(form: Form) -> list[Task]:
+    """Return what models of a form are scored on."""
+    return [accuracy(task.name, task.title, kind) for task, kind in form.kinds]
+
+
+def _listed(suite: str) -> Callable[..., list[Task]]:
+    return lambda *, quick: tasks_of(FORMS[suite, quick])
 
 
 def build_vision(
@@ -339,8 +353,20 @@ def _corrupted(pictures: Tensor, corruption: Corruption) -> Tensor:
 _PACKAGES = (images.MNIST, images.FASHION_MNIST, images.SKLEARN)
 _DRAWN = ["letters and signs drawn in the fonts DejaVu and STIX of the installed matplotlib (free licences)"]
 SUITE = Suite(
-    "vision", "a small ViT that knows signs, and experts in pictures", _build, _PACKAGES, _PACKAGES, data=_DRAWN
+    "vision",
+    "a small ViT that knows signs, and experts in pictures",
+    _build,
+    _listed("vision"),
+    _PACKAGES,
+    _PACKAGES,
+    data=_DRAWN,
 )
 SUITE_RESNET = Suite(
-    "vision-resnet", "the same with a ResNet, which has batch norms", _build, _PACKAGES, _PACKAGES, data=_DRAWN
+    "vision-resnet",
+    "a small ResNet with batch norms that knows signs, and experts in pictures",
+    _build,
+    _listed("vision-resnet"),
+    _PACKAGES,
+    _PACKAGES,
+    data=_DRAWN,
 )
