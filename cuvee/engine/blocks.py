@@ -197,10 +197,12 @@ def _combine_stored(
         elements = _elements(task, number, start, stop, worker, observer)
         rows.append(Row(elements, one.source.dtype.name, shape, rows[0] if task.base and number else None))
     models, base = (rows[1:], rows[0]) if task.base else (rows, None)
-    stored = Stored(models)
+    stored, arguments = Stored(models), task.own_arguments(formula.method)
+    if formula.method.wants_base and base is not None:
+        arguments["base"] = base
     try:
         with activated(call):
-            merged = formula.method.function(stored, **task.own_arguments(formula.method))
+            merged = formula.method.function(stored, **arguments)
     except Pending:
         _read_all(rows, observer)
         raise

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuvee.tensors import kernels
-from cuvee.tensors.rows import Row
+from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.rows import Combination, Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Matrices", "Stored", "by_model", "plain"]
+__all__ = ["Matrices", "Stored", "beside", "by_model", "plain"]
 
 
 class Stored:
@@ -90,10 +91,21 @@ class Matrices(Sequence["Tensor"]):
 
 
 def plain(values: Any) -> Any:
-    """Return values as an array or a tensor: stored ones decoded, matrices loaded."""
+    """Return values as an array or a tensor: stored ones decoded, combinations made, matrices loaded."""
     if isinstance(values, Row):
         return kernels.load(values, np.empty(values.shape, np.float32))
+    if isinstance(values, Combination):
+        made = np.empty(values.rows[0].shape, np.float32)
+        kernels.combine(values, made)
+        return made
     return values.values if isinstance(values, Stored | Matrices) else values
+
+
+def beside(values: Any, one: Any) -> Any:
+    """Return (K + 1, …): K blocks (K, …) and one more (…), which is made where it is a combination."""
+    if isinstance(values, Stored):
+        return Stored([*values.rows, kernels.row_of(plain(one) if isinstance(one, Combination) else one)])
+    return torch.cat([values, one[None]])
 
 
 def by_model(values: Any) -> Sequence[Any]:

@@ -40,7 +40,8 @@ class Reduction(Protocol):
     in order), "concat" (one entry a leaf, in order). `stacked` says that values have a leading dimension of K models.
     A reduction may also have `at_once(values, place)`: the value of a tensor that is all here, or None; and
     `of_stored(given, leaf, state)`: the partials of V blocks that were not decoded (each a row, or K of them where it is
-    stacked), (leaves, V, …) or (1, V, …) where whole numbers are counted, or None where they must be decoded.
+    stacked), (leaves, V, …) or (1, V, …) where whole numbers are counted, or None where they must be decoded;
+    and `columns_of_stored(given, place)`: the same along dimension 0.
     """
 
     stacked: ClassVar[bool]

@@ -345,11 +345,11 @@ def _look(
     reduction: Reduction, given: Sequence[Any], over: Over, place: Place, state: Any, *, many: bool
 ) -> list[tuple[int, NDArray[Any]]]:
     """Return the partials of a block; stored values are only decoded where the reduction cannot do without."""
-    of_stored = getattr(reduction, "of_stored", None)
+    of_stored = getattr(reduction, "of_stored" if over == "all" else "columns_of_stored", None)
     kind = Stored if reduction.stacked else Row
-    if of_stored and over == "all" and given and all(isinstance(one, kind) for one in given):
+    if of_stored and given and all(isinstance(one, kind) for one in given):
         leaf = place.layout.leaf
-        found = of_stored(given, leaf, state)
+        found = of_stored(given, leaf, state) if over == "all" else of_stored(given, place)
         if found is not None:
             return list(enumerate(found if many else found[:, 0], place.start // leaf))
     parts = [plain(one) for one in given]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Gram", "MeanOfTensors", "Ranked", "Ranks", "Sums"]
+__all__ = ["Gram", "MeanOfTensors", "Ranked", "Ranks", "Shared", "Sums"]
 
 
 def _wide_sum(values: Any, axis: int) -> NDArray[np.float64]:
@@ -100,6 +101,27 @@ class MeanOfTensors:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """How many entries of each of K vectors are not zero, where others are not zero too, and where none is: (2, K)."""
+
+    stacked: ClassVar[bool] = True
+
+    def fold(self, state: Any) -> Fold:
+        return "count"
+
+    def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.int64]:
+        changed = as_tensor(values) != 0
+        count = changed.sum(0)
+        return torch.stack([(changed & (count > 1)).sum(axis), (changed & (count == 1)).sum(axis)]).cpu().numpy()
+
+    def of_stored(self, given: Sequence[Stored], leaf: int, state: Any) -> NDArray[np.int64]:
+        return np.stack([kernels.count_shared(values.rows) for values in given])[None]
+
+    def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
+        return Done(folded)
+
+
+@dataclass(frozen=True)
 class Gram:
     """G_ij = ⟨x_i, x_j⟩ of K vectors, float64; values (K, …, n), result (K, K, …)."""
 
@@ -118,6 +140,14 @@ class Gram:
 
     def of_stored(self, given: Sequence[Stored], leaf: int, state: Any) -> NDArray[np.float64]:
         return np.stack([kernels.product_sums(values.rows, leaf) for values in given], axis=1)
+
+    def columns_of_stored(self, given: Sequence[Stored], place: Place) -> NDArray[np.float64] | None:
+        shape, leaf = place.layout.shape, place.layout.leaf
+        columns = math.prod(shape[1:])
+        if columns < 2:  # NumPy would sum a single column pairwise
+            return None
+        found = [kernels.column_products(v.rows, leaf, columns, place.start % columns) for v in given]
+        return np.stack(found, axis=1)
 
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         return Done(folded)

@@ -92,15 +92,18 @@ FAST API int64_t cuvee_count_special(const void *source, int kind, int64_t n)
 
 /* ---- rows: one model's elements as they are stored, and what is done to them as they are read ------------------- */
 
-enum { KEEP_LARGEST = 0, DROP_LARGEST = 1, KEEP_MASK = 2, MULTIPLY = 3, DIVIDE = 4 };
+enum { KEEP_LARGEST = 0, DROP_LARGEST = 1, KEEP_MASK = 2, MULTIPLY = 3, DIVIDE = 4, MULTIPLY_EACH = 5 };
 
 /* KEEP_LARGEST, DROP_LARGEST: the magnitudes above `number`; of those equal to it all before `all_before`, and the first
- * `few` of those before `few_until`. A pass over a row goes from its start to its end, and counts `few` down. */
+ * `few` of those before `few_until`. A pass over a row goes from its start to its end, and counts `few` down.
+ * MULTIPLY_EACH: element i is taken times factors[(first + i) / run mod factor_count]. */
 typedef struct {
     int32_t what;
     float number;
     int64_t all_before, few_until, few;
     const uint8_t *mask;
+    const float *factors;
+    int64_t factor_count, run, first;
 } Step;
 
 typedef struct {
@@ -143,6 +146,21 @@ INLINE void choose_largest(Step *step, int64_t begin, int64_t size, float *value
         }
 }
 
+INLINE void multiply_each(const Step *step, int64_t begin, int64_t size, float *values)
+{
+    for (int64_t at = 0, length; at < size; at += length) {
+        int64_t place = step->first + begin + at, number = place / step->run % step->factor_count;
+        const float *factors = step->factors + number;
+        if (step->run == 1) {
+            length = MIN(size - at, step->factor_count - number);
+            for (int64_t i = 0; i < length; i++) values[at + i] *= factors[i];
+        } else {
+            length = MIN(size - at, step->run - place % step->run);
+            for (int64_t i = 0; i < length; i++) values[at + i] *= *factors;
+        }
+    }
+}
+
 INLINE void take_steps(const Row *row, int64_t begin, int64_t size, float *values)
 {
     for (Step *step = row->steps; step < row->steps + row->count; step++) {
@@ -153,6 +171,8 @@ INLINE void take_steps(const Row *row, int64_t begin, int64_t size, float *value
             for (int64_t i = 0; i < size; i++) values[i] = as_float(as_bits(values[i]) & -(uint32_t)step->mask[begin + i]);
         else if (step->what == MULTIPLY)
             for (int64_t i = 0; i < size; i++) values[i] *= number;
+        else if (step->what == MULTIPLY_EACH)
+            multiply_each(step, begin, size, values);
         else
             for (int64_t i = 0; i < size; i++) values[i] /= number;
     }
@@ -253,16 +273,71 @@ INLINE void pick(const float *values, int64_t K, int64_t size, float *out)
         }
 }
 
-/* What is made of K rows: Σ w_k x_k / divisor, or with `votes` the consensus on signs, or the largest; with `tasks` only what serves
- * `least` of them; then base + that * scaling, rounded. */
+enum { SUM = 0, CONSENSUS = 1, LARGEST = 2, UNANIMOUS = 3, UNIQUE = 4, MIDDLE = 5 };
+
+/* What a rule makes of K rows; with `tasks` only what serves `least` of them; then base + that * scaling, rounded. */
 typedef struct {
     const Row *rows, *tasks; /* tasks: NULL, or T */
     const float *weights, *votes, *lambdas;
     const void *base; /* NULL, or stored elements */
-    int64_t K, T, least;
+    const int32_t (*comparators)[2];
+    int64_t K, T, least, comparator_count, first, last, nearest;
     float divisor, floor, scaling;
-    int32_t normalize, largest, base_kind, kind;
+    int32_t normalize, rule, base_kind, kind;
 } Sum;
+
+/* pieces.vote.unanimous_sum */
+INLINE void sum_unanimous(const Sum *sum, const float *values, int64_t size, float *out)
+{
+    int32_t up[CHUNK], down[CHUNK];
+    for (int64_t i = 0; i < size; i++) up[i] = down[i] = 1;
+    for (int64_t k = 0; k < sum->K; k++)
+        for (int64_t i = 0; i < size; i++) {
+            up[i] &= values[k * CHUNK + i] > 0.0f;
+            down[i] &= values[k * CHUNK + i] < 0.0f;
+        }
+    add_weighted(values, sum->weights, sum->K, sum->divisor, size, out);
+    for (int64_t i = 0; i < size; i++) out[i] = up[i] | down[i] ? out[i] : 0.0f;
+}
+
+/* pieces.unique.scale_unique */
+INLINE void scale_unique(const Sum *sum, const float *values, int64_t size, float *out)
+{
+    float alone[CHUNK], count[CHUNK];
+    for (int64_t i = 0; i < size; i++) alone[i] = count[i] = out[i] = 0.0f;
+    for (int64_t k = 0; k < sum->K; k++) {
+        const float *value = values + k * CHUNK;
+        float w = sum->weights[k];
+        for (int64_t i = 0; i < size; i++) {
+            count[i] += value[i] != 0.0f ? 1.0f : 0.0f;
+            alone[i] += value[i] * w;
+            out[i] += value[i];
+        }
+    }
+    for (int64_t i = 0; i < size; i++) out[i] = count[i] == 1.0f ? alone[i] : out[i] / (count[i] < 1.0f ? 1.0f : count[i]);
+}
+
+/* pieces.sort.middle; the values are put in another order. */
+INLINE void average_middle(const Sum *sum, float *values, int64_t size, float *out)
+{
+    int64_t first = sum->first, count = sum->nearest;
+    for (int64_t c = 0; c < sum->comparator_count; c++) {
+        float *low = values + sum->comparators[c][0] * CHUNK, *high = values + sum->comparators[c][1] * CHUNK;
+        for (int64_t i = 0; i < size; i++) {
+            float a = low[i], b = high[i]; /* NaN goes to both */
+            low[i] = (a <= b) | (a != a) ? a : b;
+            high[i] = (a > b) | (a != a) ? a : b;
+        }
+    }
+    add_weighted(values + first * CHUNK, sum->weights, sum->last - first, (float)(sum->last - first), size, out);
+    if (!count) return;
+    for (int64_t place = 0; place < sum->K - count; place++) {
+        float *lower = values + place * CHUNK;
+        const float *upper = values + (place + count) * CHUNK;
+        for (int64_t i = 0; i < size; i++) lower[i] = out[i] - lower[i] > upper[i] - out[i] ? upper[i] : lower[i];
+    }
+    add_weighted(values, sum->weights, count, (float)count, size, out);
+}
 
 /* pieces.localize.keep_consensus */
 INLINE void keep_serving(const Sum *sum, int64_t begin, int64_t size, const void **held, float *base, float *merged)
@@ -287,8 +362,12 @@ INLINE int64_t combine(const Sum *sum, int64_t from, int64_t to, float *values, 
         float base[CHUNK], merged[CHUNK];
         if (sum->base) decode_chunk(sum->base, sum->base_kind, begin, size, base);
         for (int64_t k = 0; k < sum->K; k++) load_chunk(sum->rows + k, begin, size, &held, base, values + k * CHUNK);
-        if (sum->votes) agree(values, sum->votes, sum->weights, sum->K, sum->normalize, sum->floor, size, merged);
-        else if (sum->largest) pick(values, sum->K, size, merged);
+        if (sum->rule == CONSENSUS)
+            agree(values, sum->votes, sum->weights, sum->K, sum->normalize, sum->floor, size, merged);
+        else if (sum->rule == LARGEST) pick(values, sum->K, size, merged);
+        else if (sum->rule == UNANIMOUS) sum_unanimous(sum, values, size, merged);
+        else if (sum->rule == UNIQUE) scale_unique(sum, values, size, merged);
+        else if (sum->rule == MIDDLE) average_middle(sum, values, size, merged);
         else add_weighted(values, sum->weights, sum->K, sum->divisor, size, merged);
         if (sum->tasks) keep_serving(sum, begin, size, &held, base, merged);
         if (sum->base) {
@@ -395,7 +474,7 @@ FAST API int64_t cuvee_stream(
 FAST API void cuvee_threshold(
     const float *values, float limit, int64_t all_before, int64_t few_until, int64_t few, int64_t n, float *out)
 {
-    Step step = {KEEP_LARGEST, limit, all_before, few_until, few, NULL};
+    Step step = {.what = KEEP_LARGEST, .number = limit, .all_before = all_before, .few_until = few_until, .few = few};
     for (int64_t begin = 0; begin < n; begin += CHUNK) {
         int64_t size = MIN(CHUNK, n - begin);
         memmove(out + begin, values + begin, size * sizeof *out);
@@ -596,6 +675,61 @@ API int cuvee_product_sums(const Row *rows, int64_t K, int64_t n, int64_t leaf, 
         if (gram_of_chunks(rows, K, start, size, out)) continue;
         for (int64_t k = 0; k < K; k++) load(rows + k, start, size, values + k * room);
         gram_plain(values, room, K, size, out);
+    }
+    free(values);
+    return 0;
+}
+
+/* out[leaf, i, j, column] = Σ x_i x_j of the elements of each run of `leaf` that lie in a column, one after the other; the first
+ * element lies in column `first`. */
+FAST API int cuvee_column_products(
+    const Row *rows, int64_t K, int64_t n, int64_t leaf, int64_t columns, int64_t first, double *out)
+{
+    float *values = malloc(K * CHUNK * sizeof *values);
+    if (!values) return -1;
+    for (int64_t start = 0; start < n; start += leaf, out += K * K * columns) {
+        memset(out, 0, K * K * columns * sizeof *out);
+        for (int64_t begin = start, size; begin < MIN(start + leaf, n); begin += size) {
+            int64_t column = (first + begin) % columns;
+            size = MIN(MIN(CHUNK, columns - column), MIN(start + leaf, n) - begin);
+            load_chunks(rows, K, begin, size, values);
+            for (int64_t i = 0; i < K; i++)
+                for (int64_t j = 0; j <= i; j++) {
+                    const float *x = values + i * CHUNK, *y = values + j * CHUNK;
+                    double *total = out + (i * K + j) * columns + column;
+                    for (int64_t at = 0; at < size; at++) total[at] += (double)x[at] * (double)y[at];
+                }
+        }
+        for (int64_t i = 0; i < K; i++)
+            for (int64_t j = 0; j < i; j++)
+                memcpy(out + (j * K + i) * columns, out + (i * K + j) * columns, columns * sizeof *out);
+    }
+    free(values);
+    return 0;
+}
+
+/* counts[0, k], counts[1, k] = how many elements of row k are not zero, where other rows are not zero too, and where none is. */
+FAST API int cuvee_count_shared(const Row *rows, int64_t K, int64_t n, int64_t *counts)
+{
+    float *values = malloc(K * CHUNK * sizeof *values);
+    if (!values) return -1;
+    memset(counts, 0, 2 * K * sizeof *counts);
+    for (int64_t begin = 0; begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin);
+        int32_t count[CHUNK] = {0};
+        load_chunks(rows, K, begin, size, values);
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t i = 0; i < size; i++) count[i] += values[k * CHUNK + i] != 0.0f;
+        for (int64_t k = 0; k < K; k++) {
+            int32_t shared = 0, unique = 0;
+            for (int64_t i = 0; i < size; i++) {
+                int32_t changed = values[k * CHUNK + i] != 0.0f;
+                shared += changed & (count[i] > 1);
+                unique += changed & (count[i] == 1);
+            }
+            counts[k] += shared;
+            counts[K + k] += unique;
+        }
     }
     free(values);
     return 0;
@@ -1039,5 +1173,63 @@ API int cuvee_rank_drop(
         drop_row(&room, limits, n, keep + r * n);
     }
     free(words);
+    return 0;
+}
+
+/* ---- the largest of every stretch ---------------------------------------------------------------------------------- */
+
+enum { STRETCHES = 16 };
+typedef uint32_t Lanes __attribute__((vector_size(STRETCHES * 4)));
+
+/* chosen = the `count` largest of each lane's m keys (m, STRETCHES), the lower place first among equals. */
+INLINE void choose_in_lanes(const Lanes *keys, int64_t m, uint32_t count, Lanes *chosen)
+{
+    Lanes least = {0}, left = {0};
+    for (int bit = 31; bit >= 0; bit--) { /* the count-th largest key of each lane, a bit at a time */
+        Lanes wanted = least | 1u << bit, reached = {0};
+        for (int64_t place = 0; place < m; place++) reached -= (Lanes)(keys[place] >= wanted);
+        least |= (Lanes)(reached >= count) & 1u << bit;
+    }
+    left += count;
+    for (int64_t place = 0; place < m; place++) left += (Lanes)(keys[place] > least);
+    for (int64_t place = 0; place < m; place++) {
+        Lanes equal = (Lanes)(keys[place] == least) & (Lanes)(left > 0);
+        left += equal;
+        chosen[place] = (Lanes)(keys[place] > least) | equal;
+    }
+}
+
+/* mask = the `count` largest magnitudes of each of up to STRETCHES stretches of m elements, of those that may be chosen.
+ * room: (3, m) */
+FAST static void choose_stretches(
+    const Row *row, const uint8_t *may, int64_t begin, int64_t stretches, int64_t m, int64_t count, Lanes *room, uint8_t *mask)
+{
+    Lanes *keys = room, *chosen = room + m;
+    uint32_t *in_order = (uint32_t *)(room + 2 * m), *by_place = (uint32_t *)keys, *found = (uint32_t *)chosen;
+    int64_t size = stretches * m;
+    for (int64_t at = 0; at < size; at += CHUNK) load_keys(row, 1, begin + at, MIN(CHUNK, size - at), in_order + at);
+    for (int64_t i = 0; i < size; i++) in_order[i] = may[begin + i] ? in_order[i] + 1 : 0;
+    for (int64_t lane = 0; lane < STRETCHES; lane++)
+        for (int64_t place = 0; place < m; place++)
+            by_place[place * STRETCHES + lane] = lane < stretches ? in_order[lane * m + place] : 0;
+    choose_in_lanes(keys, m, (uint32_t)count, chosen);
+    for (int64_t lane = 0; lane < stretches; lane++)
+        for (int64_t place = 0; place < m; place++)
+            mask[begin + lane * m + place] = found[place * STRETCHES + lane] & (in_order[lane * m + place] > 0);
+}
+
+/* As papers.cabs.largest_of_stretches: `count` of every m elements, which begin anew at each leaf; a last stretch keeps its share. */
+API int cuvee_largest_of_stretches(
+    const Row *row, const uint8_t *may, int64_t n, int64_t leaf, int64_t count, int64_t m, uint8_t *mask)
+{
+    Lanes *room = aligned_alloc(sizeof *room, (3 * MIN(m, MIN(leaf, n)) + 1) * sizeof *room);
+    if (!room) return -1;
+    for (int64_t start = 0; start < n; start += leaf) {
+        int64_t size = MIN(leaf, n - start), rest = size % m, at = 0;
+        for (; at + m <= size; at += MIN(STRETCHES * m, size - rest - at))
+            choose_stretches(row, may, start + at, MIN(STRETCHES, (size - at) / m), m, count, room, mask);
+        if (rest) choose_stretches(row, may, start + at, 1, rest, (count * rest + m - 1) / m, room, mask);
+    }
+    free(room);
     return 0;
 }

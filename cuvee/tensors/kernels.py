@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from cuvee.tensors.rows import Combination, InFile, Row
+from cuvee.tensors.rows import Combination, InFile, Middle, Row, Rule, Step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,11 +35,13 @@ __all__ = [
     "MOST_OF_A_LEAF",
     "available",
     "bernoulli",
+    "column_products",
     "combine",
     "consensus",
     "count_equal",
     "count_high",
     "count_low",
+    "count_shared",
     "count_special",
     "decode",
     "digest_leaves",
@@ -49,6 +51,7 @@ __all__ = [
     "is_off",
     "keep",
     "lane_sums",
+    "largest_of_stretches",
     "load",
     "product_sums",
     "rank_drop",
@@ -86,7 +89,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "threshold": (None, [_P, _F, _N, _N, _N, _N, _P]),
     "variance": (_I, [_P, _N, _N, _P]),
     "lane_sums": (None, [_P, _N, _I, _N, _N, _P]),
+    "count_shared": (_I, [_P, _N, _N, _P]),
     "product_sums": (_I, [_P, _N, _N, _N, _P]),
+    "column_products": (_I, [_P, _N, _N, _N, _N, _N, _P]),
+    "largest_of_stretches": (_I, [_P, _P, _N, _N, _N, _N, _P]),
     "count_high": (_I, [_P, _I, _N, _P]),
     "count_low": (None, [_P, _I, _U, _N, _P]),
     "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
@@ -108,6 +114,10 @@ class _Step(ctypes.Structure):
         ("few_until", _N),
         ("few", _N),
         ("mask", _P),
+        ("factors", _P),
+        ("factor_count", _N),
+        ("run", _N),
+        ("first", _N),
     )
 
 
@@ -130,14 +140,19 @@ class _Sum(ctypes.Structure):
         ("votes", _P),
         ("lambdas", _P),
         ("base", _P),
+        ("comparators", _P),
         ("models", _N),
         ("task_count", _N),
         ("least", _N),
+        ("comparator_count", _N),
+        ("first", _N),
+        ("last", _N),
+        ("nearest", _N),
         ("divisor", _F),
         ("floor", _F),
         ("scaling", _F),
         ("normalize", ctypes.c_int32),
-        ("largest", ctypes.c_int32),
+        ("rule", ctypes.c_int32),
         ("base_kind", ctypes.c_int32),
         ("kind", ctypes.c_int32),
     )
@@ -234,6 +249,12 @@ def _at_elements(row: Row) -> int | None:
     return _at(row.elements)
 
 
+def _as_step(step: Step) -> _Step:
+    factors = step.factors
+    each = (_at(factors), 0 if factors is None else factors.size, step.run, step.first)
+    return _Step(step.act, step.number, *step.ties, _at(step.mask), *each)
+
+
 def _as_c(rows: Sequence[Row], where: Callable[[Row], int | None] = _at_elements) -> Any:
     """Return the structures that the kernels read, for one call: they count the ties down.
 
@@ -246,7 +267,7 @@ def _as_c(rows: Sequence[Row], where: Callable[[Row], int | None] = _at_elements
         if row.base is not None:
             place.base, place.base_kind = where(row.base), KINDS[row.base.kind]
         if row.steps:
-            steps = [_Step(step.act, step.number, *step.ties, _at(step.mask)) for step in row.steps]
+            steps = [_as_step(step) for step in row.steps]
             place.steps, place.count = (_Step * len(steps))(*steps), len(steps)
     return found
 
@@ -362,7 +383,8 @@ def _described(
     """Return a reference to the structure that says what to compute; `where`: see `_as_c`."""
     weights = np.array(one.weights, np.float32)
     votes = None if one.votes is None else np.array(one.votes, np.float32)
-    served = one.served
+    served, middle = one.served, one.middle or Middle((), 0, 0)
+    comparators = np.array(middle.comparators, np.int32).reshape(-1, 2)
     lambdas = None if served is None else np.array(served.lambdas, np.float32)
     found = _Sum(
         _as_c(one.rows, where),
@@ -371,18 +393,23 @@ def _described(
         _at(votes),
         _at(lambdas),
         None if base is None else where(base),
+        _at(comparators),
         len(one.rows),
         0 if served is None else len(served.tasks),
         0 if served is None else served.least,
+        len(comparators),
+        middle.first,
+        middle.last,
+        middle.nearest,
         one.divisor,
         one.floor,
         scaling,
         one.normalize,
-        one.largest,
+        one.rule,
         0 if base is None else KINDS[base.kind],
         KINDS[kind],
     )
-    found.held = weights, votes, lambdas
+    found.held = weights, votes, lambdas, comparators
     return ctypes.byref(found)
 
 
@@ -411,7 +438,7 @@ def threshold(values: T, limit: float, all_before: int, few_until: int, few: int
 def consensus(deltas: T, votes: Sequence[float], weights: Sequence[float], *, normalize: bool, floor: float) -> T:
     """`pieces.vote.weigh_consensus`: (K, …) into (…)."""
     out = _empty(deltas)
-    combine(Combination(_rows_of(deltas), weights, votes=votes, normalize=normalize, floor=floor), out)
+    combine(Combination(_rows_of(deltas), weights, 1.0, Rule.CONSENSUS, votes, normalize, floor), out)
     return _like(deltas, out)
 
 
@@ -429,11 +456,30 @@ def lane_sums(rows: Sequence[Row], leaf: int, *, square: bool) -> NDArray[np.flo
     return out
 
 
+def count_shared(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """`reductions.Shared` of K rows: (2, K)."""
+    out = np.empty((2, len(rows)), np.int64)
+    _memory(_library().cuvee_count_shared(_as_c(rows), len(rows), math.prod(rows[0].shape), _at(out)))
+    return out
+
+
 def product_sums(rows: Sequence[Row], leaf: int) -> NDArray[np.float64]:
     """`tensors.sums.product_sums` of each leaf: K rows of n elements into (leaves, K, K)."""
     models, size = len(rows), math.prod(rows[0].shape)
     out = np.empty((-(-size // leaf), models, models))
     _memory(_library().cuvee_product_sums(_as_c(rows), models, size, leaf, _at(out)))
+    return out
+
+
+def column_products(rows: Sequence[Row], leaf: int, columns: int, first: int) -> NDArray[np.float64]:
+    """Σ x_i x_j of each column of each leaf, the elements of a column in their order: K rows into (leaves, K, K, columns).
+
+    Args:
+        columns: of the tensor; element i of a row lies in column (first + i) mod columns.
+    """
+    models, size = len(rows), math.prod(rows[0].shape)
+    out = np.empty((-(-size // leaf), models, models, columns))
+    _memory(_library().cuvee_column_products(_as_c(rows), models, size, leaf, columns, first, _at(out)))
     return out
 
 
@@ -501,4 +547,15 @@ def rank_drop(row: Row, key: tuple[int, int], start: int, limits: NDArray[np.uin
     length, out = len(limits), np.empty(math.prod(row.shape), np.bool_)
     rows = out.size // length
     _memory(_library().cuvee_rank_drop(_as_c([row]), *key, start, _at(limits), rows, length, _at(out)))
+    return out
+
+
+def largest_of_stretches(row: Row, free: NDArray[np.bool_], n: int, m: int, leaf: int) -> NDArray[np.bool_]:
+    """`papers.cabs.largest_of_stretches`: (…).
+
+    Args:
+        free: shaped as the row: which elements may be chosen.
+    """
+    out = np.empty(row.shape, np.bool_)
+    _memory(_library().cuvee_largest_of_stretches(_as_c([row]), _at(free), out.size, leaf, n, m, _at(out)))
     return out

@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Act", "Combination", "InFile", "Row", "Served", "Step"]
+__all__ = ["Act", "Combination", "InFile", "Middle", "Row", "Rule", "Served", "Step"]
 
 
 class Act(IntEnum):
@@ -27,6 +27,7 @@ class Act(IntEnum):
     KEEP_MASK = 2
     MULTIPLY = 3
     DIVIDE = 4
+    MULTIPLY_EACH = 5
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,17 @@ class Step:
         number: the threshold, the factor or the divisor, rounded to float32.
         ties: (all_before, few_until, few) of a threshold, see `kernels.threshold`.
         mask: (n,) bool, of `KEEP_MASK`.
+        factors: (F,) float32, of `MULTIPLY_EACH`: element i is taken times number (first + i) // run mod F of them.
+        run, first: see factors.
     """
 
     act: Act
     number: float = 0.0
     ties: tuple[int, int, int] = (0, 0, 0)
     mask: NDArray[np.bool_] | None = None
+    factors: NDArray[np.float32] | None = None
+    run: int = 1
+    first: int = 0
 
 
 @dataclass(eq=False)
@@ -125,6 +131,33 @@ class Row:
         return any(step.ties[2] for step in self.steps)
 
 
+class Rule(IntEnum):
+    """How a combination makes one value of the K of an element; the numbers are those of `_kernels.c`."""
+
+    SUM = 0
+    CONSENSUS = 1
+    LARGEST = 2
+    UNANIMOUS = 3
+    UNIQUE = 4
+    MIDDLE = 5
+
+
+@dataclass(frozen=True)
+class Middle:
+    """Which of the K values of an element are averaged, once they are in ascending order (`pieces.sort`).
+
+    Attributes:
+        comparators: the places (low, high) that are put in order, one pair after the other.
+        first, last: the mean of places [first, last) is taken.
+        nearest: the mean of so many values that are closest to that one is taken instead; 0: that one.
+    """
+
+    comparators: Sequence[tuple[int, int]]
+    first: int
+    last: int
+    nearest: int = 0
+
+
 @dataclass(frozen=True)
 class Served:
     """Which entries of a combination are kept: those that serve `least` of the tasks (`pieces.localize`).
@@ -142,23 +175,25 @@ class Served:
 
 @dataclass(frozen=True)
 class Combination:
-    """Σ weights_k · rows_k / divisor, not computed yet; or the consensus on signs (`pieces.vote`), or the largest.
+    """Σ weights_k · rows_k / divisor, not computed yet; or what another rule makes of K rows.
 
     Attributes:
         rows: K.
         weights: K.
         divisor: of a weighted sum.
-        votes: K, or None.
-        normalize, floor: see `pieces.vote.weigh_consensus`.
-        largest: see `pieces.combine.largest`, where nothing else counts.
+        rule: SUM; CONSENSUS (`pieces.vote.weigh_consensus`); LARGEST (`pieces.combine.largest`); UNANIMOUS
+            (`pieces.vote.unanimous_sum`); UNIQUE (`pieces.unique.scale_unique`); MIDDLE (`pieces.sort.middle`).
+        votes, normalize, floor: of a consensus; votes: K.
+        middle: of that rule.
         served: what is kept of it; None: all.
     """
 
     rows: Sequence[Row]
     weights: Sequence[float]
     divisor: float = 1.0
+    rule: Rule = Rule.SUM
     votes: Sequence[float] | None = None
     normalize: bool = False
     floor: float = 0.0
-    largest: bool = False
+    middle: Middle | None = None
     served: Served | None = None

@@ -13,14 +13,19 @@ from test_methods_against_reference import CASES, SMALL, STREAMED, make
 
 import cuvee
 import cuvee.tensors.layout
-from cuvee.methods.measuring import Call, Place, activated, measured
+from cuvee.methods.combination import Stored
+from cuvee.methods.measuring import Call, Pending, Place, activated, measured
+from cuvee.methods.papers.cabs import largest_of_stretches
 from cuvee.methods.papers.sce import variance
+from cuvee.methods.papers.widen import RowGrams
 from cuvee.methods.pieces.combine import largest, weighted_sum
 from cuvee.methods.pieces.drop import drop_by_rank
 from cuvee.methods.pieces.localize import keep_consensus
+from cuvee.methods.pieces.sort import middle
 from cuvee.methods.pieces.trim import among_largest, keep_among
-from cuvee.methods.pieces.vote import weigh_consensus
-from cuvee.methods.reductions import Gram, Ranks, Sums
+from cuvee.methods.pieces.unique import scale_unique
+from cuvee.methods.pieces.vote import unanimous_sum, weigh_consensus
+from cuvee.methods.reductions import Gram, Ranks, Shared, Sums
 from cuvee.methods.registry import DELTAS, methods
 from cuvee.tensors import kernels
 from cuvee.tensors.layout import Layout
@@ -199,20 +204,25 @@ def drawn_steps(draw, size: int) -> list[tuple[Act, float, dict]]:
         first = draw(st.integers(0, size))
         ties = (first, min(size, first + draw(st.integers(0, 300))), draw(st.integers(0, 40)))
         mask = np.random.default_rng(draw(st.integers(0, 9))).random(size) < 0.5
-        found.append(
-            (
-                act,
-                number if act < Act.MULTIPLY else 3.0,
-                {"ties": ties if act < Act.KEEP_MASK else (0, 0, 0), "mask": mask},
+        details = {"ties": ties if act < Act.KEEP_MASK else (0, 0, 0), "mask": mask}
+        if act is Act.MULTIPLY_EACH:
+            factors = np.array(
+                draw(st.lists(st.sampled_from([0.5, 3.0, -1.0, 0.0]), min_size=1, max_size=40)), np.float32
             )
-        )
+            details = {
+                "factors": factors,
+                "run": draw(st.sampled_from([1, 1, 7, 1500])),
+                "first": draw(st.integers(0, 99)),
+            }
+        found.append((act, number if act < Act.MULTIPLY else 3.0, details))
     return found
 
 
-def stepped(
-    values: torch.Tensor, act: Act, number: float, ties: tuple[int, int, int], mask: np.ndarray
-) -> torch.Tensor:
+def stepped(values: torch.Tensor, act: Act, number: float, ties=(0, 0, 0), mask=None, **each) -> torch.Tensor:
     """Return what a step does, by its definition."""
+    if act is Act.MULTIPLY_EACH:
+        which = (each["first"] + np.arange(len(values))) // each["run"] % len(each["factors"])
+        return values * torch.from_numpy(each["factors"][which])
     if act is Act.MULTIPLY:
         return values * number
     if act is Act.DIVIDE:
@@ -262,18 +272,26 @@ def test_a_row_and_what_is_made_of_it_are_their_definition(data):
             assert key == np.sort(keys)[size - k] and above == (keys > key).sum() and equal.sum() == (keys == key).sum()
     weight, out_kind, scaling = [0.3, 1.0, -0.5, 2.0][:models], draw(kinds), draw(st.sampled_from([1.0, 0.7]))
     together = torch.stack(values)
-    made = [
+    first = draw(st.integers(0, models - 1))
+    places = first, draw(st.integers(first + 1, models)), draw(st.sampled_from([0, models, (models + 1) // 2]))
+    pieces = [
+        lambda values: weigh_consensus(values, weight, weight, normalize=True),
+        largest,
+        lambda values: unanimous_sum(values, 0.3, 1.7),
+        lambda values: scale_unique(values, weight),
+        lambda values: middle(values, *places),
+    ]
+    made = [(piece(Stored(rows)), lambda piece=piece: piece(together)) for piece in pieces]
+    made += [
         (Combination(rows, weight, 1.7), lambda: weighted_sum(together, weight) / 1.7),
-        (
-            Combination(rows, weight, votes=weight, normalize=True),
-            lambda: weigh_consensus(together, weight, weight, normalize=True),
-        ),
-        (Combination(rows, weight, largest=True), lambda: largest(together)),
         (
             Combination(rows, weight, served=Served(rows[::-1], weight, 2)),
             lambda: keep_consensus(weighted_sum(together, weight), together.flip(0), weight, 2),
         ),
     ]
+    np.testing.assert_array_equal(
+        Shared().of_stored([Stored(rows)], 700, None)[0, 0], Shared().measure(together, -1, None)
+    )
     for combined, defined in made:
         out = np.empty(size, np.uint32 if out_kind == "F32" else np.uint16)
         kernels.combine(combined, out, base=base_row, scaling=scaling, kind=out_kind)
@@ -284,3 +302,42 @@ def test_a_row_and_what_is_made_of_it_are_their_definition(data):
         wanted, _ = stored(merged, out_kind)
         found, wanted = (torch.from_numpy(a.view(np.uint8)).view(stored_dtype(out_kind)) for a in (out, wanted))
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(deltas(), st.integers(1, 40), st.integers(1, 300), st.integers(0, 9), st.booleans())
+def test_the_largest_of_every_stretch_are_their_definition(values, n, more, seed, many):
+    delta = values.repeat(1, 40 if many else 1)[0]
+    free = torch.from_numpy(np.random.default_rng(seed).random(len(delta)) < 0.7)
+    layout = Layout(tuple(delta.shape))
+    with pytest.MonkeyPatch.context() as patch, activated(Call(Place("w", layout, 0, layout.numel))):
+        patch.setattr(cuvee.tensors.layout, "LEAF_ELEMENTS", 700)
+        found = largest_of_stretches(kernels.row_of(delta), free.numpy(), n, n + more)
+        np.testing.assert_array_equal(found, largest_of_stretches(delta, free, n, n + more))
+        assert not (found & ~free.numpy()).any()
+
+
+@pytest.mark.parametrize("shape", [(50, 30), (3, 2500), (7, 4, 5), (6, 1)])
+@pytest.mark.parametrize("models", [1, 3, 5])
+def test_gram_matrices_of_columns_and_rows_are_their_definition(shape, models):
+    values = torch.randn((models, *shape), generator=torch.Generator().manual_seed(models)).to(torch.bfloat16).float()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuvee.tensors.layout, "LEAF_ELEMENTS", 700)
+        layout = Layout(shape)
+        for start, stop in layout.blocks(1400):
+            block = values.reshape(models, -1)[:, start:stop]
+            rows = Stored([kernels.row_of(one) for one in block.numpy()])
+            measures = [(Gram(), "column")] + (
+                [(RowGrams(shape[1]), "all")] if len(shape) == 2 and shape[1] < 700 else []
+            )
+            for reduction, over in measures:
+                misses = []
+                for given_values in (rows, block):
+                    call = Call(Place("w", layout, start, stop))
+                    with activated(call), pytest.raises(Pending):
+                        measured(reduction, given_values, over=over, scope="model")
+                    (miss,) = call.misses.values()
+                    misses.append(miss.partials)
+                assert [leaf for leaf, _ in misses[0]] == [leaf for leaf, _ in misses[1]]
+                for (_, one), (_, other) in zip(*misses, strict=True):
+                    np.testing.assert_array_equal(one, other)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuvee.tensors import kernels
-from cuvee.tensors.rows import Act, Combination, InFile, Row, Served
+from cuvee.tensors.rows import Act, Combination, InFile, Middle, Row, Rule, Served
 
 pytestmark = pytest.mark.skipif(not kernels.streams(), reason="this machine does not stream")
 
@@ -68,13 +68,14 @@ def test_what_is_streamed_is_what_is_combined(tmp_path_factory, data):
         contents.append((raw, WIDTH[kind], digests))
     bases = (files[0], memory[0]) if with_base else (None, None)
     weights, out_kind, scaling = [0.3, 1.0, -0.5, 2.0][:models], draw(kinds), draw(st.sampled_from([1.0, 0.7]))
-    votes, is_largest = draw(st.sampled_from([(None, False), (weights, False), (None, True)]))
+    rule = draw(st.sampled_from(Rule))
+    votes, middle = weights if rule is Rule.CONSENSUS else None, Middle([(0, models - 1)], 0, models, models - 1)
     serves = draw(st.booleans())
     outs = [np.zeros(size * WIDTH[out_kind], np.uint8) for _ in range(2)]
 
     def combination(rows):
         served = Served(rows[with_base:][::-1], weights, 2) if serves else None
-        return Combination(rows[with_base:], weights, 1.7, votes, True, 0.0, is_largest, served)
+        return Combination(rows[with_base:], weights, 1.7, rule, votes, True, 0.0, middle, served)
 
     options = {"scaling": scaling, "kind": out_kind}
     streamed = kernels.stream(combination(files), outs[0], lambda n: np.empty(n, np.uint8), base=bases[0], **options)

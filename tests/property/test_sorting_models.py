@@ -8,7 +8,7 @@ import torch
 
 import cuvee
 from cuvee.errors import MethodError
-from cuvee.methods.pieces.sort import mean_near, median, sorted_over_models, trimmed
+from cuvee.methods.pieces.sort import median, middle, sorted_over_models, trimmed
 
 
 @pytest.mark.parametrize("count", range(1, 18))
@@ -17,7 +17,6 @@ def test_a_network_sorts_any_number_of_models(count):
     right = values.sort(0).values
     before = values.clone()
     assert torch.equal(torch.stack(sorted_over_models(values)), right)
-    assert np.array_equal(np.stack(sorted_over_models(values.numpy())), right.numpy())
     for place in range(count):
         assert torch.equal(sorted_over_models(values, [place])[place], right[place])
     assert torch.equal(values, before)
@@ -26,20 +25,27 @@ def test_a_network_sorts_any_number_of_models(count):
 @pytest.mark.parametrize("count", range(3, 10))
 def test_the_middle_is_what_numpy_says(count):
     values = np.random.default_rng(count).standard_normal((count, 40))
-    assert np.allclose(median(values), np.median(values, axis=0))
-    assert np.array_equal(median(values, lower=True), np.sort(values, axis=0)[(count - 1) // 2])
+    given = torch.from_numpy(values)
+    assert np.allclose(median(given), np.median(values, axis=0))
+    assert np.array_equal(median(given, lower=True), np.sort(values, axis=0)[(count - 1) // 2])
     for f in range((count + 1) // 2):
-        assert np.allclose(trimmed(values, f), np.sort(values, axis=0)[f : count - f].mean(0))
-    for f in range(count):
-        center = values.mean(0)
-        nearest = np.argsort(abs(values - center), axis=0)[: count - f]
+        assert np.allclose(trimmed(given, f), np.sort(values, axis=0)[f : count - f].mean(0))
+    for kept in range((count + 1) // 2, count + 1):
+        nearest = np.argsort(abs(values - values.mean(0)), axis=0)[:kept]
         right = np.take_along_axis(values, nearest, axis=0).mean(0)
-        assert np.allclose(mean_near(sorted_over_models(values), center, f), right)
+        assert np.allclose(middle(given, 0, count, nearest=kept), right)
 
 
 def test_of_two_values_as_far_away_the_smaller_is_taken():
-    rows = [torch.tensor([-1.0]), torch.tensor([0.0]), torch.tensor([1.0])]
-    assert mean_near(rows, rows[1], 1).tolist() == [-0.5]
+    assert middle(torch.tensor([[-1.0], [0.0], [1.0]]), 1, 2, nearest=2).tolist() == [-0.5]
+
+
+def test_a_network_exchanges_zeros_of_both_signs_and_hides_no_nan():
+    nan = float("nan")
+    values = torch.tensor([[0.0, nan, 1.0], [-0.0, 1.0, nan], [1.0, 0.0, 2.0]])
+    found = torch.stack(sorted_over_models(values))
+    assert found[:, 0].signbit().tolist().count(True) == 1
+    assert found[1, 1:].isnan().all()
 
 
 @pytest.mark.parametrize("method", ["coordinate_median", "trimmed_mean", "mean_around_median", "phocas"])

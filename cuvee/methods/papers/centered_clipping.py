@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 
+from cuvee.methods.combination import beside
 from cuvee.methods.measuring import Scope, measured
 from cuvee.methods.pieces.geometry import distances_from
 from cuvee.methods.pieces.sort import median
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import OPTIONAL, WEIGHTS, Bound, Paper, merge_method
-from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     base=OPTIONAL,
     models=(3, None),
     cost="two rounds over the model",
+    arrays=True,
     formula="v = the coordinate-wise median;  max_iter times: v ← v + 1/K · Σ (θ_i − v) · min(1, tau / ‖θ_i − v‖);  out = v",
     differs="The paper starts at the last round's aggregate; here the start is this round's median, or mean. Without tau it "
     "is the median of the distances from the start.",
@@ -50,7 +51,7 @@ def centered_clipping(
     """
     count = len(values)
     if start == "median":
-        values = torch.cat([values, median(values, lower=True)[None]])
+        values = beside(values, median(values, lower=True))
     gram = measured(Gram(), values, scope=scope)
     first = np.full(count, 1 / count) if start == "mean" else np.eye(count + 1)[count]
     return linear_combination(values, _clipped(gram, first, count, tau, max_iter))

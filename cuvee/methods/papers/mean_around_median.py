@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cuvee.methods.pieces.sort import check_trim, mean_near, sorted_over_models
+from cuvee.methods.pieces.sort import check_trim, middle
 from cuvee.methods.registry import OPTIONAL, WEIGHTS, Bound, Paper, merge_method
 
 if TYPE_CHECKING:
@@ -32,5 +32,5 @@ def mean_around_median(values: Tensor, *, f: Annotated[int, Bound(0)] = 1) -> Te
         MethodError: K < 2f + 1.
     """
     check_trim(f, len(values), 2 * f + 1)
-    rows = sorted_over_models(values)
-    return mean_near(rows, rows[(len(rows) - 1) // 2], f)
+    lower = (len(values) - 1) // 2
+    return middle(values, lower, lower + 1, nearest=len(values) - f)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuvee.methods.pieces.combine import mean
-from cuvee.methods.pieces.vote import sum_models
+from cuvee.methods.pieces.vote import unanimous_sum
 from cuvee.methods.registry import Paper, merge_method
-from cuvee.tensors.lazy_torch import torch
-from cuvee.tensors.masking import keep_where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +13,7 @@ if TYPE_CHECKING:
 
 @merge_method(
     paper=Paper("NegMerge: Sign-Consensual Weight Merging for Machine Unlearning", arxiv="2410.05583", year=2024),
+    arrays=True,
     formula="c = [|Σ sgn τ_i| = K];  out = θ_0 − scaling · c ⊙ mean τ_i",
     differs="As the official code.",
 )
@@ -29,5 +27,4 @@ def negmerge(deltas: Tensor) -> Tensor:
     Returns:
         (…); of one model its negation.
     """
-    agree = sum_models([torch.sign(delta) for delta in deltas]).abs() == len(deltas)
-    return keep_where(agree, -mean(deltas))
+    return unanimous_sum(deltas, -1.0, len(deltas))

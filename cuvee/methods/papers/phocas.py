@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cuvee.methods.pieces.sort import check_trim, mean_near, sorted_over_models, trimmed
+from cuvee.methods.pieces.sort import check_trim, middle
 from cuvee.methods.registry import OPTIONAL, WEIGHTS, Bound, Paper, merge_method
 
 if TYPE_CHECKING:
@@ -31,4 +31,4 @@ def phocas(values: Tensor, *, f: Annotated[int, Bound(0)] = 1) -> Tensor:
         MethodError: K < 2f + 1.
     """
     check_trim(f, len(values), 2 * f + 1)
-    return mean_near(sorted_over_models(values), trimmed(values, f), f)
+    return middle(values, f, len(values) - f, nearest=len(values) - f)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cuvee.methods.pieces.vote import sum_models
+from cuvee.methods.measuring import each
+from cuvee.methods.pieces.trim import keep_above
+from cuvee.methods.pieces.unique import scale_unique
 from cuvee.methods.registry import Bound, Paper, merge_method
-from cuvee.tensors.masking import keep_where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 @merge_method(
     paper=Paper("Behavior Knowledge Merge in Reinforced Agentic Models (RAM)", arxiv="2601.13572", year=2026),
+    arrays=True,
     formula="a_i = [|τ_i| > epsilon];  out = θ_0 + scaling · Σ a_i τ_i / max(1, Σ a_i)",
     differs="As mergekit and the official code, with differences in float32.",
 )
@@ -24,5 +26,4 @@ def ram(deltas: Tensor, *, epsilon: Annotated[float, Bound(0)] = 1e-5) -> Tensor
         deltas: (K, …), sparse as reinforcement learning leaves them.
         epsilon: changes up to this count as none.
     """
-    changed = deltas.abs() > epsilon
-    return sum_models([keep_where(c, d) for c, d in zip(changed, deltas, strict=True)]) / changed.sum(0).clamp(min=1)
+    return scale_unique(each(keep_above, deltas, epsilon), [1.0] * len(deltas))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 @merge_method(
     paper=Paper("Behavior Knowledge Merge in Reinforced Agentic Models (RAM+)", arxiv="2601.13572", year=2026),
     cost="two rounds over the model",
+    arrays=True,
     formula="ρ_i = #shared_i / #unique_i over the model;  unique entries · (1 + r · clip(ρ_i, 0, alpha)), shared ones averaged",
     differs="As the official code (its rescale factor is 1 + r), which fails where a model has no unique entries. mergekit "
     "counts by tensor: ramplus_tl.",

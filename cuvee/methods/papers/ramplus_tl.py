@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 @merge_method(
     paper=Paper("Behavior Knowledge Merge in Reinforced Agentic Models (RAM+)", arxiv="2601.13572", year=2026),
     cost="two visits of each tensor",
+    arrays=True,
     formula="ρ_i = #shared_i / #unique_i by tensor;  unique entries · (1 + r · clip(ρ_i, 0, alpha)), shared ones averaged",
     differs="As mergekit, by tensor; the official code counts over the whole model (method ram_plus).",
 )

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
+from cuvee.methods.combination import Stored, beside, by_model, plain
 from cuvee.methods.folding import Again, Done, Fold
 from cuvee.methods.measuring import current, measured
-from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram, Sums
 from cuvee.methods.registry import Bound, Paper, merge_method
-from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors import kernels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +33,15 @@ class RowGrams:
     def fold(self, state: Any) -> Fold:
         return "concat"
 
+    def of_stored(self, given: Sequence[Stored], leaf: int, state: Any) -> NDArray[np.float64]:
+        return np.stack([self._by_leaf(kernels.product_sums(v.rows, self.length), leaf) for v in given], axis=1)
+
+    def _by_leaf(self, grams: NDArray[np.float64], leaf: int) -> NDArray[np.float64]:
+        """(rows, K, K) into (leaves, K, K, rows of a leaf), NaN where the last one has fewer."""
+        full, count = leaf // self.length, grams.shape[1]
+        missing = np.full((-len(grams) % full, count, count), np.nan)
+        return np.moveaxis(np.concatenate([grams, missing]).reshape(-1, full, count, count), 1, -1)
+
     def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.float64]:
         """Return (K, K, rows of a leaf, …), NaN where a leaf has fewer rows than the others."""
         full = current().place.layout.leaf // self.length
@@ -49,6 +58,7 @@ class RowGrams:
 @merge_method(
     paper=Paper("Extend Model Merging from Fine-Tuned to Pre-Trained LLMs (WIDEN)", arxiv="2408.03092", year=2024),
     models=(2, None),
+    arrays=True,
     cost="a few visits of each tensor",
     formula="r = ranks of the columns by change of length and of direction, in [0, 1);  w_i = softmax over models of r_i, "
     "but calibration where r_i > above_average_ratio · mean r_i;  out = θ_0 + scaling · Σ ½(w_i^length + w_i^direction) τ_i",
@@ -73,10 +83,10 @@ def widen(
         above_average_ratio: columns that rank higher than this times the mean rank are important.
         calibration: the weight of an important column.
     """
-    place = current(deltas[0]).place
+    place = current(by_model(deltas)[0]).place
     if len(place.layout.shape) < 2:
         return _merge_entries(deltas, above_average_ratio, calibration)
-    together = torch.cat([base[None], deltas])
+    together = beside(deltas, base)
     is_embedding = place.role == "embedding" and len(place.layout.shape) == 2
     if is_embedding:
         grams = measured(RowGrams(place.layout.shape[1]), together)
@@ -93,9 +103,9 @@ def widen(
 
 
 def _changes(grams: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return |‖w_i‖ − ‖w_0‖| and 1 − cos(w_i, w_0) of each column, (K, columns), from ⟨·,·⟩ of w_0 and all τ_i."""
-    own, with_base = np.einsum("ii...->i...", grams)[1:], grams[0, 1:]
-    start = np.maximum(grams[0, 0], 0.0)
+    """Return |‖w_i‖ − ‖w_0‖| and 1 − cos(w_i, w_0) of each column, (K, columns), from ⟨·,·⟩ of all τ_i and w_0."""
+    own, with_base = np.einsum("ii...->i...", grams)[:-1], grams[-1, :-1]
+    start = np.maximum(grams[-1, -1], 0.0)
     square = np.maximum(start + 2 * with_base + own, 0.0)
     lengths = np.sqrt(start * square)
     turned = np.where(lengths > 0, 1 - (start + with_base) / np.where(lengths > 0, lengths, 1.0), 0.0)
@@ -116,11 +126,9 @@ def _softmax(values: Any) -> Any:
 
 def _merge_entries(deltas: Tensor, ratio: float, calibration: float) -> Tensor:
     """Weigh the entries of a vector by the softmax over models of |τ|."""
-    sizes = deltas.abs()
-    means = measured(Sums("abs"), list(deltas)) / max(1, math.prod(current().place.layout.shape))
-    scores = torch.softmax(sizes, dim=0)
-    weights = [
-        torch.where(size > ratio * float(mean), calibration, score)
-        for size, mean, score in zip(sizes, means, scores, strict=True)
-    ]
-    return weighted_sum(deltas, weights)
+    means = measured(Sums("abs"), by_model(deltas)) / max(1, math.prod(current().place.layout.shape))
+    values: Any = plain(deltas)
+    sizes = np.abs(values if isinstance(values, np.ndarray) else values.cpu().numpy())
+    important = sizes > (ratio * means.reshape(-1, *[1] * (sizes.ndim - 1))).astype(sizes.dtype)
+    weights = np.where(important, calibration, _softmax(sizes.astype(np.float64)))
+    return linear_combination(deltas, weights, "element")

@@ -10,7 +10,7 @@ from cuvee.methods.combination import Matrices, Stored, plain
 from cuvee.methods.measuring import spread
 from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
-from cuvee.tensors.rows import Combination
+from cuvee.tensors.rows import Combination, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def weighted_sum(values: Any, weight: Any = 1.0, *, normalize: bool = False) -> 
 def largest(values: Any) -> Any:
     """Return of each element the value with the largest magnitude, of equal ones the later model's; (K, …) into (…)."""
     if isinstance(values, Stored):
-        return Combination(values.rows, [1.0] * len(values), largest=True)
+        return Combination(values.rows, [1.0] * len(values), rule=Rule.LARGEST)
     best = values[0]
     for value in values[1:]:
         best = torch.where(value.abs() >= best.abs(), value, best)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import plain
+from cuvee.methods.combination import Stored
 from cuvee.methods.pieces.combine import mean
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.rows import Combination, Middle, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_trim", "mean_near", "median", "sorted_over_models", "trimmed"]
+__all__ = ["check_trim", "median", "middle", "sorted_over_models", "trimmed"]
 
 
 @functools.cache
@@ -48,30 +47,53 @@ def _comparators(count: int, wanted: frozenset[int]) -> tuple[tuple[int, int], .
 
 
 def sorted_over_models(values: Tensor, wanted: Iterable[int] | None = None) -> list[Tensor]:
-    """Return the K values of every element in ascending order.
+    """Return the K values of every element in ascending order, all of them NaN where one is.
 
     Args:
-        values: (K, …), arrays or tensors.
+        values: (K, …).
         wanted: the places (0: the smallest) that must be right; None: all.
 
     Returns:
         K blocks (…), by place.
     """
-    rows: list[Any] = list(plain(values))
-    is_array = isinstance(rows[0], np.ndarray)
-    smaller, larger = (np.minimum, np.maximum) if is_array else (torch.minimum, torch.maximum)
+    rows = list(values)
     places = frozenset(range(len(rows)) if wanted is None else wanted)
     for low, high in _comparators(len(rows), places):
-        rows[low], rows[high] = smaller(rows[low], rows[high]), larger(rows[low], rows[high])
+        a, b = rows[low], rows[high]
+        # Not `minimum` and `maximum`: which of −0 and 0 these return differs from machine to machine.
+        rows[low], rows[high] = torch.where((a <= b) | a.isnan(), a, b), torch.where((a > b) | a.isnan(), a, b)
     return rows
+
+
+def middle(values: Tensor, first: int, last: int, nearest: int = 0) -> Tensor:
+    """Return the mean of places [first, last) of the K values in ascending order.
+
+    Args:
+        values: (K, …).
+        nearest: the mean of so many values, K/2 or more, that are closest to that mean is returned instead; of two as far
+            away the smaller one is taken. 0: that mean itself.
+    """
+    count = len(values)
+    wanted = frozenset(range(count) if nearest else range(first, last))
+    if isinstance(values, Stored):
+        which = Middle(_comparators(count, wanted), first, last, nearest)
+        return Combination(values.rows, [1.0] * count, rule=Rule.MIDDLE, middle=which)
+    rows = sorted_over_models(values, wanted)
+    center = mean(torch.stack(rows[first:last]))
+    if not nearest:
+        return center
+    for place in range(
+        count - nearest
+    ):  # the closest lie side by side: the window moves up while its lower end is farther
+        lower, upper = rows[place], rows[place + nearest]
+        rows[place] = torch.where(center - lower > upper - center, upper, lower)
+    return mean(torch.stack(rows[:nearest]))
 
 
 def median(values: Tensor, *, lower: bool = False) -> Tensor:
     """Return the middle of the K values; of an even number the mean of both middles, or the `lower` one."""
-    count = len(values)
-    middle = ((count - 1) // 2,) if lower or count % 2 else (count // 2 - 1, count // 2)
-    rows = sorted_over_models(values, middle)
-    return rows[middle[0]] if len(middle) == 1 else (rows[middle[0]] + rows[middle[1]]) * 0.5
+    first = (len(values) - 1) // 2
+    return middle(values, first, first + 1 if lower else len(values) // 2 + 1)
 
 
 def trimmed(values: Tensor, f: int) -> Tensor:
@@ -79,35 +101,7 @@ def trimmed(values: Tensor, f: int) -> Tensor:
 
     Source: Yin et al. 2018, arXiv 1803.01498, definition 2.
     """
-    if f == 0:
-        return mean(values)
-    places = range(f, len(values) - f)
-    rows = sorted_over_models(values, places)
-    return _mean([rows[place] for place in places])
-
-
-def mean_near(rows: Sequence[Tensor], center: Tensor, f: int) -> Tensor:
-    """Return the mean of the K − f values that are closest to `center`; of two as far away, the smaller one.
-
-    Args:
-        rows: K blocks in ascending order.
-        center: (…).
-    """
-    count = len(rows) - f
-    kept = list(rows[:count])
-    where: Any = np.where if isinstance(center, np.ndarray) else torch.where
-    for place in range(f):  # the closest lie side by side: the window moves up as long as its lower end is the farther
-        farther = center - rows[place] > rows[place + count] - center
-        kept[place % count] = where(farther, rows[place + count], kept[place % count])
-    return _mean(kept)
-
-
-def _mean(rows: Sequence[Tensor]) -> Tensor:
-    total = rows[0] * 1.0
-    for row in rows[1:]:
-        total += row
-    total /= len(rows)
-    return total
+    return middle(values, f, len(values) - f) if f else mean(values)
 
 
 def check_trim(f: int, count: int, least: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cuvee.methods.combination import Stored
 from cuvee.methods.measuring import Over, current
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.tensors.lazy_torch import torch
+from cuvee.tensors.rows import Act
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,29 +44,32 @@ def slerp_coefficients(gram: NDArray[Any], t: float, *, near: float, unit_floor:
     return np.where(straight, line, arc)
 
 
-def linear_combination(values: Tensor, coefficients: Any, over: Over = "all") -> Tensor:
+def linear_combination(values: Tensor, coefficients: Any, over: Over | Literal["element"] = "all") -> Tensor:
     """Return Σ c_i x_i.
 
     Args:
         values: (K, …), a block.
         coefficients: (K,), or (K, …) with one for each row or column of the block, as `measured` gives them.
-        over: what the coefficients belong to.
+        over: what the coefficients belong to; "element": to each of the block's own.
     """
     array = np.asarray(coefficients, np.float64)
     if array.ndim == 1:
         return weighted_sum(values, [float(c) for c in array])
+    if isinstance(values, Stored):
+        run, first = (values.shape[-1] if over == "row" else 1), (current().place.start if over == "column" else 0)
+        pairs = zip(values.rows, array.reshape(len(array), -1).astype(np.float32), strict=True)
+        each = [row.then(Act.MULTIPLY_EACH, factors=factors, run=run, first=first) for row, factors in pairs]
+        return weighted_sum(Stored(each))
     return weighted_sum(values, [_shaped(values[0], c, over) for c in array])
 
 
-def _shaped(block: Any, coefficient: NDArray[Any], over: Over) -> Any:
-    """Give a coefficient for each row or column the shape that broadcasts to the block."""
-    if over == "row":
-        found = coefficient.reshape(*block.shape[:-1], 1)
+def _shaped(block: Tensor, coefficient: NDArray[Any], over: str) -> Tensor:
+    """Give a coefficient for each row, column or element the shape that broadcasts to the block."""
+    if over != "column":
+        found = coefficient.reshape(*block.shape[:-1], -1)
     elif math.prod(block.shape[1:]) == coefficient.size:
         found = coefficient.reshape(block.shape[1:])
     else:
         columns = (current().place.start + np.arange(math.prod(block.shape))) % coefficient.size
         found = coefficient.reshape(-1)[columns].reshape(block.shape)
-    if isinstance(block, np.ndarray):
-        return found.astype(block.dtype)
     return torch.as_tensor(found, dtype=block.dtype, device=block.device)

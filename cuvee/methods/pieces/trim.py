@@ -19,7 +19,7 @@ from cuvee.tensors.rows import Act, Row
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["among_largest", "keep_among", "keep_band", "keep_largest", "keep_largest_of_rows", "trim"]
+__all__ = ["among_largest", "keep_above", "keep_among", "keep_band", "keep_largest", "keep_largest_of_rows", "trim"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,13 @@ def keep_among(values: Tensor, ranked: Ranked, place: Place) -> Tensor:
     if not kernels.serve(values):
         return keep_where(among_largest(abs(values), ranked, place), values)
     return kernels.threshold(values, ranked.value, *_tie_ranges(ranked, place, number_of(values)), out=room(values))
+
+
+def keep_above(values: Tensor, limit: float) -> Tensor:
+    """Zero all of `values` whose magnitudes are not above a limit."""
+    if isinstance(values, Row):
+        return values.then(Act.KEEP_LARGEST, limit)
+    return keep_where(abs(values) > limit, values)
 
 
 def _tie_ranges(ranked: Ranked, place: Place, size: int) -> tuple[int, int, int]:

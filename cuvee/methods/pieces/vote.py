@@ -13,12 +13,20 @@ from cuvee.tensors import kernels
 from cuvee.tensors.either import as_tensor
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where, sign_or_plus
-from cuvee.tensors.rows import Combination
+from cuvee.tensors.rows import Combination, Rule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MergeFunc", "TieSign", "elect_signs", "sign_consensus", "sum_models", "weigh_consensus"]
+__all__ = [
+    "MergeFunc",
+    "TieSign",
+    "elect_signs",
+    "sign_consensus",
+    "sum_models",
+    "unanimous_sum",
+    "weigh_consensus",
+]
 
 TieSign = Literal["plus", "global_majority"]
 MergeFunc = Literal["weighted_mean", "sum", "mean", "max"]
@@ -84,7 +92,7 @@ def weigh_consensus(
         floor: the least divisor; 0: a divisor of 0 counts as 1.
     """
     if isinstance(deltas, Stored):
-        return Combination(deltas.rows, weights, votes=votes, normalize=normalize, floor=floor)
+        return Combination(deltas.rows, weights, 1.0, Rule.CONSENSUS, votes, normalize, floor)
     if kernels.serve(deltas):
         return kernels.consensus(deltas, votes, weights, normalize=normalize, floor=floor)
     deltas = as_tensor(deltas)
@@ -99,6 +107,14 @@ def _weigh(deltas: Tensor, agrees: list[Tensor], weights: list[float], *, normal
         return merged
     divisor = sum_models([agree.to(deltas.dtype) * w for agree, w in zip(agrees, weights, strict=True)])
     return merged / (divisor.clamp(min=floor) if floor > 0 else divisor + (divisor == 0))
+
+
+def unanimous_sum(deltas: Tensor, factor: float, divisor: float) -> Tensor:
+    """Return Σ factor · τ_i / divisor where all τ_i have one sign, +1 or −1, and 0 elsewhere; (K, …) into (…)."""
+    if isinstance(deltas, Stored):
+        return Combination(deltas.rows, [factor] * len(deltas), divisor, Rule.UNANIMOUS)
+    agree = sum_models([torch.sign(delta) for delta in deltas]).abs() == len(deltas)
+    return keep_where(agree, weighted_sum(deltas, factor) / divisor)
 
 
 def sum_models(values: Tensor | Sequence[Tensor]) -> Tensor:
