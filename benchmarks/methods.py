@@ -289,7 +289,7 @@ def _ratio(peer: Mapping[str, Any] | None, field: str, ours: float) -> str:
     if peer is None:
         return "–"
     if "over_s" in peer:
-        return f"> {peer['over_s'] / ours:.0f}"
+        return f"> {peer['over_s'] / ours:.1f}"
     return f"{peer[field] / ours:.1f}" if field in peer else "failed"
 
 
