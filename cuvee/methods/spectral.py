@@ -38,6 +38,7 @@ __all__ = [
     "polar",
     "product",
     "ridge_solve",
+    "right_vectors",
     "second_moment",
     "spectral_norm",
     "svd",
@@ -47,6 +48,8 @@ __all__ = [
 _CHUNK = 1 << 22
 _WEAKEST = 1e-6
 _LOW_RANK = 1e-2
+_MUCH = 8.0
+_PANEL = 256
 
 
 class Spectrum(NamedTuple):
@@ -75,13 +78,26 @@ def svd(matrix: Tensor, rank: int | None = None) -> Spectrum:
     def compute() -> tuple[Tensor, ...]:
         tall = matrix.shape[0] >= matrix.shape[1]
         values, vectors = _short_side(matrix)
-        kept = _above(values, _WEAKEST)[:rank]
-        s, v = values[kept].sqrt(), vectors[:, kept]
+        kept = _count_above(values, _WEAKEST, rank)
+        s, v = values[:kept].sqrt(), vectors[:, :kept]
         u = product(matrix if tall else matrix.mT, v / s)
         s, v = s.to(matrix.dtype), v.to(matrix.dtype)
         return (u, s, v.mT) if tall else (v, s, u.mT)
 
     return Spectrum(*_known(f"svd {rank}", matrix, compute))
+
+
+def right_vectors(matrix: Tensor, rtol: float) -> Tensor:
+    """Return the right singular vectors of a matrix (m, n) with singular values above rtol · the largest, as columns (n, r)."""
+
+    def compute() -> tuple[Tensor, ...]:
+        values, vectors = _short_side(matrix)
+        count = _count_above(values, max(rtol, _WEAKEST))
+        if matrix.shape[0] >= matrix.shape[1]:
+            return (vectors[:, :count],)
+        return (product(matrix.mT, vectors[:, :count] / values[:count].sqrt(), torch.float64),)
+
+    return _known(f"right {rtol}", matrix, compute)[0]
 
 
 def with_singular_values(matrix: Tensor, change: Callable[[Tensor], Tensor], *, keep: bool = True) -> Tensor:
@@ -93,12 +109,16 @@ def with_singular_values(matrix: Tensor, change: Callable[[Tensor], Tensor], *, 
     """
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
     values, vectors = _known("short side", matrix, lambda: _short_side(matrix)) if keep else _short_side(matrix)
-    kept = _above(values, _WEAKEST)
-    s = values[kept].sqrt()
+    s = values[: _count_above(values, _WEAKEST)].sqrt()
     gain = change(s) / s
     used = gain != 0
-    v = vectors[:, kept[used]]
-    out = product(product(tall, v), (v * gain[used]).mT)
+    v, gain = (vectors[:, : len(s)], gain) if bool(used.all()) else (vectors[:, : len(s)][:, used], gain[used])
+    # what is not made much larger keeps the precision of its dtype in products of that dtype
+    wide = torch.float64 if bool((gain.abs() > _MUCH).any()) else matrix.dtype
+    if 2 * len(gain) < len(v):
+        out = product(product(tall, v.to(wide)), (v * gain).mT.to(wide))
+    else:
+        out = product(tall, ((v * gain) @ v.mT).to(wide))
     return out if tall is matrix else out.mT
 
 
@@ -117,8 +137,8 @@ def polar(matrix: Tensor, rtol: float = 1e-4, rank: int | None = None) -> Tensor
 
     def compute() -> tuple[Tensor, ...]:
         values, vectors = _short_side(matrix)
-        kept = _above(values, rtol)[:rank]
-        root = (vectors[:, kept] * values[kept].rsqrt()) @ vectors[:, kept].mT
+        kept = _count_above(values, rtol, rank)
+        root = (vectors[:, :kept] * values[:kept].rsqrt()) @ vectors[:, :kept].mT
         tall = matrix.shape[0] >= matrix.shape[1]
         return ((product(matrix, root) if tall else product(matrix.mT, root).mT).contiguous(),)
 
@@ -138,13 +158,21 @@ def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gram(matrix: Tensor, side: Literal["columns", "rows"] = "columns") -> Tensor:
-    """Return AᵀA, (n, n), or AAᵀ, (m, m), in float64, made of chunks of rows so that A is never held in float64."""
+    """Return AᵀA, (n, n), or AAᵀ, (m, m), in float64, made of chunks of rows so that A is never held in float64.
+
+    Only what is on and above the diagonal is multiplied, in panels.
+    """
     tall = matrix if side == "columns" else matrix.mT
-    rows = max(1, _CHUNK // max(1, tall.shape[1]))
-    total = tall.new_zeros((tall.shape[1], tall.shape[1]), dtype=torch.float64)
+    n = tall.shape[1]
+    rows = max(1, _CHUNK // max(1, n))
+    total = tall.new_zeros((n, n), dtype=torch.float64)
     for start in range(0, tall.shape[0], rows):
         chunk = tall[start : start + rows].double()
-        total.addmm_(chunk.mT, chunk)
+        for begin in range(0, n, _PANEL):
+            total[begin : begin + _PANEL, begin:].addmm_(chunk[:, begin : begin + _PANEL].mT, chunk[:, begin:])
+    for begin in range(0, n, _PANEL):
+        end = begin + _PANEL
+        total[end:, begin:end] = total[begin:end, end:].mT
     return total
 
 
@@ -279,17 +307,20 @@ def _converging(matrix: Tensor) -> Iterator[None]:
         ) from None
 
 
-def _above(squares: Tensor, rtol: float) -> Tensor:
-    """Return the indices of squared singular values above (rtol · largest)²."""
-    return torch.nonzero((squares > squares[:1] * rtol**2) & (squares > 0)).reshape(-1)
+def _count_above(squares: Tensor, rtol: float, most: int | None = None) -> int:
+    """Return how many squared singular values, falling, are above (rtol · largest)²: at most `most`."""
+    count = int(((squares > squares[:1] * rtol**2) & (squares > 0)).sum())
+    return count if most is None else min(count, most)
 
 
 def product(matrix: Tensor, factor: Tensor, dtype: torch_types.dtype | None = None) -> Tensor:
-    """Return matrix @ factor, (m, r), multiplied in float64 by chunks of rows; in the matrix's dtype, or another."""
+    """Return matrix @ factor, (m, r), multiplied in the factor's dtype by chunks of rows; in the matrix's dtype, or another."""
+    if matrix.dtype == factor.dtype and dtype in (None, matrix.dtype):
+        return matrix @ factor
     rows = max(1, _CHUNK // max(1, matrix.shape[1]))
     out = matrix.new_empty((matrix.shape[0], factor.shape[1]), dtype=dtype or matrix.dtype)
     for start in range(0, matrix.shape[0], rows):
-        out[start : start + rows] = matrix[start : start + rows].double() @ factor
+        out[start : start + rows] = matrix[start : start + rows].to(factor.dtype) @ factor
     return out
 
 

@@ -92,6 +92,8 @@ def doge(
 def _projected_gradient(together: Tensor, lambdas: list[float], subspace: int) -> Callable[[Tensor], Tensor]:
     """Return the gradient of Σ ‖rowsum(τ_i ∘ (τ_i − Σ_j λ_j (τ_j + E)))‖² at E, outside the shared subspace.
 
+    What it returns is overwritten by the next call.
+
     Args:
         together: (m, K, n).
     """
@@ -100,13 +102,16 @@ def _projected_gradient(together: Tensor, lambdas: list[float], subspace: int) -
     total = weight.sum()
     leading = [svd(together[:, k], min(m, n) // count).u for k in range(count)]
     shared = svd(torch.cat(leading, 1), min(m, n) // subspace).u
-    # rowsum(τ_i ∘ (τ_i − Σ λ_j τ_j)), (m, K), by the Gram matrix of each row
+    # rowsum(τ_i ∘ (τ_i − Σ λ_j τ_j)), (m, 1, K), by the Gram matrix of each row; both factors of a step have −2 Σ λ_j
     products = together @ together.mT
-    own = products.diagonal(dim1=1, dim2=2) - products @ weight
+    own = (products.diagonal(dim1=1, dim2=2) - products @ weight)[:, None]
+    own *= -2 * total
+    slope = float(2 * total * total)
+    g = together.new_empty(m, n)
 
     def gradient(e: Tensor) -> Tensor:
-        left = own - total * (together @ e[:, :, None])[:, :, 0]
-        g = (left[:, None, :] @ together)[:, 0].mul_(-2 * total)
-        return g.sub_(shared @ (shared.mT @ g))
+        left = torch.baddbmm(own, e[:, None], together.mT, alpha=slope)
+        torch.bmm(left, together, out=g[:, None])
+        return g.addmm_(shared, shared.mT @ g, alpha=-1)
 
     return gradient

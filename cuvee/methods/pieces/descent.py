@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cuvee.tensors.lazy_torch import torch
 
@@ -14,17 +14,21 @@ __all__ = ["adam", "conjugate_gradient", "momentum_descent"]
 
 
 def adam(x: Tensor, gradient: Callable[[Tensor], Tensor], steps: int, lr: float) -> Tensor:
-    """Return x after so many steps of Adam (β 0.9 and 0.999, ε 1e-8). `x` is changed in place.
+    """Return x after so many steps of Adam (β 0.9 and 0.999, ε 1e-8). `x`, float32 or float64, is changed in place.
 
     No element moves by much more than lr a step, whatever its gradient: the length of the path is absolute.
     """
+    from torch.optim.adam import (
+        adam as adam_step,
+    )  # one pass over memory a step; torch.optim.Adam would load the compiler
+
+    settings: Any = {"lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
     first, second = torch.zeros_like(x), torch.zeros_like(x)
-    for step in range(1, steps + 1):
-        g = gradient(x)
-        first.mul_(0.9).add_(g, alpha=0.1)
-        second.mul_(0.999).addcmul_(g, g, value=0.001)
-        spread = second.sqrt().div_((1 - 0.999**step) ** 0.5).add_(1e-8)
-        x.addcdiv_(first, spread, value=-lr / (1 - 0.9**step))
+    done = torch.zeros((), device=x.device)
+    for _ in range(steps):
+        adam_step(
+            [x], [gradient(x)], [first], [second], [], [done], fused=True, amsgrad=False, maximize=False, **settings
+        )
     return x
 
 
