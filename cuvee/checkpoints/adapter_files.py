@@ -53,8 +53,12 @@ class Adapter:
     stored: Mapping[str, TensorSource] = field(default_factory=dict)
 
 
-def open_adapter(folder: Path) -> Adapter:
+def open_adapter(folder: Path, values: Mapping[str, TensorSource] | None = None) -> Adapter:
     """Open the adapter in a folder.
+
+    Args:
+        folder: where it is.
+        values: its tensors by their names in the file; None: those in the file.
 
     Raises:
         CheckpointError: there is none, its files are damaged, or it is of a kind that is not read.
@@ -71,7 +75,8 @@ def open_adapter(folder: Path) -> Adapter:
             right=f"a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS[0]}",
         )
     config = read_lora_config(member(folder, ADAPTER_CONFIG))
-    file, stored, notes = _open_weights(folder, names)
+    file, found, notes = _open_weights(folder, names)
+    stored = found if values is None else values
     adapter = Adapter(config, file, notes=notes, stored=stored)
     try:
         _sort(adapter, stored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,20 @@ from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printa
 __all__ = ["apply_adapter"]
 
 
-def apply_adapter(base: Model, folder: Path, label: str) -> Model:
+def apply_adapter(base: Model, folder: Path, label: str, values: Mapping[str, TensorSource] | None = None) -> Model:
     """Return `base` with the PEFT adapter in `folder` applied.
+
+    Args:
+        base: what it is applied to.
+        folder: of the adapter.
+        label: of the result.
+        values: the adapter's tensors by their names in the file; None: those in the file.
 
     Raises:
         CheckpointError: the adapter's files are damaged, or of a kind that is not read.
         IncompatibleModels: it changes tensors that the base does not have, or of other shapes.
     """
-    adapter = open_adapter(folder)
+    adapter = open_adapter(folder, values)
     application = _Application(base, adapter)
     try:
         application.run()

@@ -26,7 +26,8 @@ from cuvee.evaluation.measures import nested_subsets, normalised
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.results import Choice, Cost, Outcome, SeedResult
 from cuvee.evaluation.suites.suite import Built, Corruption, Score, Split
-from cuvee.evaluation.variants import GRIDS, Variant, merged
+from cuvee.evaluation.variants import GRIDS, Variant, merged, merged_adapters
+from cuvee.methods.registry import ADAPTERS, find_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -244,9 +245,8 @@ class Runner:
         return record["digest"], again
 
     def _made(self, variant: Variant, lineup: Lineup, coefficient: float | None) -> Tensors:
-        experts = [self._experts[name, lineup.share] for name in lineup.experts]
         try:
-            made = merged(variant, coefficient, experts, self._base, self._decompositions)
+            made = self._merged(variant, lineup, coefficient, self._decompositions)
         except CuveeError as problem:
             raise NoMerge(_in_a_line(problem)) from None
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as problem:
@@ -257,14 +257,20 @@ class Runner:
             raise NoMerge(f"tensor {broken!r} of the merge holds NaN or Inf")
         return made
 
+    def _merged(self, variant: Variant, lineup: Lineup, coefficient: float | None, kept: KeptDecompositions) -> Tensors:
+        if find_method(variant.method).on is ADAPTERS and self._built.adapters:
+            folders = [self._built.adapters[lineup.share][name] for name in lineup.experts]
+            return merged_adapters(variant, coefficient, folders, self._built.base)
+        experts = [self._experts[name, lineup.share] for name in lineup.experts]
+        return merged(variant, coefficient, experts, self._base, kept)
+
     def _cost(self, variant: Variant) -> Cost | None:
         """Measure one merge of all experts, alone in the process; None where there is none."""
         parts = ("cost", code_of(MERGING), self._base_digest, sorted(self._digests.values()), variant.label)
         record = self._kept.record(key_of(*parts))
         if record is None:
-            experts = [self._experts[name, 1.0] for name in self._all.experts]
             try:
-                found = _measured(lambda: merged(variant, variant.default, experts, self._base, KeptDecompositions()))
+                found = _measured(lambda: self._merged(variant, self._all, variant.default, KeptDecompositions()))
                 record = {"seconds": found.seconds, "peak_bytes": found.peak_bytes}
             except (CuveeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
                 record = {}  # the outcome says why

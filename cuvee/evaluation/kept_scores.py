@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KeptScores", "code_of", "digest_of", "kept_score", "key_of"]
 
-MERGING = ("methods", "engine", "recipes", "tensors")
+MERGING = ("methods", "engine", "recipes", "tensors", "checkpoints/adapted.py", "checkpoints/adapters.py")
 """What decides the bytes of a merge."""
 SCORING = (
     "evaluation/suites",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import MethodError, nearest
@@ -12,7 +14,17 @@ from cuvee.methods.registry import BaseUse, find_method, methods
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALL", "GRIDS", "STUDIED", "Variant", "all_variants", "merged", "parse_variant", "parse_variants"]
+__all__ = [
+    "ALL",
+    "GRIDS",
+    "STUDIED",
+    "Variant",
+    "all_variants",
+    "merged",
+    "merged_adapters",
+    "parse_variant",
+    "parse_variants",
+]
 
 ALL = "all"
 """What stands for every method."""
@@ -134,6 +146,34 @@ def merged(
     given = experts[0] if use is BaseUse.ENDPOINT else base if use in (BaseUse.REQUIRED, BaseUse.OPTIONAL) else None
     settings = variant.settings(coefficient)
     return cuvee.merge_tensors(variant.method, experts, given, decompositions=decompositions, **settings)
+
+
+def merged_adapters(
+    variant: Variant, coefficient: float | None, folders: Sequence[str], base: str
+) -> dict[str, Tensor]:
+    """Merge adapters as they are, and return the base with what comes out.
+
+    Args:
+        variant: of a method on adapters.
+        coefficient: as of `merged`.
+        folders: of the adapters; the config of the first says what the merged factors mean.
+        base: reference of the model that they are for.
+
+    Raises:
+        CuveeError: the method refuses them.
+    """
+    import cuvee
+    from cuvee.checkpoints.adapters import apply_adapter
+    from cuvee.checkpoints.opening import open_adapter_alone, open_model
+    from cuvee.checkpoints.sources import MemoryTensor, read_all
+
+    with ExitStack() as opened:
+        adapters = [opened.enter_context(closing(open_adapter_alone(one))) for one in folders]
+        # opened ones bring their configs, which are held against each other
+        factors = cuvee.merge_tensors(variant.method, adapters, **variant.settings(coefficient))  # type: ignore[arg-type]
+        values = {name: MemoryTensor(factors[name], rank) for rank, name in enumerate(factors)}
+        whole = opened.enter_context(closing(apply_adapter(open_model(base), Path(folders[0]), variant.label, values)))
+        return {name: read_all(source).reshape(source.shape) for name, source in whole.tensors.items()}
 
 
 def _value(text: str) -> Any:

@@ -17,11 +17,11 @@ from cuvee.evaluation.kept_scores import KeptScores, digest_of
 from cuvee.evaluation.measures import normalised
 from cuvee.evaluation.results import Bench, recovered_share, spread
 from cuvee.evaluation.suites import Corruption, Score
-from cuvee.evaluation.suites.lm import SUITE, Form, build_lm
+from cuvee.evaluation.suites.lm import SUITE, SUITE_LORA, Form, build_lm
 from cuvee.evaluation.suites.suite import silently
 from cuvee.evaluation.tiny_llama import Shape
 from cuvee.evaluation.training import Training
-from cuvee.evaluation.variants import GRIDS, Variant, all_variants, parse_variant, parse_variants
+from cuvee.evaluation.variants import GRIDS, Variant, all_variants, merged_adapters, parse_variant, parse_variants
 from cuvee.methods.registry import methods
 from cuvee.reports.bench_files import as_csv, as_json, as_markdown
 
@@ -132,6 +132,34 @@ def test_all_stands_for_every_method_and_no_variant_is_scored_twice():
     assert parse_variants(["all"]) == all_variants()
     more = parse_variants(["ties:density=0.3", "all", "ties"])
     assert [one.label for one in more] == ["ties:density=0.3", *(one.label for one in all_variants())]
+
+
+@pytest.fixture(scope="module")
+def of_adapters(tmp_path_factory):
+    corpora = {d.name: read_corpus(d, train_bytes=8_000, held_out_bytes=600) for d in (ENGLISH, *EXPERTISE, UNSEEN)}
+    return build_lm(SUITE_LORA, tmp_path_factory.mktemp("lora"), 0, FORM, corpora, silently)
+
+
+def test_one_adapter_merged_as_it_is_is_its_expert(of_adapters):
+    as_it_is = parse_variant("copa_merging:density=1,factor_scale=1")
+    for share, experts in ((1.0, of_adapters.experts), (0.25, of_adapters.weaker[0.25])):
+        folder = of_adapters.adapters[share]["cpp"]
+        made = merged_adapters(as_it_is, None, [folder], of_adapters.base)
+        assert digest_of(made) == digest_of(of_adapters.tensors(experts["cpp"]))
+
+
+def test_adapters_are_merged_as_they_are_where_the_experts_are_adapters(of_adapters, tmp_path):
+    kept = KeptScores(tmp_path / "scores.sqlite")
+    runner = Runner(of_adapters, kept, limit=2, sizes=[2])
+    outcome = runner.run([Variant("copa_merging")], quietly).outcomes["copa_merging"]
+    assert outcome.failure == ""
+    assert list(outcome.by_size) == [2, 4]
+    assert list(outcome.by_share) == [0.25, 1.0]
+    assert outcome.cost.seconds > 0
+    folders = list(of_adapters.adapters[1.0].values())
+    made = merged_adapters(Variant("copa_merging"), None, folders, of_adapters.base)
+    assert outcome.tuned.scores["yaml"].value == of_adapters.score(made, "yaml", limit=2).value
+    kept.close()
 
 
 @pytest.mark.parametrize(("method", "why"), [("recall", "hidden"), ("copa_merging", "no factors of adapters")])

@@ -31,7 +31,7 @@ from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, Corpus, Domain,
 from cuvee.evaluation.fetched_domains import BIBLE, MANUALS, SUMS, manual_package
 from cuvee.evaluation.lora import adapter_config, adapter_tensors, with_lora
 from cuvee.evaluation.model_folders import as_json, load_model, save_adapter, save_model
-from cuvee.evaluation.suites.making import Check, digest, make_models, trained, weaker_name
+from cuvee.evaluation.suites.making import Check, digest, make_models, trained, weaker
 from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Kind, Progress, Split, Suite, Task
 from cuvee.evaluation.texts import KJV
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
@@ -189,19 +189,24 @@ def build_lm(
     experts = [name + ending for name in domains]
     make_models(folder, experts, make_expert, progress)
     before = f"{folder / BASE}+" if by_lora else ""
+    own = {name: str(folder / (name + ending)) for name in domains}
+    earlier = weaker(folder, experts, form.shares)
     return Built(
         suite,
         seed,
         key + ending,
         folder,
         base=str(folder / BASE),
-        experts={name: f"{before}{folder / (name + ending)}" for name in domains},
+        experts={name: before + place for name, place in own.items()},
         tasks={task.name: task for task in tasks_of(form)},
         scorer=_Scorer(form, corpora, device),
-        weaker={
-            share: {name: f"{before}{folder / weaker_name(name + ending, share)}" for name in domains}
-            for share in form.shares
-        },
+        weaker={share: {name: before + places[name + ending] for name in domains} for share, places in earlier.items()},
+        adapters={
+            1.0: own,
+            **{share: {name: places[name + ending] for name in domains} for share, places in earlier.items()},
+        }
+        if by_lora
+        else {},
         corruptions=("noise",),
         device=device,
     )

@@ -121,6 +121,8 @@ class Built:
         base: a model reference, as recipes name models.
         experts: model references by name.
         weaker: the experts after a share of their training; the share -> references by name. Empty where not kept.
+        adapters: the experts as folders of adapters, for methods that merge those; by share of their training, 1 is all
+            of it, and name. Empty where experts are no adapters.
         tasks: by name; empty where nothing can be scored.
         strangers: models of the same kind that do not descend from the base: references by name.
         corruptions: names that `Corruption` may have.
@@ -137,6 +139,7 @@ class Built:
     tasks: Mapping[str, Task]
     scorer: Scorer = field(repr=False)
     weaker: Mapping[float, Mapping[str, str]] = field(default_factory=dict)
+    adapters: Mapping[float, Mapping[str, str]] = field(default_factory=dict)
     strangers: Mapping[str, str] = field(default_factory=dict)
     corruptions: Sequence[str] = ()
     device: str = "cpu"
