@@ -42,6 +42,8 @@ GROUPS = {
     "collect": {
         "hidden": "Collect a model's hidden states after every layer, the mean over each text: what recall compares.",
         "gram": "Collect the Gram matrices of the inputs of a model's linear maps: what regressions know of data.",
+        "outgram": "Collect the Gram matrices of the gradients at the outputs of a model's linear maps.",
+        "fisher": "Collect the diagonal Fisher information of a model's weights: how much each one matters.",
         "typical": "Choose typical texts: clusters of a model's last hidden states, of each the text nearest to its centre.",
     },
     "bench": {
@@ -57,6 +59,8 @@ _USAGE = {
     "plan": "Usage: cuvee plan [OPTIONS] RECIPE\n       cuvee plan [OPTIONS] --preset NAME ROLE=MODEL...",
     "collect hidden": "Usage: cuvee collect hidden [OPTIONS] MODEL TEXTS OUT.safetensors",
     "collect gram": "Usage: cuvee collect gram [OPTIONS] MODEL TEXTS OUT.safetensors",
+    "collect outgram": "Usage: cuvee collect outgram [OPTIONS] MODEL TEXTS OUT.safetensors",
+    "collect fisher": "Usage: cuvee collect fisher [OPTIONS] MODEL TEXTS OUT.safetensors",
     "collect typical": "Usage: cuvee collect typical [OPTIONS] MODEL TEXTS OUT.jsonl",
     "bench build": "Usage: cuvee bench build [OPTIONS] [SUITE]",
     "bench run": "Usage: cuvee bench run [OPTIONS] SUITE",

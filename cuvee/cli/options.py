@@ -26,6 +26,7 @@ __all__ = [
     "Continue",
     "CosineSimilarity",
     "Device",
+    "Draws",
     "Epochs",
     "EvaluationBatch",
     "EvaluationTasks",
@@ -295,10 +296,19 @@ Clusters = Annotated[
         help="How many clusters of texts; 20 if not given.",
     ),
 ]
+Draws = Annotated[
+    int,
+    Parameter(
+        group=_TEXTS,
+        metavar="N",
+        validator=validators.Number(gte=1),
+        help="Predictions of a language model that are drawn for each text; 1 if not given.",
+    ),
+]
 Modules = Annotated[
     list[str] | None,
     Parameter(
-        name="--only", group=_TENSORS, metavar="PATTERN", help="Only the maps whose names match, such as '*.mlp.*'."
+        name="--only", group=_TENSORS, metavar="PATTERN", help="Only those whose names match, such as '*.mlp.*'."
     ),
 ]
 OutModel = Annotated[str, Parameter(name="--out", group=_OUTPUT, metavar="FOLDER", help="Folder to publish.")]

@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = ["COLLECTED", "collect_command"]
 
 COLLECTED = {
+    "fisher": "diagonal Fisher information of every tensor, over the model's own predictions",
     "gram": "input Gram matrices of every linear map, XᵀX over the tokens",
     "hidden": "hidden states after every layer, the mean over each text",
+    "outgram": "Gram matrices of the gradients at the outputs of every linear map, over the model's own predictions",
 }
 """The kinds of statistics that `cuvee collect` collects."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cuvee.architectures import Role, describe
@@ -15,7 +16,7 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["layers_of", "load_network", "load_words", "need_transformers"]
+__all__ = ["layers_of", "linear_maps", "load_network", "load_words", "need_transformers"]
 
 _NOT_SETTINGS = ("model_type", "quantization_config", "auto_map")
 
@@ -124,6 +125,25 @@ def layers_of(model: Model, network: nn.Module) -> dict[str, nn.Module]:
     if not found:
         right = "a model whose layers are a list, under the names of its weights"
         raise IncompatibleModels("the network has no layers that its tensors name", where=model.label, right=right)
+    return found
+
+
+def linear_maps(model: Model, network: nn.Module, only: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the network's linear maps by name: those that the model has the weight of, and whose names match a pattern.
+
+    Raises:
+        IncompatibleModels: there is none.
+    """
+    found: dict[str, nn.Module] = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and f"{name}.weight" in model.tensors
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
+    }
+    if not found:
+        right = 'a model of torch.nn.Linear under the names of its weights; or another pattern, such as "*.mlp.*"'
+        raise IncompatibleModels("the network has no such linear maps", where=model.label, right=right)
     return found
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from cuvee.errors import MethodError
 from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import current
+from cuvee.methods.needs import collect_command
 from cuvee.methods.pieces.combine import mean
 from cuvee.methods.pieces.descent import conjugate_gradient
 from cuvee.methods.pieces.metrics import Metric, of_gram, of_rows, sum_of
@@ -140,8 +141,9 @@ def _by_diagonals(
     fishers = given_matrices("fisher", len(values), values.shape[1:])
     if fishers is None:
         if not any(key.startswith("fisher/") for key in current().statistics):
-            right = "models: - {model: …, statistics: a.safetensors} that holds fisher/<tensor>; or objective: regmean"
-            raise MethodError("objective: diag_fisher, and no model has any", right=right)
+            raise MethodError(
+                "objective: diag_fisher needs diagonal Fishers, and no model has any", right=collect_command("fisher")
+            )
         return mean(values)
     weight, t, total = None, None, None
     for k in range(len(values)):
@@ -188,9 +190,8 @@ def _asked(values: Matrices, objective: Objective, offdiag: float, *, data: bool
     if data and objective == "block_fisher":
         given_out = given_gram("outgram", count, m)
         if given_out is None:
-            raise MethodError(
-                "no outgram of this tensor", right="outgram/model0/<module> and so on, or objective: regmean"
-            )
+            right = f"{collect_command('outgram')}; or objective: regmean"
+            raise MethodError("no outgram of this tensor", right=right)
     inputs: list[Metric] = []
     outputs: list[Metric] = []
     t, total = None, None

@@ -38,6 +38,14 @@ FROZEN = {
         "MODEL", "TEXTS", "OUT", "--only", "--max-tokens", "--device", "--overwrite", "--offline", "--token", "--quiet",
         "--json",
     ],
+    "collect outgram": [
+        "MODEL", "TEXTS", "OUT", "--only", "--draws", "--max-tokens", "--device", "--overwrite", "--offline", "--token",
+        "--quiet", "--json",
+    ],
+    "collect fisher": [
+        "MODEL", "TEXTS", "OUT", "--only", "--draws", "--max-tokens", "--device", "--overwrite", "--offline", "--token",
+        "--quiet", "--json",
+    ],
     "collect typical": [
         "MODEL", "TEXTS", "OUT", "--count", "--max-tokens", "--device", "--overwrite", "--offline", "--token", "--quiet",
         "--json",
