@@ -92,11 +92,11 @@ FAST API int64_t cuvee_count_special(const void *source, int kind, int64_t n)
 
 /* ---- rows: one model's elements as they are stored, and what is done to them as they are read ------------------- */
 
-enum { KEEP_LARGEST = 0, DROP_LARGEST = 1, KEEP_MASK = 2, MULTIPLY = 3, DIVIDE = 4, MULTIPLY_EACH = 5 };
+enum { KEEP_LARGEST = 0, DROP_LARGEST = 1, KEEP_MASK = 2, MULTIPLY = 3, DIVIDE = 4, MULTIPLY_EACH = 5, SHORTEN = 6 };
 
 /* KEEP_LARGEST, DROP_LARGEST: the magnitudes above `number`; of those equal to it all before `all_before`, and the first
  * `few` of those before `few_until`. A pass over a row goes from its start to its end, and counts `few` down.
- * MULTIPLY_EACH: element i is taken times factors[(first + i) / run mod factor_count]. */
+ * MULTIPLY_EACH: element i is taken times factors[(first + i) / run mod factor_count]. SHORTEN: papers.nearswap.shorten. */
 typedef struct {
     int32_t what;
     float number;
@@ -173,6 +173,11 @@ INLINE void take_steps(const Row *row, int64_t begin, int64_t size, float *value
             for (int64_t i = 0; i < size; i++) values[i] *= number;
         else if (step->what == MULTIPLY_EACH)
             multiply_each(step, begin, size, values);
+        else if (step->what == SHORTEN)
+            for (int64_t i = 0; i < size; i++) {
+                float share = 1.0f / (fabsf(values[i]) < 1e-6f ? 1e-6f : fabsf(values[i])) * number;
+                values[i] *= share > 1.0f ? 1.0f : share;
+            }
         else
             for (int64_t i = 0; i < size; i++) values[i] /= number;
     }
@@ -589,20 +594,20 @@ FAST static void gram_plain(const float *values, int64_t stride, int64_t K, int6
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-/* Add runs of LANES elements of up to four rows to the lanes of all their pairs: each lane is loaded once for all RUNS. */
+/* Add runs of LANES elements of up to five rows to the lanes of all their pairs: each lane is loaded once for all RUNS. */
 __attribute__((target("avx512f"), always_inline)) static inline void add_pairs(
     const int K, const int RUNS, const float *values, int64_t stride, double (*lanes)[LANES])
 {
     for (int lane = 0; lane < LANES; lane += 8) {
-        __m512d x[4][4];
-#pragma GCC unroll 4
+        __m512d x[5][4];
+#pragma GCC unroll 5
         for (int i = 0; i < K; i++)
 #pragma GCC unroll 4
             for (int run = 0; run < RUNS; run++)
                 x[i][run] = _mm512_cvtps_pd(_mm256_loadu_ps(values + i * stride + run * LANES + lane));
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int i = 0; i < K; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 5
             for (int j = 0; j <= i; j++) {
                 double *place = lanes[i * (i + 1) / 2 + j] + lane;
                 __m512d total = _mm512_loadu_pd(place);
@@ -628,12 +633,13 @@ __attribute__((target("avx512f"), always_inline)) static inline void add_rows(
                 lanes[i * (i + 1) / 2 + j][at - begin] += (double)values[i * CHUNK + at] * (double)values[j * CHUNK + at];
 }
 
-/* Add a chunk of two to four rows to the lanes of their pairs. */
+/* Add a chunk of two to five rows to the lanes of their pairs. */
 __attribute__((target("avx512f"))) static void add_chunk(int64_t K, const float *values, int64_t size, double (*lanes)[LANES])
 {
     if (K == 2) add_rows(2, values, size, lanes);
     else if (K == 3) add_rows(3, values, size, lanes);
-    else add_rows(4, values, size, lanes);
+    else if (K == 4) add_rows(4, values, size, lanes);
+    else add_rows(5, values, size, lanes);
 }
 #endif
 
@@ -648,9 +654,9 @@ FAST static void load_chunks(const Row *rows, int64_t K, int64_t begin, int64_t 
 static int gram_of_chunks(const Row *rows, int64_t K, int64_t start, int64_t size, double *gram)
 {
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (K < 2 || K > 4 || !__builtin_cpu_supports("avx512f")) return 0;
-    double lanes[10][LANES] = {0};
-    float values[4 * CHUNK];
+    if (K < 2 || K > 5 || !__builtin_cpu_supports("avx512f")) return 0;
+    double lanes[15][LANES] = {0};
+    float values[5 * CHUNK];
     for (int64_t begin = 0; begin < size; begin += CHUNK) {
         load_chunks(rows, K, start + begin, MIN(CHUNK, size - begin), values);
         add_chunk(K, values, MIN(CHUNK, size - begin), lanes);
@@ -1231,5 +1237,94 @@ API int cuvee_largest_of_stretches(
         if (rest) choose_stretches(row, may, start + at, 1, rest, (count * rest + m - 1) / m, room, mask);
     }
     free(room);
+    return 0;
+}
+
+/* ---- the competition of parameters ----------------------------------------------------------------------------------- */
+
+/* tensors.elementary: power = 2^z and rest = e^r - 1, with x = z ln 2 + r. */
+INLINE void exp_parts(float x, float *power, float *rest)
+{
+    const float inverse = (float)1.4426950408889634, high = 355.0f / 512, low = (float)(0.6931471805599453 - 355.0 / 512);
+    const float rounds = 3 << 22; /* added and taken off, it rounds to a whole number */
+    float z = x * inverse + rounds - rounds, r = x - z * high - z * low;
+    float tail = r * (float)(1.0 / 5040) + (float)(1.0 / 720);
+    tail = tail * r + (float)(1.0 / 120);
+    tail = tail * r + (float)(1.0 / 24);
+    tail = tail * r + (float)(1.0 / 6);
+    tail = tail * r + 0.5f;
+    *power = as_float((uint32_t)((int32_t)z + 127) << 23);
+    *rest = r * r * tail + r;
+}
+
+INLINE float exp_of(float x)
+{
+    float power, rest;
+    x = x < -87.0f ? -87.0f : x;
+    exp_parts(x > 88.0f ? 88.0f : x, &power, &rest);
+    return power * (rest + 1.0f);
+}
+
+INLINE float tanh_of(float x)
+{
+    float power, rest, twice = fabsf(x) * 2.0f;
+    exp_parts(twice > 40.0f ? 40.0f : twice, &power, &rest);
+    float grown = power * rest + (power - 1.0f);
+    return copysignf(grown / (grown + 2.0f), x);
+}
+
+/* A magnitude clamped to [low, low + span], and then mapped to [0, 1]; all to 0 where the span is 0. */
+INLINE float clamped(float x, float low, float high) { x = fabsf(x); x = x < low ? low : x; return x > high ? high : x; }
+INLINE float mapped(float x, float low, float span) { return span > 0.0f ? (x - low) / span : 0.0f; }
+INLINE float sign_of(float x) { return (float)((x > 0.0f) - (x < 0.0f)); }
+
+/* papers.pcb_merging.scores_of: scores (K, n) of K rows whose magnitudes are clamped to [low, high]; `raw`: compared with the sum of
+ * the rows, else of their signs times their mapped magnitudes. */
+FAST API int cuvee_pcb_scores(
+    const Row *rows, int64_t K, int64_t n, const float *low, const float *high, const float *span, int raw, float *scores)
+{
+    float *values = malloc(K * CHUNK * sizeof *values), models = (float)K;
+    if (!values) return -1;
+    for (int64_t begin = 0; begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin);
+        float others[CHUNK] = {0};
+        load_chunks(rows, K, begin, size, values);
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t i = 0; i < size; i++) {
+                float x = values[k * CHUNK + i];
+                others[i] += raw ? x : sign_of(x) * mapped(clamped(x, low[k], high[k]), low[k], span[k]);
+            }
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t i = 0; i < size; i++) {
+                float x = values[k * CHUNK + i], share = mapped(clamped(x, low[k], high[k]), low[k], span[k]);
+                scores[k * n + begin + i] = exp_of(share * share * models) * tanh_of(x * others[i]);
+            }
+    }
+    free(values);
+    return 0;
+}
+
+/* papers.pcb_merging.balanced: Σ w_k sign(x_k) size(x_k) share_k / Σ share_k. */
+FAST API int cuvee_pcb_balance(
+    const Row *rows, const Row *scores, int64_t K, int64_t n, const float *low, const float *high, const float *floors,
+    const float *spans, const float *weights, float *out)
+{
+    float *values = malloc(2 * K * CHUNK * sizeof *values), *scored = values + K * CHUNK;
+    if (!values) return -1;
+    for (int64_t begin = 0; begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin);
+        float total[CHUNK] = {0}, merged[CHUNK] = {0};
+        load_chunks(rows, K, begin, size, values);
+        load_chunks(scores, K, begin, size, scored);
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t i = 0; i < size; i++) {
+                float x = values[k * CHUNK + i], score = scored[k * CHUNK + i];
+                float share = mapped(score < floors[k] ? floors[k] : score, floors[k], spans[k]);
+                merged[i] += sign_of(x) * clamped(x, low[k], high[k]) * share * weights[k];
+                total[i] += share;
+            }
+        for (int64_t i = 0; i < size; i++) out[begin + i] = merged[i] / (total[i] < 1e-12f ? 1e-12f : total[i]);
+    }
+    free(values);
     return 0;
 }

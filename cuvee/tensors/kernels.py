@@ -53,6 +53,8 @@ __all__ = [
     "lane_sums",
     "largest_of_stretches",
     "load",
+    "pcb_balance",
+    "pcb_scores",
     "product_sums",
     "rank_drop",
     "row_of",
@@ -93,6 +95,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "product_sums": (_I, [_P, _N, _N, _N, _P]),
     "column_products": (_I, [_P, _N, _N, _N, _N, _N, _P]),
     "largest_of_stretches": (_I, [_P, _P, _N, _N, _N, _N, _P]),
+    "pcb_scores": (_I, [_P, _N, _N, _P, _P, _P, _I, _P]),
+    "pcb_balance": (_I, [_P, _P, _N, _N, _P, _P, _P, _P, _P, _P]),
     "count_high": (_I, [_P, _I, _N, _P]),
     "count_low": (None, [_P, _I, _U, _N, _P]),
     "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
@@ -558,4 +562,44 @@ def largest_of_stretches(row: Row, free: NDArray[np.bool_], n: int, m: int, leaf
     """
     out = np.empty(row.shape, np.bool_)
     _memory(_library().cuvee_largest_of_stretches(_as_c([row]), _at(free), out.size, leaf, n, m, _at(out)))
+    return out
+
+
+def _floats(numbers: Sequence[float]) -> Floats:
+    return np.array(numbers, np.float32)
+
+
+def pcb_scores(rows: Sequence[Row], clamps: Sequence[tuple[float, float]], *, raw: bool) -> Floats:
+    """`papers.pcb_merging.scores_of`: K rows into (K, …).
+
+    Args:
+        clamps: K pairs (low, high).
+        raw: inter is raw_sum.
+    """
+    size, out = math.prod(rows[0].shape), np.empty((len(rows), *rows[0].shape), np.float32)
+    low, high, span = map(_floats, zip(*((low, high, high - low) for low, high in clamps), strict=True))
+    described = _as_c(rows), len(rows), size, _at(low), _at(high), _at(span)
+    _memory(_library().cuvee_pcb_scores(*described, raw, _at(out)))
+    return out
+
+
+def pcb_balance(
+    rows: Sequence[Row],
+    scores: Sequence[Row],
+    clamps: Sequence[tuple[float, float]],
+    ends: Sequence[tuple[float, float]],
+    weights: Sequence[float],
+) -> Floats:
+    """`papers.pcb_merging.balanced`: K rows and their scores into (…).
+
+    Args:
+        clamps, ends: K pairs (low, high) of magnitudes, and of scores.
+        weights: K.
+    """
+    size, out = math.prod(rows[0].shape), np.empty(rows[0].shape, np.float32)
+    low, high = map(_floats, zip(*clamps, strict=True))
+    floors, spans = map(_floats, zip(*((floor, top - floor) for floor, top in ends), strict=True))
+    factors = _floats(weights)
+    held = _at(low), _at(high), _at(floors), _at(spans), _at(factors)
+    _memory(_library().cuvee_pcb_balance(_as_c(rows), _as_c(scores), len(rows), size, *held, _at(out)))
     return out

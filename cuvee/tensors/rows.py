@@ -28,6 +28,7 @@ class Act(IntEnum):
     MULTIPLY = 3
     DIVIDE = 4
     MULTIPLY_EACH = 5
+    SHORTEN = 6
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Step:
 
     Attributes:
         act: what is done.
-        number: the threshold, the factor or the divisor, rounded to float32.
+        number: the threshold, the factor, the divisor or the length of a step, rounded to float32.
         ties: (all_before, few_until, few) of a threshold, see `kernels.threshold`.
         mask: (n,) bool, of `KEEP_MASK`.
         factors: (F,) float32, of `MULTIPLY_EACH`: element i is taken times number (first + i) // run mod F of them.

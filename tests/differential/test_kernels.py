@@ -16,6 +16,8 @@ import cuvee.tensors.layout
 from cuvee.methods.combination import Stored
 from cuvee.methods.measuring import Call, Pending, Place, activated, measured
 from cuvee.methods.papers.cabs import largest_of_stretches
+from cuvee.methods.papers.nearswap import shorten
+from cuvee.methods.papers.pcb_merging import balanced, scores_of
 from cuvee.methods.papers.sce import variance
 from cuvee.methods.papers.widen import RowGrams
 from cuvee.methods.pieces.combine import largest, weighted_sum
@@ -214,7 +216,7 @@ def drawn_steps(draw, size: int) -> list[tuple[Act, float, dict]]:
                 "run": draw(st.sampled_from([1, 1, 7, 1500])),
                 "first": draw(st.integers(0, 99)),
             }
-        found.append((act, number if act < Act.MULTIPLY else 3.0, details))
+        found.append((act, number if act < Act.MULTIPLY else 0.75 if act is Act.SHORTEN else 3.0, details))
     return found
 
 
@@ -225,6 +227,8 @@ def stepped(values: torch.Tensor, act: Act, number: float, ties=(0, 0, 0), mask=
         return values * torch.from_numpy(each["factors"][which])
     if act is Act.MULTIPLY:
         return values * number
+    if act is Act.SHORTEN:
+        return shorten(values, number)
     if act is Act.DIVIDE:
         return values / number
     if act is Act.KEEP_MASK:
@@ -341,3 +345,19 @@ def test_gram_matrices_of_columns_and_rows_are_their_definition(shape, models):
                 assert [leaf for leaf, _ in misses[0]] == [leaf for leaf, _ in misses[1]]
                 for (_, one), (_, other) in zip(*misses, strict=True):
                     np.testing.assert_array_equal(one, other)
+
+
+@settings(max_examples=50, deadline=None)
+@given(deltas(), st.sampled_from(["raw_sum", "normalized_sum"]), st.sampled_from([1e-3, 0.3, 20.0]), st.booleans())
+def test_a_competition_of_parameters_is_its_definition(values, inter, spread, flat):
+    values = values.clamp(-100, 100) * (
+        1 + spread * torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
+    )
+    rows = Stored([kernels.row_of(one) for one in values])
+    clamps = [(0.1, 0.1 if flat else 3.0 + k) for k in range(len(values))]
+    ends = [(0.01 * k, 1.5 if k < 4 else 0.04) for k in range(len(values))]
+    one, other = scores_of(rows, clamps, inter), scores_of(values, clamps, inter)
+    assert_same_bits(torch.from_numpy(one.values) + 0.0, other + 0.0)
+    found = balanced(rows, one, clamps, ends, [1.0, 0.3, 0.7, -1.0, 2.0][: len(values)])
+    right = balanced(values, other, clamps, ends, [1.0, 0.3, 0.7, -1.0, 2.0][: len(values)])
+    assert_same_bits(torch.from_numpy(found) + 0.0, right + 0.0)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from cuvee.methods.measuring import each
+from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import Bound, Paper, merge_method
+from cuvee.tensors.rows import Act, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     paper=Paper("NearSwap (alchemonaut)", url="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"),
     models=(1, 1),
     status="community",
+    arrays=True,
     formula="out = θ_0 + clamp(t / |τ|, 0, 1) · τ",
     differs="As mergekit. A step below half the spacing of a low-precision output dtype vanishes in rounding.",
 )
@@ -24,5 +28,11 @@ def nearswap(deltas: Tensor, *, t: Annotated[float, Bound(0)]) -> Tensor:
         deltas: (1, …).
         t: the largest step, in units of a weight (about 1e-4), not a share.
     """
-    (delta,) = deltas
-    return delta * (t / delta.abs().clamp(min=1e-6)).clamp(0, 1)
+    return weighted_sum(each(shorten, deltas, t))
+
+
+def shorten(delta: Tensor, t: float) -> Tensor:
+    """Return clamp(t / |τ|, 0, 1) · τ."""
+    if isinstance(delta, Row):
+        return delta.then(Act.SHORTEN, t)
+    return delta * (abs(delta).clamp(min=1e-6).reciprocal() * t).clamp(0, 1)

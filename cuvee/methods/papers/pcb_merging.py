@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from cuvee.methods.combination import Stored
 from cuvee.methods.measuring import measured_each, spread
 from cuvee.methods.pieces.vote import sum_models
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import Fraction, Paper, PerModel, merge_method
+from cuvee.tensors import kernels
+from cuvee.tensors.elementary import exp, tanh
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.order import digits_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Inter: TypeAlias = Literal["raw_sum", "normalized_sum"]
+Ends: TypeAlias = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class FloorAndTop:
 
 @merge_method(
     paper=Paper("Parameter Competition Balancing for Model Merging", arxiv="2410.02396", year=2024),
-    cost="a few rounds over the model",
+    arrays=True,
+    cost="five rounds over the model",
     formula="β_i = exp(K·N_i²), N_i = |τ_i| clamped and normalised;  γ_i = tanh(τ_i · Σ_j τ_j);  "
     "s_i = the `ratio` largest of β_i γ_i, normalised;  out = θ_0 + scaling · Σ weight_i s_i τ_i / Σ s_i",
     differs="As the official scripts, which disagree with each other: the one for language models takes Σ τ_j as it is (inter: "
@@ -52,7 +60,7 @@ def pcb_merging(
     weight: PerModel[float] = 1.0,
     ratio: Fraction = 0.1,
     clamp_ratio: Fraction = 1e-4,
-    inter: Literal["raw_sum", "normalized_sum"] = "raw_sum",
+    inter: Inter = "raw_sum",
 ) -> Tensor:
     """Weigh every entry by how large it is in its task and how well it agrees with the others; drop the rest.
 
@@ -65,17 +73,43 @@ def pcb_merging(
     """
     digits = digits_of(deltas.dtype)
     limits = measured_each(Ranks(Clamps(clamp_ratio), resolve_ties=False, digits=digits), deltas, scope="model")
-    sizes = [delta.abs().clamp(low.value, high.value) for delta, (low, high) in zip(deltas, limits, strict=True)]
-    normal = [_normalized(size, low.value, high.value) for size, (low, high) in zip(sizes, limits, strict=True)]
-    signs = torch.sign(deltas)
-    others = sum_models(deltas if inter == "raw_sum" else signs * torch.stack(normal))
-    scores = [(n * n * len(deltas)).exp() * torch.tanh(d * others) for d, n in zip(deltas, normal, strict=True)]
-    ends = Ranks(FloorAndTop(ratio), magnitude=False, resolve_ties=False, digits=digits)
-    shares = [
-        _normalized(score.clamp(min=floor.value), floor.value, top.value)
-        for score, (floor, top) in zip(scores, measured_each(ends, scores, scope="model"), strict=True)
-    ]
-    parts = zip(spread(weight, len(deltas)), signs, sizes, shares, strict=True)
+    clamps = [(low.value, high.value) for low, high in limits]
+    scores = scores_of(deltas, clamps, inter)
+    found = measured_each(
+        Ranks(FloorAndTop(ratio), magnitude=False, resolve_ties=False, digits=digits), scores, scope="model"
+    )
+    return balanced(deltas, scores, clamps, [(floor.value, top.value) for floor, top in found], weight)
+
+
+def scores_of(deltas: Tensor, clamps: Ends, inter: Inter) -> Tensor:
+    """Return β ∘ γ of each model, (K, …).
+
+    Args:
+        deltas: (K, …).
+        clamps: the K least and largest magnitudes.
+    """
+    if isinstance(deltas, Stored):
+        made = kernels.pcb_scores(deltas.rows, clamps, raw=inter == "raw_sum")
+        return Stored([kernels.row_of(score) for score in made])
+    normal = torch.stack([_normalized(d.abs().clamp(*ends), *ends) for d, ends in zip(deltas, clamps, strict=True)])
+    others = sum_models(deltas if inter == "raw_sum" else torch.sign(deltas) * normal)
+    return exp(normal * normal * len(deltas)) * tanh(deltas * others)
+
+
+def balanced(deltas: Tensor, scores: Tensor, clamps: Ends, ends: Ends, weight: PerModel[float]) -> Tensor:
+    """Return Σ weight s τ / Σ s, with s the scores above the floor, mapped to [0, 1]; (…).
+
+    Args:
+        deltas, scores: (K, …).
+        clamps: as above.
+        ends: the K floors and largest scores.
+    """
+    weights = spread(weight, len(deltas))
+    if isinstance(deltas, Stored) and isinstance(scores, Stored):
+        return kernels.pcb_balance(deltas.rows, scores.rows, clamps, ends, weights)
+    sizes = [delta.abs().clamp(*limits) for delta, limits in zip(deltas, clamps, strict=True)]
+    shares = [_normalized(score.clamp(min=low), low, top) for score, (low, top) in zip(scores, ends, strict=True)]
+    parts = zip(weights, torch.sign(deltas), sizes, shares, strict=True)
     merged = sum_models([sign * size * share * w for w, sign, size, share in parts])
     return merged / sum_models(shares).clamp(min=1e-12)
 
