@@ -399,7 +399,7 @@ BenchMethods = Annotated[
         name="--methods",
         group=_RECIPE,
         metavar="METHOD",
-        consume_multiple=True,
+        consume_multiple=1,
         help="Only these, each with settings if wanted, such as ties:density=0.2; all: every registered one, as if not given.",
     ),
 ]
@@ -409,7 +409,7 @@ EvaluationTasks = Annotated[
         name="--tasks",
         group=_TASKS,
         metavar="TASK",
-        consume_multiple=True,
+        consume_multiple=1,
         help="A suite, such as lm, one of its tasks, such as lm/python, or a task of lm-evaluation-harness, such as arc_easy; "
         "several may follow each other, or be joined by commas.",
     ),
@@ -486,7 +486,7 @@ Severities = Annotated[
         name="--severity",
         group=_MACHINE,
         metavar="N",
-        consume_multiple=True,
+        consume_multiple=1,
         help="How far data are shifted, 1 (slightly) to 5; several may follow each other; 3 if not given.",
     ),
 ]

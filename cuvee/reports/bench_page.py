@@ -30,9 +30,6 @@ from cuvee.reports.page import page, section
 
 __all__ = ["bench_page"]
 
-_STRONGEST = 75.0
-"""Percent of the colour in the strongest cell, so that ink stays readable on it."""
-
 
 def bench_page(bench: Bench) -> str:
     """Return the page as HTML."""
@@ -179,7 +176,7 @@ def _task_cell(row: Row, task: Task, base: Mapping[str, float], own: Mapping[str
 
 
 def _cell(words: str, share: float, kind: str, *, title: str | None = None) -> str:
-    return element("td", text(words), class_=kind, style=f"--v:{_STRONGEST * share:.0f}", title=title)
+    return element("td", text(words), class_=kind, style=f"--v:{100 * share:.0f}", title=title)
 
 
 # --- Charts ---

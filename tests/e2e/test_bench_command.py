@@ -67,6 +67,8 @@ def test_json_alone_is_on_stdout(home, capsys):
         (("pairs-chgnet",), "nothing to score"),
         (("lm", "--methods", "ties:density=3"), "density"),
         (("lm", "--severity", "6"), "5"),
+        (("lm", "--severity"), "--severity needs a value"),
+        (("lm", "--methods", "--quick"), "--methods needs a value"),
     ],
 )
 def test_a_wrong_word_ends_it_before_anything_is_made(home, capsys, arguments, named):

@@ -144,6 +144,34 @@ def test_light_and_dark_have_the_same_colours_defined():
     assert set(re.findall(r"var\((--[a-z0-9]+)\)", style)) - {"--v"} <= names
 
 
+def oklab(linear):
+    """Björn Ottosson's OKLab of linear sRGB."""
+    to_cones = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+                         [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
+    to_lab = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+                       [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
+    return to_lab @ np.cbrt(to_cones @ linear), lambda lab: np.linalg.solve(to_cones, np.linalg.solve(to_lab, lab) ** 3)
+
+
+def linear(colour):
+    c = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", ["good", "bad", "map"])
+def test_numbers_can_be_read_on_the_strongest_cell(theme, kind):
+    from importlib.resources import files
+
+    style = (files("cuvee.reports") / "page.css").read_text().split("prefers-color-scheme: dark", 1)[theme]
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", style))
+    share = float(re.search(r"--strongest: (\.\d+)%", style)[1])  # of 100 %
+    (colour, back), (cell, _) = oklab(linear(colours[kind])), oklab(linear(colours["cell"]))
+    luminances = [float(np.array([0.2126, 0.7152, 0.0722]) @ one) for one in
+                  (linear(colours["ink"]), back(share * colour + (1 - share) * cell))]  # fmt: skip
+    assert (max(luminances) + 0.05) / (min(luminances) + 0.05) > 4.5  # WCAG AA
+
+
 def test_a_run_in_which_all_fail_has_a_page(bench):
     for label in bench.seeds[0].outcomes:
         bench.seeds[0].outcomes[label] = Outcome(Variant(label), "no")
