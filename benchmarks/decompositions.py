@@ -4,7 +4,8 @@
 
 prints, as JSON, seconds on one BLAS thread for each method of the table below, over all matrices of a Llama of this shape.
 A polar factor and singular vectors are counted by their cheapest sound route: the Gram matrix of the short side and its
-eigenvectors in float64, and products in float32. What is iterated without decompositions (the steps of Adam) is not counted.
+eigenvectors in float64, and products in float32. The steps of Adam (doge) are counted as the products of each and one pass of
+PyTorch's fused Adam: an element's step depends on its own gradients so far, so none is to be had without those before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 
 Work = Counter[tuple[str, int, int, int]]
-"""How often each of ("gemm" | "gram" | "eigh" | "solve", its sizes) is called."""
+"""How often each of ("gemm" | "gram" | "eigh" | "solve" | "rows" | "adam", its sizes) is called."""
 
 
 def gemm(m: int, k: int, n: int, times: int = 1) -> Work:
@@ -45,6 +46,14 @@ def _tsv_m(m: int, n: int, models: int) -> Work:
     return vectors(m, n, rank, models) + polar(m, stacked) + polar(n, stacked) + gemm(m, stacked, n)
 
 
+def _doge(m: int, n: int, models: int) -> Work:
+    """Its subspace, and 400 steps: coefficients of each row and what they sum to, the projection of that, and Adam."""
+    shared, steps = min(m, n) // 6, 400
+    bases = vectors(m, n, min(m, n) // models, models) + vectors(m, min(m, n), shared)
+    projections = gemm(shared, m, n, steps) + gemm(m, shared, n, steps)
+    return bases + projections + Counter({("rows", m, models, n): steps, ("adam", m, 0, n): steps})
+
+
 def _iso_cts(m: int, n: int, models: int) -> Work:
     short = min(m, n)
     bases = vectors(m, n, short, models + 1) + polar(m, short) + polar(n, short)
@@ -68,7 +77,7 @@ def _ortho_merge(m: int, n: int, models: int) -> Work:
 WORK: dict[str, Callable[[int, int, int], Work]] = {
     "bayesian_model_merging": _on_inputs,
     "dc_merge": lambda m, n, k: _tsv_m(m, n, k) + gemm(min(m, n), max(m, n), min(m, n), k),
-    "doge": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + vectors(m, min(m, n), min(m, n) // 6),
+    "doge": _doge,
     "drm": lambda m, n, k: vectors(m, k * n, m) + gemm(m, m, n),
     "iso_c": lambda m, n, k: polar(m, n),
     "iso_cts": _iso_cts,
@@ -99,6 +108,16 @@ def seconds(what: str, m: int, k: int, n: int) -> float:
     if what == "gram":
         both = torch.randn(m, k, generator=generator)
         return _best(lambda: both.double() @ both.double().T)
+    if what == "rows":
+        stack, row = torch.randn(m, k, n, generator=generator), torch.randn(m, 1, n, generator=generator)
+        return _best(lambda: torch.bmm(torch.bmm(row, stack.mT), stack))
+    if what == "adam":
+        from torch.optim.adam import adam
+
+        x, gradient, first, second = torch.randn(4, m, n, generator=generator).abs()
+        settings = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+        state = [[x], [gradient], [first], [second], [], [torch.zeros(())]]
+        return _best(lambda: adam(*state, fused=True, amsgrad=False, maximize=False, **settings))
     square = torch.randn(m, m, generator=generator, dtype=torch.float64)
     if what == "eigh":
         square = square @ square.T
