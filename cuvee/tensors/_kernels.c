@@ -1187,11 +1187,13 @@ API int cuvee_rank_drop(
 enum { STRETCHES = 16 };
 typedef uint32_t Lanes __attribute__((vector_size(STRETCHES * 4)));
 
-/* chosen = the `count` largest of each lane's m keys (m, STRETCHES), the lower place first among equals. */
-INLINE void choose_in_lanes(const Lanes *keys, int64_t m, uint32_t count, Lanes *chosen)
+/* chosen = the `count` largest of each lane's m keys (m, STRETCHES), the lower place first among equals. `bits`: those that any
+ * key has; the last ones of a difference of two bf16 numbers are 0. */
+INLINE void choose_in_lanes(const Lanes *keys, int64_t m, uint32_t count, uint32_t bits, Lanes *chosen)
 {
     Lanes least = {0}, left = {0};
     for (int bit = 31; bit >= 0; bit--) { /* the count-th largest key of each lane, a bit at a time */
+        if (!(bits >> bit & 1)) continue;
         Lanes wanted = least | 1u << bit, reached = {0};
         for (int64_t place = 0; place < m; place++) reached -= (Lanes)(keys[place] >= wanted);
         least |= (Lanes)(reached >= count) & 1u << bit;
@@ -1213,12 +1215,13 @@ FAST static void choose_stretches(
     Lanes *keys = room, *chosen = room + m;
     uint32_t *in_order = (uint32_t *)(room + 2 * m), *by_place = (uint32_t *)keys, *found = (uint32_t *)chosen;
     int64_t size = stretches * m;
+    uint32_t bits = 0;
     for (int64_t at = 0; at < size; at += CHUNK) load_keys(row, 1, begin + at, MIN(CHUNK, size - at), in_order + at);
-    for (int64_t i = 0; i < size; i++) in_order[i] = may[begin + i] ? in_order[i] + 1 : 0;
+    for (int64_t i = 0; i < size; i++) bits |= in_order[i] = may[begin + i] ? in_order[i] << 1 | 1 : 0;
     for (int64_t lane = 0; lane < STRETCHES; lane++)
         for (int64_t place = 0; place < m; place++)
             by_place[place * STRETCHES + lane] = lane < stretches ? in_order[lane * m + place] : 0;
-    choose_in_lanes(keys, m, (uint32_t)count, chosen);
+    choose_in_lanes(keys, m, (uint32_t)count, bits, chosen);
     for (int64_t lane = 0; lane < stretches; lane++)
         for (int64_t place = 0; place < m; place++)
             mask[begin + lane * m + place] = found[place * STRETCHES + lane] & (in_order[lane * m + place] > 0);
