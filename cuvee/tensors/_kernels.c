@@ -1185,7 +1185,7 @@ API int cuvee_rank_drop(
 /* ---- the largest of every stretch ---------------------------------------------------------------------------------- */
 
 enum { STRETCHES = 16 };
-typedef uint32_t Lanes __attribute__((vector_size(STRETCHES * 4)));
+typedef uint32_t Lanes __attribute__((vector_size(STRETCHES * 4), aligned(16))); /* as malloc aligns */
 
 /* chosen = the `count` largest of each lane's m keys (m, STRETCHES), the lower place first among equals. `bits`: those that any
  * key has; the last ones of a difference of two bf16 numbers are 0. */
@@ -1231,7 +1231,7 @@ FAST static void choose_stretches(
 API int cuvee_largest_of_stretches(
     const Row *row, const uint8_t *may, int64_t n, int64_t leaf, int64_t count, int64_t m, uint8_t *mask)
 {
-    Lanes *room = aligned_alloc(sizeof *room, (3 * MIN(m, MIN(leaf, n)) + 1) * sizeof *room);
+    Lanes *room = malloc((3 * MIN(m, MIN(leaf, n)) + 1) * sizeof *room);
     if (!room) return -1;
     for (int64_t start = 0; start < n; start += leaf) {
         int64_t size = MIN(leaf, n - start), rest = size % m, at = 0;
