@@ -14,7 +14,7 @@ __all__ = ["adam", "conjugate_gradient", "momentum_descent"]
 
 
 def adam(x: Tensor, gradient: Callable[[Tensor], Tensor], steps: int, lr: float) -> Tensor:
-    """Return x after so many steps of Adam (β 0.9 and 0.999, ε 1e-8). `x`, float32 or float64, is changed in place.
+    """Return x after so many steps of Adam (β 0.9 and 0.999, ε 1e-8). `x`, float32 or float64, may be changed in place.
 
     No element moves by much more than lr a step, whatever its gradient: the length of the path is absolute.
     """
@@ -23,11 +23,21 @@ def adam(x: Tensor, gradient: Callable[[Tensor], Tensor], steps: int, lr: float)
     )  # one pass over memory a step; torch.optim.Adam would load the compiler
 
     settings: Any = {"lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+    x = x.contiguous()  # the fused step goes through memory in order, whatever the strides are
     first, second = torch.zeros_like(x), torch.zeros_like(x)
     done = torch.zeros((), device=x.device)
     for _ in range(steps):
         adam_step(
-            [x], [gradient(x)], [first], [second], [], [done], fused=True, amsgrad=False, maximize=False, **settings
+            [x],
+            [gradient(x).contiguous()],
+            [first],
+            [second],
+            [],
+            [done],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            **settings,
         )
     return x
 
