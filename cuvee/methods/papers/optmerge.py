@@ -8,6 +8,7 @@ from cuvee.methods.combination import Matrices
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.descent import adam, momentum_descent
 from cuvee.methods.pieces.regression import FLOOR, Init, Regression, has_moved, start
+from cuvee.methods.pieces.spectral_filters import Filter, response_of
 from cuvee.methods.registry import MATRIX, Bound, Paper, merge_method
 from cuvee.methods.spectral import decomposition_bytes, gram_solve, low_rank, svd
 from cuvee.tensors.lazy_torch import torch
@@ -32,11 +33,13 @@ def optmerge_bytes(rows: int, columns: int, models: int) -> int:
     workspace=optmerge_bytes,
     cost="K + 1 decompositions; with center 2 K + 1; sgd and adam: steps · 4 m n min(m, n) operations",
     formula="τ_i ≈ U_i S_i V_iᵀ, rank r;  L_i = S_i V_iᵀ;  t_i = U_i S_i V_iᵀ;  "
-    "X = argmin Σ ‖(X − t_i) L_iᵀ‖² / ‖τ_i‖²;  out = θ_0 + scaling · X",
+    "X → argmin Σ ‖(X − t_i) L_iᵀ‖² / ‖τ_i‖², from X_0, as far as f(λ) goes;  out = θ_0 + scaling · X",
     differs="The official code has two flavours: for merged LoRA experts solver: sgd, init: mean; for fully fine-tuned ones "
     "solver: adam, init: sum, center: true (t_i is then the mean plus the truncation of τ_i − mean), with scaling: 0.1 for "
-    "large models. The closed form is ours: it is where the iterations lead, and outside the probed inputs it stays "
-    "at init. The official code keeps all that is no matrix, and the vision tower, at the base (others: base).",
+    "large models. The closed form is ours, and stops short of where the iterations would lead, as they do (filter: "
+    "exponential, as in wudi_merging; none solves exactly, which weak directions make many times larger than any task "
+    "vector); outside the probed inputs it stays at init. The official code keeps all that is no matrix, and the vision "
+    "tower, at the base (others: base).",
 )
 def optmerge(
     deltas: Matrices,
@@ -45,6 +48,9 @@ def optmerge(
     init: Init = "mean",
     center: bool = False,
     rank_ratio: Annotated[float, Bound(0, 1, open_low=True)] | None = None,
+    filter: Filter = "exponential",
+    time: Annotated[float, Bound(0)] = 300.0,
+    alpha: Annotated[float, Bound(0)] = 0.01,
     steps: Annotated[int, Bound(0)] = 300,
     lr: Annotated[float, Bound(0)] | None = None,
     momentum: Annotated[float, Bound(0, 1, open_high=True)] = 0.9,
@@ -57,7 +63,8 @@ def optmerge(
         init: where the solution starts, and stays outside the inputs that are probed.
         center: keep the mean whole, and truncate what each task vector differs from it by.
         rank_ratio: the share of min(m, n) directions that a model is truncated to; without it 1 / K.
-        steps, momentum: of sgd and adam.
+        filter, time, alpha: how far the closed form solves each eigendirection; see `wudi_merging`.
+        steps, momentum: of sgd and adam; steps also of filter: landweber.
         lr: of those; without it 1e-4 and 1e-5.
 
     Returns:
@@ -66,7 +73,8 @@ def optmerge(
     found = probed(deltas, center, rank_ratio)
     anchor = start(init, found.total, len(deltas))
     if solver == "closed_form":
-        return gram_solve(found.spectrum, found.t, anchor, torch.ones_like, FLOOR)
+        response = response_of(filter, time=time, alpha=alpha, steps=steps)
+        return gram_solve(found.spectrum, found.t, anchor, response, FLOOR)
     if solver == "adam":
         return adam(anchor.clone(), found.gradient(anchor.dtype), steps, 1e-5 if lr is None else lr)
     rate = 1e-4 if lr is None else lr

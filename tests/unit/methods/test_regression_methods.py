@@ -186,7 +186,7 @@ def test_optmerge_meets_its_targets_on_the_probed_inputs_and_stays_elsewhere(sha
     probes = [truncated(one, rank) / one.norm() for one in deltas]
     middle = deltas.mean(0) if center else torch.zeros_like(deltas[0])
     targets = [middle + truncated(one - middle, rank) for one in deltas]
-    got = merged("optmerge", deltas, center=center)
+    got = merged("optmerge", deltas, center=center, filter="none")
     gradient = sum((got - t) @ p.mT @ p for t, p in zip(targets, probes, strict=True))
     assert float(gradient.abs().max()) < 1e-10
     unseen = torch.eye(shape[1], dtype=torch.float64) - torch.linalg.pinv(torch.cat(probes), rtol=1e-8) @ torch.cat(
@@ -198,20 +198,31 @@ def test_optmerge_meets_its_targets_on_the_probed_inputs_and_stays_elsewhere(sha
 def test_optmerge_descends_to_its_closed_form():
     deltas = deltas_of((7, 5), 2)
     got = merged("optmerge", deltas, solver="sgd", lr=0.3, steps=3000)
-    torch.testing.assert_close(got, merged("optmerge", deltas), rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, merged("optmerge", deltas, filter="none"), rtol=0, atol=1e-6)
 
 
 def test_optmerge_with_whole_task_vectors_is_wudi():
     deltas = deltas_of((7, 5))
-    for settings in ({"solver": "adam", "init": "sum", "lr": 1e-3, "steps": 50}, {"solver": "closed_form"}):
-        other = settings | ({"filter": "none"} if settings["solver"] == "closed_form" else {})
-        got, want = merged("optmerge", deltas, rank_ratio=1.0, **settings), merged("wudi_merging", deltas, **other)
+    for how in ({"solver": "adam", "lr": 1e-3, "steps": 50}, {"filter": "none"}, {"filter": "exponential"}):
+        settings = {"init": "sum", **how}
+        got, want = merged("optmerge", deltas, rank_ratio=1.0, **settings), merged("wudi_merging", deltas, **settings)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
+
+
+def test_weak_directions_do_not_make_optmerge_larger_than_the_task_vectors():
+    left, right = deltas_of((60, 40), 4), deltas_of((40, 40), 1)[0]
+    deltas = left @ torch.diag(torch.logspace(0, -5, 40, dtype=torch.float64)) @ right
+    size = float(deltas.norm(dim=(1, 2)).sum())
+    assert (
+        float(merged("optmerge", deltas, filter="none").norm())
+        > 3 * size
+        > 3 * float(merged("optmerge", deltas).norm())
+    )
 
 
 def test_optmerge_of_one_model_gives_that_model():
     deltas = deltas_of((12, 30), 1)
-    torch.testing.assert_close(merged("optmerge", deltas, init="zero"), deltas[0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(merged("optmerge", deltas, init="zero", filter="none"), deltas[0], rtol=0, atol=1e-9)
     torch.testing.assert_close(merged("optmerge", deltas, center=True), deltas[0], rtol=0, atol=1e-9)
 
 
