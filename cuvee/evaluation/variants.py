@@ -106,7 +106,8 @@ def parse_variant(text: str) -> Variant:
         if key not in method.parameters:
             right = nearest(key, method.parameters)
             raise MethodError(f"{method.name} has no parameter {key!r}", where=f"--methods {text}", right=right)
-        parameters[key] = method.parameters[key].check(_value(value))
+        is_word = value in method.parameters[key].choices  # "none" is one of some filters, and nothing elsewhere
+        parameters[key] = method.parameters[key].check(value if is_word else _value(value))
     return Variant(method.name, parameters)
 
 

@@ -28,6 +28,9 @@
 #define API
 #endif
 
+/* The checksum of the sources that this was built of. */
+API uint32_t cuvee_sources(void) { return CUVEE_SOURCES; }
+
 enum { F32 = 0, BF16 = 1, F16 = 2 };
 enum { CHUNK = 1024, LANES = 256, DIGITS = 65536 };
 #define MIN(a, b) ((a) < (b) ? (a) : (b))

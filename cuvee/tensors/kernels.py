@@ -16,8 +16,10 @@ import importlib.util
 import math
 import os
 import sys
+import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -175,18 +177,27 @@ class _File(ctypes.Structure):
 
 @functools.cache
 def _library() -> Any:
-    """Return the compiled library; None where there is none, or one of another version."""
+    """Return the compiled library; None where there is none, or one of other sources than those beside this file."""
     spec = importlib.util.find_spec("cuvee.tensors._kernels")
     if is_off() or spec is None or spec.origin is None:
         return None
     try:
         library = ctypes.CDLL(spec.origin)
+        if library.cuvee_sources() % 2**32 != _checksum_of_sources():
+            return None
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, f"cuvee_{name}")
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):
         return None
     return library
+
+
+def _checksum_of_sources() -> int:
+    checksum = 0
+    for name in ("_kernels.c", "_digests.c"):
+        checksum = zlib.crc32(cast(Any, __spec__).loader.get_data(Path(__file__).with_name(name)), checksum)
+    return checksum
 
 
 def is_off() -> bool:

@@ -361,3 +361,10 @@ def test_a_competition_of_parameters_is_its_definition(values, inter, spread, fl
     found = balanced(rows, one, clamps, ends, [1.0, 0.3, 0.7, -1.0, 2.0][: len(values)])
     right = balanced(values, other, clamps, ends, [1.0, 0.3, 0.7, -1.0, 2.0][: len(values)])
     assert_same_bits(torch.from_numpy(found) + 0.0, right + 0.0)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the kernels are off")
+def test_a_library_of_other_sources_is_not_used(monkeypatch):
+    assert kernels._library.__wrapped__() is not None
+    monkeypatch.setattr(kernels, "_checksum_of_sources", lambda: 1)
+    assert kernels._library.__wrapped__() is None
