@@ -75,6 +75,7 @@ def test_help_does_not_even_load_numpy_and_fits_80_columns():
 
 NEEDED = {
     "slerp": {"t": 0.3},
+    "nearswap": {"t": 0.1},
     "nuslerp": {"weight": 0.5},
     "multislerp": {"weight": 0.5},
     "ties": {"density": 0.4},
