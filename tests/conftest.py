@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 pytest.register_assert_rewrite("models")
 sys.path.insert(0, str(Path(__file__).parent))
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell has its background jobs ignore it, and so would what they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
