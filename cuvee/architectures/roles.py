@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from cuvee.architectures import vocabulary as known
+import cuvee.architectures.vocabulary as known
 from cuvee.architectures.meaning import Role
 from cuvee.architectures.names import module_of, number, tokens
 from cuvee.architectures.surroundings import Surroundings, is_expert_word

@@ -18,9 +18,8 @@ def adam(x: Tensor, gradient: Callable[[Tensor], Tensor], steps: int, lr: float)
 
     No element moves by much more than lr a step, whatever its gradient: the length of the path is absolute.
     """
-    from torch.optim.adam import (
-        adam as adam_step,
-    )  # one pass over memory a step; torch.optim.Adam would load the compiler
+    # One pass over memory a step; the class torch.optim.Adam would load the compiler.
+    from torch.optim.adam import adam as adam_step
 
     settings: Any = {"lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
     x = x.contiguous()  # the fused step goes through memory in order, whatever the strides are

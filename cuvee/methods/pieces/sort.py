@@ -82,9 +82,8 @@ def middle(values: Tensor, first: int, last: int, nearest: int = 0) -> Tensor:
     center = mean(torch.stack(rows[first:last]))
     if not nearest:
         return center
-    for place in range(
-        count - nearest
-    ):  # the closest lie side by side: the window moves up while its lower end is farther
+    # The closest lie side by side: the window moves up while its lower end is farther.
+    for place in range(count - nearest):
         lower, upper = rows[place], rows[place + nearest]
         rows[place] = torch.where(center - lower > upper - center, upper, lower)
     return mean(torch.stack(rows[:nearest]))
