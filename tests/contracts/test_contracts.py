@@ -200,6 +200,15 @@ CONTRACTS = [
     # Adam moves elements by the sign of gradients: noise of any size moves those whose gradient is zero.
     Contract("wudi_merging", {"time_exponent": 0.5}, equal_models=None),
     Contract("wudi_merging", {"solver": "adam", "steps": 20}, equal_models=None, stable=False, wide=1e-4),
+    Contract(
+        "wudi_merging",
+        {"consensus_power": 1.0, "consensus_floor": 0.1, "gamma": 0.98, "ridge": 0.01, "time": 10.0},
+        equal_models=None,
+        turns=("left", "right"),
+        scales=True,
+        tolerance=1e-5,
+    ),
+    Contract("output_filter", {"time": 10.0}, equal_models=None, turns=("left", "right"), scales=True, tolerance=1e-5),
     Contract("bayesian_model_merging", equal_models=None, turns=("left", "right"), scales=True, tolerance=1e-5),
     Contract(
         "bayesian_model_merging",

@@ -11,7 +11,10 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Filter", "RankRule", "directions_kept", "response_of", "within"]
+__all__ = ["Filter", "RankRule", "Response", "directions_kept", "response_of", "times", "within"]
+
+Response: TypeAlias = "Callable[[Tensor], Tensor]"
+"""A filter f: from eigenvalues λ, falling, to shares in [0, 1]."""
 
 Filter: TypeAlias = Literal["none", "exponential", "tikhonov", "landweber"]
 RankRule: TypeAlias = Literal[
@@ -20,18 +23,26 @@ RankRule: TypeAlias = Literal[
 
 
 def response_of(
-    kind: Filter, *, time: float = 300.0, alpha: float = 0.01, steps: int = 150, eta_ratio: float = 0.9
-) -> Callable[[Tensor], Tensor]:
-    """Return the filter f, from eigenvalues λ, falling, to shares in [0, 1].
+    kind: Filter,
+    *,
+    time: float = 300.0,
+    gamma: float = 1.0,
+    ridge: float = 0.0,
+    alpha: float = 0.01,
+    steps: int = 150,
+    eta_ratio: float = 0.9,
+) -> Response:
+    """Return a filter.
 
     Args:
-        kind: "none": 1; "exponential": 1 − exp(−λ · time), gradient flow; "tikhonov": λ / (λ + alpha), a ridge around
-            the start; "landweber": 1 − (1 − ηλ)^steps, gradient descent, with η = eta_ratio / the largest λ.
+        kind: "none": 1; "exponential": (1 − exp(−λ · time))^gamma · λ / (λ + ridge), gradient flow where gamma is 1 and ridge
+            0; "tikhonov": λ / (λ + alpha), a ridge around the start; "landweber": 1 − (1 − ηλ)^steps, gradient descent,
+            with η = eta_ratio / the largest λ.
     """
 
     def response(values: Tensor) -> Tensor:
         if kind == "exponential":
-            return -torch.expm1(-values * time)
+            return (-torch.expm1(-values * time)) ** gamma * (values / (values + ridge))
         if kind == "tikhonov":
             return values / (values + alpha)
         if kind == "landweber":
@@ -41,7 +52,18 @@ def response_of(
     return response
 
 
-def within(response: Callable[[Tensor], Tensor], kept: Callable[[Tensor], int]) -> Callable[[Tensor], Tensor]:
+def times(response: Response, shares: Tensor) -> Response:
+    """Return a filter times a share in [0, 1] for each of the leading directions, (q,)."""
+
+    def shared(values: Tensor) -> Tensor:
+        f = response(values)
+        f[: len(shares)] *= shares
+        return f
+
+    return shared
+
+
+def within(response: Response, kept: Callable[[Tensor], int]) -> Response:
     """Return a filter that is 0 but for the leading directions, as many as `kept(λ)` says."""
 
     def masked(values: Tensor) -> Tensor:

@@ -72,6 +72,40 @@ def test_wudi_interferes_less_than_what_it_starts_from(shape):
         )
 
 
+def swudi(deltas: torch.Tensor, time: float, gamma: float, ridge: float, power: float, floor: float) -> torch.Tensor:
+    """All knobs of SWUDI at once, by full matrices, from the sum."""
+    c, t = moments(deltas)
+    values, q = torch.linalg.eigh(c)
+    values = values.clamp(min=1e-8)
+    f = (1 - torch.exp(-values * time)) ** gamma * values / (values + ridge)
+    w = torch.stack([(one @ q).square().sum(0) / one.square().sum() for one in deltas])
+    f = f * (floor + (1 - floor) * (w.sum(0).square() / w.square().sum(0) / len(deltas)) ** power)
+    f[values <= 1e-8] = 0
+    total = deltas.sum(0)
+    return total - total @ q @ torch.diag(f) @ q.mT + t @ q @ torch.diag(f / values) @ q.mT
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_knobs_of_swudi(shape):
+    deltas = deltas_of(shape)
+    knobs = {"time": 3.0, "gamma": 0.9, "ridge": 0.02}
+    got = merged("wudi_merging", deltas, consensus_power=1.5, consensus_floor=0.2, **knobs)
+    torch.testing.assert_close(got, swudi(deltas, power=1.5, floor=0.2, **knobs), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_filter_of_outputs_follows_any_method(shape):
+    deltas = deltas_of(shape)
+    sigma, u = torch.linalg.eigh(sum(one @ one.mT / one.square().sum() for one in deltas))
+    gain = 1 - torch.exp(-sigma.clamp(min=1e-8) * 2.0)
+    for method in ("wudi_merging", "task_arithmetic"):
+        want = u @ torch.diag(gain) @ u.mT @ merged(method, deltas)
+        got = merged(method, deltas, after=[{"output_filter": {"time": 2.0}}])
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+    unmoved = torch.zeros_like(deltas)
+    assert not merged("wudi_merging", unmoved, after=["output_filter"], consensus_power=1.0).any()
+
+
 def test_wudi_of_one_model_gives_that_model_and_leaves_out_those_that_have_not_moved():
     deltas = deltas_of((7, 5), 1)
     for settings in ({}, {"filter": "none", "init": "zero"}, {"solver": "adam"}):

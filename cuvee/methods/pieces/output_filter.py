@@ -1,0 +1,47 @@
+"""The filter of outputs of SWUDI: directions of outputs that few task vectors write to are damped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cuvee.methods.pieces.regression import FLOOR, has_moved
+from cuvee.methods.registry import MATRIX, Bound, Paper, Role, edit
+from cuvee.methods.spectral import decomposition_bytes, eigh, gram, product
+from cuvee.tensors.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["output_filter"]
+
+
+def _bytes(rows: int, columns: int, models: int) -> int:
+    """Return the bytes that it holds: the result and a product in float64; the moments of outputs, and what solves them."""
+    return (8 + 4) * rows * columns + 8 * 2 * rows * rows + decomposition_bytes(rows)
+
+
+@edit(
+    role=Role.REFINER,
+    paper=Paper("Closed-Form Spectral Regularization for Multi-Task Model Merging", arxiv="2606.07289", year=2026),
+    unit=MATRIX,
+    workspace=_bytes,
+)
+def output_filter(merged: Tensor, deltas: Tensor, *, time: Annotated[float, Bound(0)] = 1000.0) -> Tensor:
+    """Filter a merged task vector X by the outputs of all: U diag(1 − exp(−σ · time)) Uᵀ X, Σ τ_iτ_iᵀ / ‖τ_i‖² = U diag(σ) Uᵀ.
+
+    What is no matrix stays as it is.
+
+    Args:
+        time: towards infinity the merge comes out unchanged, where any model has moved; 0: the base.
+
+    Source: arXiv 2606.07289, where it may follow wudi_merging; its code gives it no default.
+    """
+    moments = merged.new_zeros((len(merged), len(merged)), dtype=torch.float64)
+    for delta in deltas:
+        squares = gram(delta, "rows")
+        size = float(squares.trace())
+        if has_moved(size, delta.numel()):
+            moments += squares / size
+    values, u = eigh(moments)
+    gain = -torch.expm1(-values.clamp(min=FLOOR) * time)
+    return product(product(merged.mT, u, torch.float64) * gain, u.mT, merged.dtype).mT
