@@ -18,6 +18,8 @@ GRACE_S = 86_400.0
 _DEEPEST = 64
 _STAGE = "cuvee.json"  # a stage of a recipe is published beside the output, and read from there
 _LOCK = re.compile(r"\.(?P<out>.+)\.cuvee\.lock", re.DOTALL)
+_LEARNED = re.compile(r"\.(?P<out>.+)\.cuvee-learned", re.DOTALL)
+_LAYER = re.compile(r"\.?[0-9a-f]{64}\.layer(\.\d+\.\d+)?")  # or one that was being written
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Leftover:
     """One thing that a run has left.
 
     Attributes:
-        path: a staging folder, or a lock file.
+        path: a staging folder, a folder of learned layers, or a lock file.
         out: the target it belongs to.
         size: bytes on the disk.
         age_s: seconds since anything in it changed.
@@ -65,7 +67,7 @@ def find_leftovers(folder: Path, *, older_than_s: float = GRACE_S) -> list[Lefto
 
 
 def _target(name: str) -> str:
-    match = STAGING.fullmatch(name) or _LOCK.fullmatch(name)
+    match = STAGING.fullmatch(name) or _LEARNED.fullmatch(name) or _LOCK.fullmatch(name)
     return match["out"] if match else ""
 
 
@@ -89,6 +91,8 @@ def _is_ours(path: Path) -> bool:
     if not fs.is_own_folder(path):
         return False
     names = set(fs.listdir(path))
+    if _LEARNED.fullmatch(path.name):
+        return all(map(_LAYER.fullmatch, names))
     return names <= {JOURNAL_NAME, MODEL_NAME} or _STAGE in names
 
 

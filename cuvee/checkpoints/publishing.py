@@ -4,6 +4,7 @@ out/                        the published model, or nothing
 .out.cuvee-1a2b3c4d5e6f/    a run on its way, named by its plan
     model/                  what will be out/
     journal.jsonl           which tensors are finished; kept until the model has its name, so that no failure loses work
+.out.cuvee-learned/         layers that were trained for out/; kept until it is published
 .out.cuvee.lock             held while a run writes to out/
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_target",
     "give_up",
     "in_words",
+    "learned_folder",
     "leftovers",
     "lock_file",
     "locked",
@@ -46,6 +48,11 @@ def staging_folder(out: Path, plan_id: str) -> Path:
         plan_id: hexadecimal; the first twelve digits count.
     """
     return out.parent / f".{out.name}.cuvee-{plan_id[:12]}"
+
+
+def learned_folder(out: Path) -> Path:
+    """Return the folder of what was learned towards `out`, and need not be learned again."""
+    return out.parent / f".{out.name}.cuvee-learned"
 
 
 def lock_file(out: Path) -> Path:

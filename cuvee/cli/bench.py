@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from cuvee.cli.amounts import plural
@@ -53,11 +52,9 @@ def build(
 
 
 def _made(suite: Suite, seed: int, *, quick: bool, quiet: bool, device: str) -> Built:
-    from cuvee.evaluation.bars import training_bars
-    from cuvee.evaluation.suites.suite import silently
+    from cuvee.evaluation.bars import training_shown
 
-    console = screen(stderr=True)
-    with nullcontext(silently) if quiet or not console.is_terminal else training_bars(console) as progress:
+    with training_shown(screen(stderr=True), quiet=quiet) as progress:
         return suite.build(seed=seed, quick=quick, progress=progress, device=device)
 
 

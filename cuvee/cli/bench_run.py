@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,21 +121,19 @@ def run_suite(
         seeds, limit, quick, quiet, device: as of `run`.
         severities: of the shifts, 1 to 5.
     """
-    from cuvee.evaluation.bars import training_bars
+    from cuvee.evaluation.bars import training_shown
     from cuvee.evaluation.benchmark import Runner, sizes_between
     from cuvee.evaluation.home import cuvee_home
     from cuvee.evaluation.kept_scores import KeptScores
     from cuvee.evaluation.results import Bench
     from cuvee.evaluation.suites import suite as find
-    from cuvee.evaluation.suites.suite import silently
 
     suite = find(name)
-    console = screen(stderr=True)
     results = []
     kept = KeptScores(cuvee_home() / "scores.sqlite")
     try:
         for seed in range(seeds):
-            with nullcontext(silently) if quiet or not console.is_terminal else training_bars(console) as progress:
+            with training_shown(screen(stderr=True), quiet=quiet) as progress:
                 built = suite.build(seed=seed, quick=quick, progress=progress, device=device)
             sizes = sizes_between(len(built.experts), _SIZES_QUICK if quick else _SIZES)
             with Bar(wanted=not quiet, spoken=lambda count: plural(round(count), "model")) as bar:

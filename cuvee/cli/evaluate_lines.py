@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,14 +98,12 @@ def suite_lines(
     model: str, suite: str, names: Sequence[str], *, quick: bool, limit: int | None, device: str
 ) -> list[Line]:
     """Score a model, the suite's base and the tasks' experts on tasks of a suite; no names: on all of them."""
-    from cuvee.evaluation.bars import training_bars
+    from cuvee.evaluation.bars import training_shown
     from cuvee.evaluation.home import cuvee_home
     from cuvee.evaluation.kept_scores import KeptScores, digest_of, kept_score
     from cuvee.evaluation.suites import suite as find
-    from cuvee.evaluation.suites.suite import silently
 
-    console = screen(stderr=True)
-    with training_bars(console) if console.is_terminal else nullcontext(silently) as progress:
+    with training_shown(screen(stderr=True)) as progress:
         built = find(suite).build(quick=quick, progress=progress, device=device)
     kept = KeptScores(cuvee_home() / "scores.sqlite")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,13 +71,14 @@ def fda(
 
     Of each expert and layer, inputs are learned at which the gradient points along the task vector (arXiv 2510.21223), and
     on all of them the layer is trained. No data, but passes through every layer that are differentiated twice: minutes for
-    small models, hours on a GPU for large ones; a run that is stopped begins anew.
+    small models, hours on a GPU for large ones. A run that was stopped goes on after the last whole layer when the same
+    command is given again.
 
     Args:
         base: the model that the others were fine-tuned from; one that transformers loads.
         experts: fine-tunes of it.
     """
-    from cuvee.checkpoints.publishing import check_target
+    from cuvee.checkpoints.publishing import check_target, give_up, learned_folder
 
     clock = app.clock
     target = Path(os.path.abspath(out))
@@ -107,11 +108,13 @@ def fda(
             merged=merged,
             offline=offline,
             token=token,
+            learned=learned_folder(target),
             watch=watch,
             threads=threads,
             shard_size=options.shard_bytes,
         )
     report = carry_out(planned, target, overwrite=overwrite, allow_nan=allow_nan, with_bar=not quiet)
+    report = replace(report, warnings=[*report.warnings, *give_up(learned_folder(target))])
     clock.phases |= {name: report.seconds[name] for name in ("merge", "publish")}
     if json:
         print_json({**report_object(planned, report, clock), "layers": [asdict(layer) for layer in layers]})

@@ -1,4 +1,4 @@
-"""What is kept of costly work: whole tensors from round to round, decompositions from merge to merge."""
+"""What is kept of costly work: whole tensors from round to round, results by what they are made of from run to run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DecompositionsInFolder", "KeptDecompositions", "KeptInFolder", "KeptInMemory"]
+__all__ = ["KeptDecompositions", "KeptInFolder", "KeptInMemory", "ResultsInFolder"]
 
 _DTYPES = {"float32": np.float32, "float64": np.float64}
 _DIGEST_BYTES = 32
@@ -91,15 +91,19 @@ def _size(factors: tuple[Tensor, ...]) -> int:
     return sum(one.numel() * one.element_size() for one in factors)
 
 
-class DecompositionsInFolder:
-    """Decompositions kept in a folder of the user's, one file each, with a digest: a damaged one is made again."""
+class ResultsInFolder:
+    """Tuples of tensors kept in a folder under a digest of all that they follow from, one file each.
 
-    def __init__(self, folder: Path) -> None:
+    A file says its own digest: what is damaged is made again.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
         self._folder = folder
+        self._kind = kind
 
     def get(self, key: str) -> tuple[Tensor, ...] | None:
-        """Return the factors, or None."""
-        path = self._folder / f"{key}.decomposition"
+        """Return what was kept, or None."""
+        path = self._path(key)
         if not fs.exists(path):
             return None
         content = fs.read_file(path)
@@ -108,10 +112,13 @@ class DecompositionsInFolder:
         held = np.load(io.BytesIO(content[_DIGEST_BYTES:]))
         return tuple(torch.from_numpy(held[f"arr_{number}"]) for number in range(len(held)))
 
-    def put(self, key: str, factors: tuple[Tensor, ...]) -> None:
-        """Keep the factors."""
+    def put(self, key: str, results: tuple[Tensor, ...]) -> None:
+        """Keep tensors that NumPy has a dtype for."""
         packed = io.BytesIO()
-        np.savez(packed, *[one.cpu().numpy() for one in factors])
+        np.savez(packed, *[one.cpu().numpy() for one in results])
         content = packed.getvalue()
         fs.mkdir(self._folder)
-        fs.replace_file(self._folder / f"{key}.decomposition", blake3(content).digest() + content)
+        fs.replace_file(self._path(key), blake3(content).digest() + content)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.{self._kind}"

@@ -27,7 +27,7 @@ from cuvee.engine.given import (
     header_of,
     open_statistics,
 )
-from cuvee.engine.keeping import DecompositionsInFolder
+from cuvee.engine.keeping import ResultsInFolder
 from cuvee.engine.kinship import kinship
 from cuvee.engine.matching import BASE, Matched
 from cuvee.engine.models import open_models
@@ -269,7 +269,7 @@ def _with_data(
         formula = dataclasses.replace(formula, statistics=GivenStatistics(statistics))
     if decompositions is None:
         return formula
-    return dataclasses.replace(formula, decompositions=DecompositionsInFolder(Path(decompositions)))
+    return dataclasses.replace(formula, decompositions=ResultsInFolder(Path(decompositions), "decomposition"))
 
 
 def _shards(tasks: Sequence[Task], prepared: Prepared, shard_size: int) -> list[Shard]:

@@ -89,12 +89,12 @@ def _recipes() -> list[Path]:
 
 def _build(console: Console) -> Built:
     """Train the models that are not there yet, with a bar for each."""
-    from cuvee.evaluation.bars import training_bars
+    from cuvee.evaluation.bars import training_shown
 
     lm = suite("lm")
     for source in lm.sources(quick=True):
         console.print(source, style="dim")
-    with training_bars(console) as progress:
+    with training_shown(console) as progress:
         return lm.build(quick=True, progress=progress)
 
 

@@ -1,19 +1,26 @@
 """Functional dual anchors over a whole model: each layer of the base trained on the anchors of every expert.
 
-One network is built; of the experts only one layer at a time is in memory.
+One network is built; of the experts only one layer at a time is in memory. A layer follows from the parameters of that layer,
+the settings and the libraries alone, and is kept under a digest of these.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from blake3 import blake3
 
+from cuvee.checkpoints.publishing import os_errors
 from cuvee.checkpoints.sidecars import merged_config, sidecars_of
 from cuvee.checkpoints.sources import MemoryTensor, Model, natural_dtype, read_all
 from cuvee.engine.copying import plan_copies
+from cuvee.engine.keeping import ResultsInFolder
 from cuvee.engine.matching import BASE
 from cuvee.engine.models import open_models
 from cuvee.engine.plan import Asked, Plan
@@ -94,6 +101,7 @@ def plan_anchors(
     merged: Any = None,
     offline: bool = False,
     token: str | None = None,
+    learned: str | PathLike[str] | None = None,
     watch: Callable[[LayerReport, int, int], None] | None = None,
     **options: Any,
 ) -> Plan:
@@ -103,6 +111,7 @@ def plan_anchors(
 
     Args:
         base, experts, merged: folders, hub ids, model+adapter, of one architecture that transformers loads.
+        learned: a folder in which every layer is kept as soon as it is done: an equal call goes on where one was stopped.
         watch: told each layer when it is done, how many are, of all.
         options: of `plan_copies`: memory, threads, shard_size.
 
@@ -120,16 +129,44 @@ def plan_anchors(
     layers = _parts(layers_of(models[BASE], network), settings.part)
     calls = dict(_calls_of(network, layers, settings))
     read = {number: blake3() for number in models}
-    learned: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
     for done, (name, module) in enumerate(layers.items()):
         held = {
             number: _parameters(model, name, module, settings.device, read[number]) for number, model in models.items()
         }
-        found, report = _train(name, _as_function(module, calls[name]), calls[name].width, held, settings)
-        learned |= {f"{name}.{own}": tensor.cpu() for own, tensor in found.items()}
+        answer = _as_function(module, calls[name])
+        train = partial(_train, name, answer, calls[name].width, held, settings)
+        layer = (
+            train() if learned is None else _once(Path(learned), _key(name, held, settings, models[BASE].config), train)
+        )
+        made |= {f"{name}.{own}": tensor.cpu() for own, tensor in layer.parameters.items()}
         if watch:
-            watch(report, done + 1, len(layers))
-    return _plan(models, first, learned, settings, {models[n].label: d.hexdigest() for n, d in read.items()}, options)
+            watch(layer.report, done + 1, len(layers))
+    return _plan(models, first, made, settings, {models[n].label: d.hexdigest() for n, d in read.items()}, options)
+
+
+class _Layer(NamedTuple):
+    """A layer that was trained, and what is told of it."""
+
+    parameters: Mapping[str, Tensor]
+    report: LayerReport
+
+
+def _once(folder: Path, key: str, train: Callable[[], _Layer]) -> _Layer:
+    """Return the layer that the folder keeps under a key, or train it and keep it there."""
+    kept = ResultsInFolder(folder, "layer")
+    with os_errors(folder):
+        found = kept.get(key)
+    if found is not None:
+        said, *tensors = found
+        name, names, cosines, losses = json.loads(bytes(said.tolist()))
+        return _Layer(dict(zip(names, tensors, strict=True)), LayerReport(name, [*map(tuple, cosines)], tuple(losses)))
+    layer = train()
+    report = layer.report
+    described = json.dumps([report.name, list(layer.parameters), report.cosines, report.losses]).encode()
+    with os_errors(folder):
+        kept.put(key, (torch.frombuffer(bytearray(described), dtype=torch.uint8), *layer.parameters.values()))
+    return layer
 
 
 class _Call(NamedTuple):
@@ -202,13 +239,26 @@ def _parameters(model: Model, name: str, module: nn.Module, device: str, read: A
     return {own: tensor.to(device) for own, tensor in found.items()}
 
 
+def _key(name: str, held: Mapping[int, Mapping[str, Tensor]], settings: AnchorSettings, config: Any) -> str:
+    """Return a digest of all that a trained layer follows from, last bits included."""
+    import transformers
+
+    libraries = (torch.__version__, transformers.__version__, torch.get_num_threads())
+    digest = blake3(json.dumps([name, asdict(settings), libraries, config], sort_keys=True, default=str).encode())
+    for number, parameters in sorted(held.items()):
+        for own, tensor in parameters.items():
+            digest.update(f"{number} {own} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _train(
     name: str,
     layer: Callable[[Mapping[str, Tensor], Tensor], Tensor],
     width: int,
     held: Mapping[int, dict[str, Tensor]],
     settings: AnchorSettings,
-) -> tuple[Mapping[str, Tensor], LayerReport]:
+) -> _Layer:
     base, start = held[BASE], held.get(MERGED, held[BASE])
     shape = (settings.anchors, settings.tokens, width)
     targets, cosines = [], []
@@ -219,7 +269,7 @@ def _train(
             targets.append((held[number], found.inputs))
             cosines.append((found.cosines[0], max(found.cosines)))
     if not targets:  # no expert has moved anything
-        return start, LayerReport(name, (), (0.0, 0.0))
+        return _Layer(start, LayerReport(name, (), (0.0, 0.0)))
     trained = adapt(
         layer,
         start,
@@ -233,7 +283,7 @@ def _train(
     )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in trained.parameters.values()):
         raise NonFinite(f"the training of {name!r} gave NaN or Inf", right="a smaller learning rate")
-    return trained.parameters, LayerReport(name, cosines, (trained.losses[0], trained.losses[-1]))
+    return _Layer(trained.parameters, LayerReport(name, cosines, (trained.losses[0], trained.losses[-1])))
 
 
 def _plan(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import cuvee
+from cuvee.checkpoints.garbage import find_leftovers
 from cuvee.checkpoints.sources import read_all
 from cuvee.cli import main
 from cuvee.engine.run import run
-from cuvee.errors import CuveeError, IncompatibleModels, MethodError
+from cuvee.errors import CuveeError, IncompatibleModels, MethodError, ResourceError
 from cuvee.evaluation.model_folders import load_model, save_model
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
 from cuvee.learning import AnchorSettings, adapt, construct_anchors, mismatch, plan_anchors, start_of_anchors
@@ -162,6 +164,61 @@ def test_every_layer_of_a_model_is_trained_and_all_else_is_the_base(models, tmp_
     assert set(manifest["recipe"]["fda"]["read"]) == {str(models / name) for name in ("base", "one", "two")}
     again = plan_anchors(models / "base", [models / "one", models / "two"], SMALL)
     assert again.plan_id == planned.plan_id
+
+
+def stopped_after(count):
+    def watch(_, done, total):
+        if done == count:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def test_a_stopped_run_goes_on_after_the_last_whole_layer(models, tmp_path, monkeypatch):
+    asked = (models / "base", [models / "one", models / "two"])
+    said = {}
+    whole = plan_anchors(*asked, SMALL, watch=lambda layer, done, _: said.setdefault(done, layer))
+    folder = tmp_path / "learned"
+    with pytest.raises(KeyboardInterrupt):
+        plan_anchors(*asked, SMALL, learned=folder, watch=stopped_after(1))
+    (file,) = folder.iterdir()
+    trained = []
+    monkeypatch.setattr("cuvee.learning.dual_anchors.adapt", lambda *a, **k: trained.append(1) or adapt(*a, **k))
+    again = {}
+    found = plan_anchors(*asked, SMALL, learned=folder, watch=lambda layer, done, _: again.setdefault(done, layer))
+    assert found.plan_id == whole.plan_id and again == said and len(trained) == 1
+    # other settings, and a damaged file, are trained again
+    plan_anchors(*asked, replace(SMALL, seed=1), learned=folder)
+    assert len(trained) == 3
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert plan_anchors(*asked, SMALL, learned=folder).plan_id == whole.plan_id
+    assert len(trained) == 4
+
+
+def test_what_the_command_learned_stays_beside_the_output_until_that_is_published(models, tmp_path, monkeypatch):
+    arguments = ["fda", *(str(models / name) for name in ("base", "one")), "--out", str(tmp_path / "out"), "--quiet"]
+    settings = ["--anchors", "8", "--anchor-tokens", "4", "--steps", "5", "--epochs", "5"]
+    kept = tmp_path / ".out.cuvee-learned"
+    with monkeypatch.context() as broken, pytest.raises(SystemExit):
+        broken.setattr("cuvee.engine.run.check_space", raising(ResourceError("the disk is full", right="free space")))
+        main([*arguments, *settings])
+    assert len(list(kept.iterdir())) == 2
+    (found,) = (one for one in find_leftovers(tmp_path) if one.path == kept)
+    assert found.out == tmp_path / "out" and found.kept.startswith("too young")
+    (kept / "mine.txt").write_text("")
+    assert [one.kept for one in find_leftovers(tmp_path) if one.path == kept] == [
+        "not what cuvee leaves: look for yourself"
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *settings])
+    assert ended.value.code == 0 and (tmp_path / "out" / "config.json").is_file() and not kept.exists()
+
+
+def raising(error):
+    def raise_it(*_, **__):
+        raise error
+
+    return raise_it
 
 
 def test_the_command_trains_mlps_from_a_merge(models, tmp_path):

@@ -80,7 +80,7 @@ def wudi_merging(
         keep_ratio: the share of eigendirections that are solved for, the leading ones.
         rank_rule: their number by the spectrum of each matrix; `variance` belongs to cumvar.
         consensus_power: f is multiplied by consensus_floor + (1 − consensus_floor) · c^consensus_power, where c K is how many
-            models, by effective number, share the direction q: c = (Σ w_i)² / (K Σ w_i²), w_i = ‖τ_i q‖² / ‖τ_i‖²; 0: it is not.
+            models, by effective number, share direction q: c = (Σ w_i)² / (K Σ w_i²), w_i = ‖τ_i q‖² / ‖τ_i‖²; 0: it is not.
 
     Returns:
         (m, n). One model gives its own task vector.
@@ -95,7 +95,13 @@ def wudi_merging(
         said = anchor.new_tensor(math.log(top), dtype=spectrum[0].dtype).expand(anchor.numel())
         time *= math.exp(time_exponent * (measured(MeanOfTensors(), said, scope="model") - math.log(top)))
     response = response_of(
-        filter, time=time, gamma=gamma, ridge=ridge, alpha=alpha, steps=150 if steps is None else steps, eta_ratio=eta_ratio
+        filter,
+        time=time,
+        gamma=gamma,
+        ridge=ridge,
+        alpha=alpha,
+        steps=150 if steps is None else steps,
+        eta_ratio=eta_ratio,
     )
     if keep_ratio is not None:
         response = within(response, lambda values: math.ceil(len(values) * keep_ratio - 1e-9))

@@ -8,6 +8,7 @@ import pytest
 
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import print_json, screen, show, styled, table
+from cuvee.evaluation.bars import training_shown
 
 
 @pytest.fixture
@@ -39,6 +40,30 @@ def test_no_bar_is_drawn_into_a_file_or_when_not_wanted(capsys, monkeypatch, wan
     with Bar(wanted=wanted) as bar:
         bar.show(1, 2, "merging")
     assert capsys.readouterr().err == ""
+
+
+def test_a_log_gets_a_line_a_minute(capsys, monkeypatch):
+    monkeypatch.setattr("cuvee.cli.progress.LINE_EVERY_S", 0)
+    with Bar() as bar:
+        bar.show(0, 2e9, "measuring")
+        bar.show(5e8, 2e9, "merging")
+    with Bar(wanted=False) as bar:
+        bar.show(1, 2, "merging")
+    assert capsys.readouterr().err == "measuring\nmerging: 25 % of 2.00 GB\n"
+
+
+def test_models_that_are_made_tell_a_log_how_far_they_are(capsys, monkeypatch):
+    def train(**how):
+        with training_shown(screen(stderr=True), **how) as progress:
+            progress("base", 0, 0, "")  # made before
+            progress("[b]", 2, 10, "2.31 bits")
+
+    train()
+    monkeypatch.setattr("cuvee.evaluation.bars.LINE_EVERY_S", 0)
+    train(quiet=True)
+    assert capsys.readouterr().err == ""
+    train()
+    assert capsys.readouterr().err == "make [b]: 2 of 10 steps, 2.31 bits\n"
 
 
 @pytest.mark.usefixtures("terminal")
