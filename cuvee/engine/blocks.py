@@ -18,8 +18,8 @@ import numpy as np
 
 from cuvee.checkpoints.sources import Scratch, StoredTensor, read_raw
 from cuvee.engine.tasks import Formula, Input, Task, apply_formula
+from cuvee.methods.calls import Call, Pending, activated
 from cuvee.methods.combination import Stored, plain
-from cuvee.methods.measuring import Call, Pending, activated
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType, torch_dtype
 from cuvee.tensors.either import as_tensor

@@ -20,8 +20,8 @@ from cuvee.engine.matching import Matched, Matching, match_whole
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.tasks import Formula, Task
 from cuvee.errors import IncompatibleModels, raise_all
+from cuvee.methods.calls import Place, current
 from cuvee.methods.folding import Accumulator, Miss
-from cuvee.methods.measuring import Place, current
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import find_method
 from cuvee.tensors.lazy_torch import torch

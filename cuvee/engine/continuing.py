@@ -20,7 +20,7 @@ from cuvee.engine.matching import BASE
 from cuvee.engine.plan import MergePlan, plan
 from cuvee.engine.run import Report, run
 from cuvee.errors import CheckpointError, RecipeError, printable
-from cuvee.methods.measuring import CONTINUAL
+from cuvee.methods.calls import CONTINUAL
 from cuvee.methods.registry import methods
 from cuvee.recipes import Recipe, RecipeModel
 

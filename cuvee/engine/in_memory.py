@@ -21,7 +21,7 @@ from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.stages import stages_of
 from cuvee.engine.tasks import Task
 from cuvee.errors import raise_all
-from cuvee.methods.measuring import Decompositions
+from cuvee.methods.calls import Decompositions
 from cuvee.methods.registry import ADAPTERS
 from cuvee.recipes import Recipe, prepare
 

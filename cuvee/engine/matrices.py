@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from cuvee.checkpoints.sources import read_raw
 from cuvee.engine.blocks import Computed, Observer, Worker, decode, encode
 from cuvee.engine.tasks import Formula, Task, apply_formula
+from cuvee.methods.calls import Call, activated
 from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import Call, activated
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ from cuvee.engine.stages import stage_model
 from cuvee.engine.tasks import Formula, Task
 from cuvee.engine.trial import try_out
 from cuvee.errors import IncompatibleModels, raise_all
-from cuvee.methods.measuring import CONTINUAL
+from cuvee.methods.calls import CONTINUAL
 from cuvee.methods.registry import ADAPTERS
 from cuvee.recipes import Prepared, Recipe, prepare
 from cuvee.recipes.describing import describe_recipe

@@ -18,8 +18,8 @@ from cuvee.engine.blocks import Computed, Observer, Worker, compute_block
 from cuvee.engine.matrices import merge_matrix
 from cuvee.engine.tasks import Formula, Task
 from cuvee.errors import CuveeError, MethodError
+from cuvee.methods.calls import Key, Left, Memory, Pending
 from cuvee.methods.folding import Accumulator, Done, Miss, Wide
-from cuvee.methods.measuring import Key, Left, Memory, Pending
 from cuvee.methods.registry import ROW
 from cuvee.tensors.lazy_torch import torch
 

@@ -43,7 +43,7 @@ from cuvee.engine.rounds import Handler, Tally, run_rounds
 from cuvee.engine.stages import Stage, stages_of
 from cuvee.engine.tasks import Task
 from cuvee.errors import CheckpointError, NonFinite, RecipeError, ResourceError
-from cuvee.methods.measuring import CONTINUAL, Left
+from cuvee.methods.calls import CONTINUAL, Left
 from cuvee.recipes import Recipe
 from cuvee.tensors.digests import TensorDigest
 

@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cuvee.checkpoints.sources import TensorSource
+from cuvee.methods.calls import Call, Decompositions, Kept, Place
 from cuvee.methods.combination import Matrices, plain
-from cuvee.methods.measuring import Call, Decompositions, Kept, Place, each, each_loaded
+from cuvee.methods.measuring import each, each_loaded
 from cuvee.methods.pieces.combine import OTHERS
 from cuvee.methods.registry import ADAPTERS, DELTAS, EMBEDDINGS, MATRIX, OPTIONAL, Edit, Method
 from cuvee.tensors import kernels

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cuvee.errors import MethodError
 from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.rows import Combination, Row
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Matrices", "Stored", "beside", "by_model", "plain"]
+__all__ = ["Matrices", "Stored", "beside", "by_model", "plain", "spread"]
 
 
 class Stored:
@@ -88,6 +89,15 @@ class Matrices(Sequence["Tensor"]):
         for k in range(1, len(self)):
             stack[k] = self[k]
         return stack
+
+
+def spread(value: Any, count: int) -> list[Any]:
+    """Return `value` as a list of one entry a model."""
+    if isinstance(value, list | tuple):
+        if len(value) != count:
+            raise MethodError(f"{len(value)} values for {count} models", right=f"one value, or {count}")
+        return list(value)
+    return [value] * count
 
 
 def plain(values: Any) -> Any:

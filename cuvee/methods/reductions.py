@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from cuvee.methods.calls import Place
 from cuvee.methods.combination import Stored, plain
 from cuvee.methods.folding import Again, Done, Fold
-from cuvee.methods.measuring import Place
 from cuvee.tensors import kernels
 from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from blake3 import blake3
 
 from cuvee.errors import MethodError
-from cuvee.methods.measuring import current
+from cuvee.methods.calls import current
 from cuvee.methods.registry import Workspace
 from cuvee.tensors.lazy_torch import torch
 

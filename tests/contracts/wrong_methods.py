@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from cuvee.methods.measuring import current, measured
+from cuvee.methods.calls import current
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.combine import mean
 from cuvee.methods.reductions import Sums
 from cuvee.methods.registry import Paper, merge_method

@@ -13,8 +13,9 @@ from test_methods_against_reference import CASES, SMALL, STREAMED, make
 
 import cuvee
 import cuvee.tensors.layout
+from cuvee.methods.calls import Call, Pending, Place, activated
 from cuvee.methods.combination import Stored
-from cuvee.methods.measuring import Call, Pending, Place, activated, measured
+from cuvee.methods.measuring import measured
 from cuvee.methods.papers.cabs import largest_of_stretches
 from cuvee.methods.papers.nearswap import shorten
 from cuvee.methods.papers.pcb_merging import balanced, scores_of

@@ -15,7 +15,8 @@ from cuvee.checkpoints.sources import MemoryTensor
 from cuvee.engine.blocks import Computed
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.tasks import Formula, Input, Task
-from cuvee.methods.measuring import current, each, measured
+from cuvee.methods.calls import current
+from cuvee.methods.measuring import each, measured
 from cuvee.methods.pieces.trim import KeepBand, KeepShare, among_largest, keep_band, keep_largest
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import NONE as NO_BASE

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuvee.methods.calls import Call, Pending, Place, activated
 from cuvee.methods.folding import Accumulator
-from cuvee.methods.measuring import Call, Pending, Place, activated, measured
+from cuvee.methods.measuring import measured
 from cuvee.methods.reductions import Gram, Sums
 from cuvee.tensors.layout import Layout
 

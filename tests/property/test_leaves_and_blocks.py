@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuvee.methods.measuring import Place
+from cuvee.methods.calls import Place
 from cuvee.tensors.digests import TensorDigest, model_digest
 from cuvee.tensors.dtypes import DTYPES
 from cuvee.tensors.layout import LEAF_ELEMENTS, Layout

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Stored, by_model, plain
-from cuvee.methods.measuring import current, measured, spread
+from cuvee.methods.calls import current
+from cuvee.methods.combination import Stored, by_model, plain, spread
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import Bound, Fraction, Paper, PerModel, merge_method

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 
+from cuvee.methods.calls import Scope
 from cuvee.methods.combination import beside
-from cuvee.methods.measuring import Scope, measured
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.geometry import distances_from
 from cuvee.methods.pieces.sort import median
 from cuvee.methods.pieces.sphere import linear_combination

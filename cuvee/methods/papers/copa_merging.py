@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuvee.methods.measuring import current, each
+from cuvee.methods.calls import current
+from cuvee.methods.measuring import each
 from cuvee.methods.pieces.combine import mean, weighted_sum
 from cuvee.methods.pieces.factors import down_beside, is_down, is_up, rank_gain
 from cuvee.methods.pieces.trim import keep_largest

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuvee.methods.measuring import Scope, each, spread
+from cuvee.methods.calls import Scope
+from cuvee.methods.combination import spread
+from cuvee.methods.measuring import each
 from cuvee.methods.pieces.drop import drop_at_random
 from cuvee.methods.pieces.rescale import Rescale
 from cuvee.methods.pieces.trim import keep_largest

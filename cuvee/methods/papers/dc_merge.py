@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import spread
+from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import mean_of_weighted
 from cuvee.methods.pieces.subspaces import leading_directions, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Fraction, Paper, PerModel, merge_method

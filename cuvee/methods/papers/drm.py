@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import measured_each, spread
+from cuvee.methods.combination import Matrices, spread
+from cuvee.methods.measuring import measured_each
 from cuvee.methods.pieces.fused import by_parts
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import MATRIX, Fraction, Paper, PerModel, merge_method

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from cuvee.errors import MethodError
+from cuvee.methods.calls import Scope, current
 from cuvee.methods.combination import plain
 from cuvee.methods.folding import Again, Done, Fold
-from cuvee.methods.measuring import Scope, current, measured
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import Bound, Paper, merge_method

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from cuvee.methods.measuring import measured, spread
+from cuvee.methods.combination import spread
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.geometry import distances_from
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram

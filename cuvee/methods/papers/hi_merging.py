@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuvee.methods.measuring import current, each, spread
+from cuvee.methods.calls import current
+from cuvee.methods.combination import spread
+from cuvee.methods.measuring import each
 from cuvee.methods.pieces.trim import keep_largest
 from cuvee.methods.pieces.vote import sign_consensus
 from cuvee.methods.registry import Fraction, Paper, PerModel, merge_method

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import spread
+from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.subspaces import orthogonal_frames
 from cuvee.methods.registry import MATRIX, Fraction, Paper, PerModel, merge_method

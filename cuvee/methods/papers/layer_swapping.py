@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from cuvee.errors import MethodError
-from cuvee.methods.measuring import Place, current
+from cuvee.methods.calls import Place, current
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import NONE, WEIGHTS, Bound, Fraction, Paper, merge_method
 

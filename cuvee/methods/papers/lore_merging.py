@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import spread
+from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import mean
 from cuvee.methods.registry import MATRIX, NONE, WEIGHTS, Bound, Paper, PerModel, merge_method
 from cuvee.methods.spectral import holding, spectral_norm, with_singular_values

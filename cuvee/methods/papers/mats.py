@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cuvee.errors import MethodError
+from cuvee.methods.calls import current
 from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import current
 from cuvee.methods.needs import collect_command
 from cuvee.methods.pieces.combine import mean
 from cuvee.methods.pieces.descent import conjugate_gradient

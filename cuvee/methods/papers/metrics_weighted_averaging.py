@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.measuring import spread
+from cuvee.methods.combination import spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import NONE, WEIGHTS, Bound, Paper, PerModel, merge_method
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cuvee.methods.measuring import current, measured
+from cuvee.methods.calls import current
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import Paper, merge_method

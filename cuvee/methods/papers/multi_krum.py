@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.measuring import Scope, measured
+from cuvee.methods.calls import Scope
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.geometry import distances_between
 from cuvee.methods.pieces.sort import check_trim
 from cuvee.methods.pieces.sphere import linear_combination

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.measuring import measured, spread
+from cuvee.methods.combination import spread
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import OPTIONAL, WEIGHTS, Paper, PerModel, merge_method

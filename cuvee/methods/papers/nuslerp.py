@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuvee.methods.measuring import Over, measured, spread
+from cuvee.methods.combination import spread
+from cuvee.methods.measuring import Over, measured
 from cuvee.methods.pieces.sphere import linear_combination, slerp_coefficients
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import OPTIONAL, WEIGHTS, Paper, PerModel, merge_method

@@ -6,8 +6,9 @@ import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import CONTINUAL, Pending, current, kept, left_beside, measured, measured_each, spread
+from cuvee.methods.calls import CONTINUAL, Pending, current, left_beside
+from cuvee.methods.combination import Matrices, spread
+from cuvee.methods.measuring import kept, measured, measured_each
 from cuvee.methods.reductions import Sums
 from cuvee.methods.registry import MATRIX, Bound, Fraction, Paper, Patterns, PerModel, merge_method
 from cuvee.methods.spectral import holding, numerical_rank, svd

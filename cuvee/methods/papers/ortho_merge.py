@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from cuvee.methods.calls import current
 from cuvee.methods.combination import Matrices, plain
-from cuvee.methods.measuring import current, measured
+from cuvee.methods.measuring import measured
 from cuvee.methods.papers.ties import ties
 from cuvee.methods.papers.tsv_m import tsv_m
 from cuvee.methods.pieces.combine import mean, weighted_sum

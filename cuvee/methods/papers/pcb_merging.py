@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from cuvee.methods.combination import Stored
-from cuvee.methods.measuring import measured_each, spread
+from cuvee.methods.combination import Stored, spread
+from cuvee.methods.measuring import measured_each
 from cuvee.methods.pieces.vote import sum_models
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import Fraction, Paper, PerModel, merge_method

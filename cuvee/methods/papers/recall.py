@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from cuvee.errors import MethodError
-from cuvee.methods.measuring import Call, current
+from cuvee.methods.calls import Call, current
 from cuvee.methods.needs import collect_command
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import NONE, WEIGHTS, Bound, Paper, merge_method

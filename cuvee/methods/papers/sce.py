@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from cuvee.methods.calls import current, room
 from cuvee.methods.combination import Stored, by_model
-from cuvee.methods.measuring import current, each, measured, room
+from cuvee.methods.measuring import each, measured
 from cuvee.methods.pieces.trim import among_largest
 from cuvee.methods.pieces.vote import sum_models, weigh_consensus
 from cuvee.methods.reductions import Ranks, Sums

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuvee.methods.measuring import Scope, each
+from cuvee.methods.calls import Scope
+from cuvee.methods.measuring import each
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.pieces.trim import keep_largest
 from cuvee.methods.pieces.vote import MergeFunc, TieSign, sign_consensus

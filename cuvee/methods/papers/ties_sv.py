@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cuvee.methods.measuring import Scope, each, spread
+from cuvee.methods.calls import Scope
+from cuvee.methods.combination import spread
+from cuvee.methods.measuring import each
 from cuvee.methods.pieces.trim import keep_largest
 from cuvee.methods.pieces.vote import weigh_consensus
 from cuvee.methods.registry import Bound, Fraction, Paper, PerModel, merge_method

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 
+from cuvee.methods.calls import current
 from cuvee.methods.combination import Stored, beside, by_model, plain
 from cuvee.methods.folding import Again, Done, Fold
-from cuvee.methods.measuring import current, measured
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram, Sums
 from cuvee.methods.registry import Bound, Paper, merge_method

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Matrices, Stored, plain
-from cuvee.methods.measuring import spread
+from cuvee.methods.combination import Matrices, Stored, plain, spread
 from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.rows import Combination, Rule

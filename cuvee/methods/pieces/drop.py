@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from cuvee.errors import MethodError
+from cuvee.methods.calls import current, room
 from cuvee.methods.combination import plain
-from cuvee.methods.measuring import current, remembered, room
+from cuvee.methods.measuring import remembered
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.registry import ROW, Fraction, Paper, Role, edit
 from cuvee.tensors import kernels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cuvee.errors import MethodError
-from cuvee.methods.measuring import apart_from_blocks, current
+from cuvee.methods.calls import apart_from_blocks, current
 from cuvee.methods.pieces.trim import keep_largest
 from cuvee.tensors.lazy_torch import torch
 

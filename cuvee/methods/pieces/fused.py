@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cuvee.architectures.meaning import Fused
+from cuvee.methods.calls import current
 from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import current
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cuvee.methods.measuring import current, measured
+from cuvee.methods.calls import current
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Sums
 from cuvee.methods.registry import Bound, Paper, Role, edit

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cuvee.methods.combination import plain
-from cuvee.methods.measuring import spread
+from cuvee.methods.combination import plain, spread
 from cuvee.tensors.either import as_tensor
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.masking import keep_where

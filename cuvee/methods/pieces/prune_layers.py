@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from cuvee.methods.calls import current
 from cuvee.methods.combination import plain
 from cuvee.methods.folding import Again, Done, Fold
-from cuvee.methods.measuring import current, measured
+from cuvee.methods.measuring import measured
 from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import Fraction, Paper, Role, edit
 from cuvee.tensors.lazy_torch import torch

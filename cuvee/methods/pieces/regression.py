@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from cuvee.errors import MethodError
-from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import current, spread
+from cuvee.methods.calls import current
+from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.needs import collect_command
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import Paper

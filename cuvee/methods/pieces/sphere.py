@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cuvee.methods.calls import current
 from cuvee.methods.combination import Stored
-from cuvee.methods.measuring import Over, current
+from cuvee.methods.measuring import Over
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.rows import Act

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuvee.methods.combination import Matrices
-from cuvee.methods.measuring import spread
+from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.spectral import Spectrum, numerical_rank, orthogonalized, svd
 from cuvee.tensors.lazy_torch import torch
 

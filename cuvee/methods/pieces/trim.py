@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from cuvee.methods.calls import Place, Scope, current, room
 from cuvee.methods.combination import plain
-from cuvee.methods.measuring import Place, Scope, current, measured, room
+from cuvee.methods.measuring import measured
 from cuvee.methods.reductions import Ranked, Ranks
 from cuvee.methods.registry import Fraction, Paper, Role, edit
 from cuvee.tensors import kernels

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cuvee.methods.calls import Scope
 from cuvee.methods.combination import Stored
-from cuvee.methods.measuring import Scope, each, measured
+from cuvee.methods.measuring import each, measured
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.trim import keep_above
 from cuvee.methods.pieces.vote import sum_models

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from cuvee.methods.combination import Stored, plain
-from cuvee.methods.measuring import measured, spread
+from cuvee.methods.combination import Stored, plain, spread
+from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Sums
 from cuvee.tensors import kernels
