@@ -41,7 +41,7 @@ bench-faults: $(VENV)/ready  ## kill, fail and power-cut thousands of merges, an
 	$(BIN)/python benchmarks/faults.py
 
 # torch goes first and alone, so that the CPU build is taken where there is one.
-$(VENV)/ready: pyproject.toml setup.py constraints.txt cuvee/tensors/_kernels.c cuvee/tensors/_digests.c
+$(VENV)/ready: pyproject.toml setup.py constraints.txt cuvee/tensors/_kernels.c cuvee/tensors/_digests.c cuvee/tensors/c_library.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"

@@ -43,7 +43,7 @@ from cuvee.methods.registry import ADAPTERS
 from cuvee.recipes import Prepared, Recipe, prepare
 from cuvee.recipes.describing import describe_recipe
 from cuvee.recipes.parts import is_same
-from cuvee.tensors import kernels
+from cuvee.tensors import c_library, kernels
 from cuvee.tensors.dtypes import DTYPES
 from cuvee.tensors.lazy_torch import torch
 
@@ -383,7 +383,7 @@ def _profile(tasks: Sequence[Task], formula: Formula) -> str:
 
 def slowness(device: str = "cpu") -> list[str]:
     """Return what this machine lacks to be fast; it changes nothing of the result, and so is not in the manifest."""
-    if device != "cpu" or kernels.available() or kernels.is_off():
+    if device != "cpu" or kernels.available() or c_library.is_off():
         return []
     return [
         "the compiled kernels are missing or of another version, so this is slow; install Cuvée again, with a C compiler"

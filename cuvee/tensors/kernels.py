@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import math
-import os
 import sys
-import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from cuvee.tensors import c_library
+from cuvee.tensors.c_library import library
 from cuvee.tensors.rows import Combination, InFile, Middle, Row, Rule, Step
 
 if TYPE_CHECKING:
@@ -50,7 +48,6 @@ __all__ = [
     "digests",
     "draws",
     "encode",
-    "is_off",
     "keep",
     "lane_sums",
     "largest_of_stretches",
@@ -77,137 +74,10 @@ MOST_OF_A_LEAF = 1 << 20
 _ALIGNED = 64
 _UNREADABLE = -2
 
-_P, _N, _I, _F, _U, _K = (
-    ctypes.c_void_p,
-    ctypes.c_int64,
-    ctypes.c_int,
-    ctypes.c_float,
-    ctypes.c_uint32,
-    ctypes.c_uint64,
-)
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "load": (None, [_P, _N, _P]),
-    "count_special": (_N, [_P, _I, _N]),
-    "combine": (_N, [_P, _N, _P]),
-    "stream": (_N, [_P, _P, _N, _N, _N, _P, _N, _P]),
-    "threshold": (None, [_P, _F, _N, _N, _N, _N, _P]),
-    "variance": (_I, [_P, _N, _N, _P]),
-    "lane_sums": (None, [_P, _N, _I, _N, _N, _P]),
-    "count_shared": (_I, [_P, _N, _N, _P]),
-    "product_sums": (_I, [_P, _N, _N, _N, _P]),
-    "column_products": (_I, [_P, _N, _N, _N, _N, _N, _P]),
-    "largest_of_stretches": (_I, [_P, _P, _N, _N, _N, _N, _P]),
-    "pcb_scores": (_I, [_P, _N, _N, _P, _P, _P, _I, _P]),
-    "pcb_balance": (_I, [_P, _P, _N, _N, _P, _P, _P, _P, _P, _P]),
-    "count_high": (_I, [_P, _I, _N, _P]),
-    "count_low": (None, [_P, _I, _U, _N, _P]),
-    "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
-    "digest_leaves": (None, [_P, _N, _N, _P]),
-    "digests_pay": (_I, []),
-    "draws": (None, [_K, _K, _N, _N, _P]),
-    "bernoulli": (None, [_K, _K, _N, _N, _U, _P]),
-    "keep": (None, [_P, _P, _N, _P]),
-    "select": (_I, [_P, _I, _N, _N, _N, _P, _P, _P]),
-    "rank_drop": (_I, [_P, _K, _K, _N, _P, _N, _N, _P]),
-}
-
-
-class _Step(ctypes.Structure):
-    _fields_ = (
-        ("what", ctypes.c_int32),
-        ("number", _F),
-        ("all_before", _N),
-        ("few_until", _N),
-        ("few", _N),
-        ("mask", _P),
-        ("factors", _P),
-        ("factor_count", _N),
-        ("run", _N),
-        ("first", _N),
-    )
-
-
-class _Row(ctypes.Structure):
-    _fields_ = (
-        ("source", _P),
-        ("base", _P),
-        ("steps", ctypes.POINTER(_Step)),
-        ("kind", ctypes.c_int32),
-        ("base_kind", ctypes.c_int32),
-        ("count", _N),
-    )
-
-
-class _Sum(ctypes.Structure):
-    _fields_ = (
-        ("rows", ctypes.POINTER(_Row)),
-        ("tasks", ctypes.POINTER(_Row)),
-        ("weights", _P),
-        ("votes", _P),
-        ("lambdas", _P),
-        ("base", _P),
-        ("comparators", _P),
-        ("models", _N),
-        ("task_count", _N),
-        ("least", _N),
-        ("comparator_count", _N),
-        ("first", _N),
-        ("last", _N),
-        ("nearest", _N),
-        ("divisor", _F),
-        ("floor", _F),
-        ("scaling", _F),
-        ("normalize", ctypes.c_int32),
-        ("rule", ctypes.c_int32),
-        ("base_kind", ctypes.c_int32),
-        ("kind", ctypes.c_int32),
-    )
-
-
-class _File(ctypes.Structure):
-    _fields_ = (
-        ("offset", _N),
-        ("digests", _P),
-        ("special", _N),
-        ("nanoseconds", _N),
-        ("fd", ctypes.c_int32),
-        ("kind", ctypes.c_int32),
-    )
-
-
-@functools.cache
-def _library() -> Any:
-    """Return the compiled library; None where there is none, or one of other sources than those beside this file."""
-    spec = importlib.util.find_spec("cuvee.tensors._kernels")
-    if is_off() or spec is None or spec.origin is None:
-        return None
-    try:
-        library = ctypes.CDLL(spec.origin)
-        if library.cuvee_sources() % 2**32 != _checksum_of_sources():
-            return None
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, f"cuvee_{name}")
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError):
-        return None
-    return library
-
-
-def _checksum_of_sources() -> int:
-    checksum = 0
-    for name in ("_kernels.c", "_digests.c"):
-        checksum = zlib.crc32(cast(Any, __spec__).loader.get_data(Path(__file__).with_name(name)), checksum)
-    return checksum
-
-
-def is_off() -> bool:
-    """True when the user has turned them off."""
-    return os.environ.get("CUVEE_KERNELS", "1") == "0"
-
 
 def available() -> bool:
     """True when the kernels were compiled and are not turned off."""
-    return _library() is not None
+    return library() is not None
 
 
 def serve(values: Any) -> bool:
@@ -264,10 +134,10 @@ def _at_elements(row: Row) -> int | None:
     return _at(row.elements)
 
 
-def _as_step(step: Step) -> _Step:
+def _as_step(step: Step) -> c_library.Step:
     factors = step.factors
     each = (_at(factors), 0 if factors is None else factors.size, step.run, step.first)
-    return _Step(step.act, step.number, *step.ties, _at(step.mask), *each)
+    return c_library.Step(step.act, step.number, *step.ties, _at(step.mask), *each)
 
 
 def _as_c(rows: Sequence[Row], where: Callable[[Row], int | None] = _at_elements) -> Any:
@@ -276,37 +146,37 @@ def _as_c(rows: Sequence[Row], where: Callable[[Row], int | None] = _at_elements
     Args:
         where: what stands for the elements of a row.
     """
-    found = (_Row * len(rows))()
+    found = (c_library.Row * len(rows))()
     for place, row in zip(found, rows, strict=True):
         place.source, place.kind = where(row), KINDS[row.kind]
         if row.base is not None:
             place.base, place.base_kind = where(row.base), KINDS[row.base.kind]
         if row.steps:
             steps = [_as_step(step) for step in row.steps]
-            place.steps, place.count = (_Step * len(steps))(*steps), len(steps)
+            place.steps, place.count = (c_library.Step * len(steps))(*steps), len(steps)
     return found
 
 
 def load(row: Row, out: Floats) -> Floats:
     """Write the elements of a row to `out`, (…) contiguous, and return it."""
-    _library().cuvee_load(_as_c([row]), out.size, _at(out))
+    library().cuvee_load(_as_c([row]), out.size, _at(out))
     return out
 
 
 def count_special(source: NDArray[Any], kind: str) -> int:
     """Return how many of the raw elements `source` are NaN or infinite."""
-    return int(_library().cuvee_count_special(_at(source), KINDS[kind], _count(source, kind)))
+    return int(library().cuvee_count_special(_at(source), KINDS[kind], _count(source, kind)))
 
 
 @functools.cache
 def digests() -> bool:
     """True when `digest_leaves` is there, and about as fast on this processor as the package blake3."""
-    return available() and bool(_library().cuvee_digests_pay())
+    return available() and bool(library().cuvee_digests_pay())
 
 
 def digest_leaves(raw: NDArray[np.uint8], leaf: int, out: NDArray[np.uint8]) -> None:
     """Write the BLAKE3 digests, 32 bytes each, of runs of `leaf` ≤ `MOST_OF_A_LEAF` bytes; the last may be shorter."""
-    _library().cuvee_digest_leaves(_at(raw), raw.size, leaf, _at(out))
+    library().cuvee_digest_leaves(_at(raw), raw.size, leaf, _at(out))
 
 
 def decode(source: NDArray[Any], kind: str, base: Floats | None, out: Floats) -> int:
@@ -348,7 +218,7 @@ def combine(
         how many of `out` are NaN or infinite.
     """
     described = _described(one, base, scaling, kind, _at_elements)
-    return _memory(int(_library().cuvee_combine(described, _count(out, kind), _at(out))))
+    return _memory(int(library().cuvee_combine(described, _count(out, kind), _at(out))))
 
 
 def streams() -> bool:
@@ -377,14 +247,14 @@ def stream(
     rows += [row.base for row in rows if row.base]
     kinds = {row.source: row.kind for row in rows if isinstance(row.source, InFile)}
     numbers: dict[Any, int] = {source: number for number, source in enumerate(kinds, start=1)}
-    files = (_File * len(kinds))()
+    files = (c_library.File * len(kinds))()
     for file, (source, stored) in zip(files, kinds.items(), strict=True):
         file.fd, file.offset, file.kind, file.digests = source.fd, source.offset, KINDS[stored], _at(source.digests)
     leaf, size = next(iter(kinds)).leaf, _count(out, kind)
     room = -(-min(leaf, size) * 4 // _ALIGNED) * _ALIGNED
     buffers = take(room * (1 + len(files)))
     described = _described(one, base, scaling, kind, lambda row: numbers[row.source])
-    made = _library().cuvee_stream(described, files, len(files), leaf, size, _at(buffers), room, _at(out))
+    made = library().cuvee_stream(described, files, len(files), leaf, size, _at(buffers), room, _at(out))
     if made == _UNREADABLE:
         return None
     for file, source in zip(files, kinds, strict=True):
@@ -401,7 +271,7 @@ def _described(
     served, middle = one.served, one.middle or Middle((), 0, 0)
     comparators = np.array(middle.comparators, np.int32).reshape(-1, 2)
     lambdas = None if served is None else np.array(served.lambdas, np.float32)
-    found = _Sum(
+    found = c_library.Sum(
         _as_c(one.rows, where),
         None if served is None else _as_c(served.tasks, where),
         _at(weights),
@@ -446,7 +316,7 @@ def threshold(values: T, limit: float, all_before: int, few_until: int, few: int
     Of those equal to the limit, all before `all_before` are kept and the first `few` of those before `few_until`.
     """
     flat, result = _flat(values), _like(values, np.empty(tuple(values.shape), np.float32)) if out is None else out
-    _library().cuvee_threshold(_at(flat), limit, all_before, few_until, few, flat.size, _at(_flat(result)))
+    library().cuvee_threshold(_at(flat), limit, all_before, few_until, few, flat.size, _at(_flat(result)))
     return result
 
 
@@ -459,7 +329,7 @@ def consensus(deltas: T, votes: Sequence[float], weights: Sequence[float], *, no
 
 def variance(rows: Sequence[Row], out: Floats) -> Floats:
     """`papers.sce.variance`: K rows into (…)."""
-    _memory(_library().cuvee_variance(_as_c(rows), len(rows), out.size, _at(out)))
+    _memory(library().cuvee_variance(_as_c(rows), len(rows), out.size, _at(out)))
     return out
 
 
@@ -467,14 +337,14 @@ def lane_sums(rows: Sequence[Row], leaf: int, *, square: bool) -> NDArray[np.flo
     """Σ |x|, or Σ x², of each leaf as `tensors.sums` adds them: R rows of n elements into (leaves, R); leaf ≥ 1."""
     size = math.prod(rows[0].shape)
     out = np.empty((-(-size // leaf), len(rows)))
-    _library().cuvee_lane_sums(_as_c(rows), len(rows), square, size, leaf, _at(out))
+    library().cuvee_lane_sums(_as_c(rows), len(rows), square, size, leaf, _at(out))
     return out
 
 
 def count_shared(rows: Sequence[Row]) -> NDArray[np.int64]:
     """`reductions.Shared` of K rows: (2, K)."""
     out = np.empty((2, len(rows)), np.int64)
-    _memory(_library().cuvee_count_shared(_as_c(rows), len(rows), math.prod(rows[0].shape), _at(out)))
+    _memory(library().cuvee_count_shared(_as_c(rows), len(rows), math.prod(rows[0].shape), _at(out)))
     return out
 
 
@@ -482,7 +352,7 @@ def product_sums(rows: Sequence[Row], leaf: int) -> NDArray[np.float64]:
     """`tensors.sums.product_sums` of each leaf: K rows of n elements into (leaves, K, K)."""
     models, size = len(rows), math.prod(rows[0].shape)
     out = np.empty((-(-size // leaf), models, models))
-    _memory(_library().cuvee_product_sums(_as_c(rows), models, size, leaf, _at(out)))
+    _memory(library().cuvee_product_sums(_as_c(rows), models, size, leaf, _at(out)))
     return out
 
 
@@ -494,13 +364,13 @@ def column_products(rows: Sequence[Row], leaf: int, columns: int, first: int) ->
     """
     models, size = len(rows), math.prod(rows[0].shape)
     out = np.empty((-(-size // leaf), models, models, columns))
-    _memory(_library().cuvee_column_products(_as_c(rows), models, size, leaf, columns, first, _at(out)))
+    _memory(library().cuvee_column_products(_as_c(rows), models, size, leaf, columns, first, _at(out)))
     return out
 
 
 def count_high(row: Row, magnitude: bool, counts: NDArray[np.int64]) -> None:
     """Add the counts of the keys' high digits to `counts` (65536,)."""
-    _memory(_library().cuvee_count_high(_as_c([row]), magnitude, math.prod(row.shape), _at(counts)))
+    _memory(library().cuvee_count_high(_as_c([row]), magnitude, math.prod(row.shape), _at(counts)))
 
 
 def select(row: Row, magnitude: bool, k: int, leaf: int) -> tuple[int, int, NDArray[np.int64]] | None:
@@ -510,41 +380,41 @@ def select(row: Row, magnitude: bool, k: int, leaf: int) -> tuple[int, int, NDAr
     """
     size = math.prod(row.shape)
     key, above, equal = np.empty(1, np.uint32), np.empty(1, np.int64), np.empty(-(-size // leaf), np.int64)
-    found = _library().cuvee_select(_as_c([row]), magnitude, size, k, leaf, _at(key), _at(above), _at(equal))
+    found = library().cuvee_select(_as_c([row]), magnitude, size, k, leaf, _at(key), _at(above), _at(equal))
     return (int(key[0]), int(above[0]), equal) if _memory(found) else None
 
 
 def count_low(row: Row, magnitude: bool, high: int, counts: NDArray[np.int64]) -> None:
     """Add the counts of the low digits of the keys whose high digit is `high` to `counts` (65536,)."""
-    _library().cuvee_count_low(_as_c([row]), magnitude, high, math.prod(row.shape), _at(counts))
+    library().cuvee_count_low(_as_c([row]), magnitude, high, math.prod(row.shape), _at(counts))
 
 
 def count_equal(row: Row, magnitude: bool, key: int, leaf: int) -> NDArray[np.int64]:
     """Return how many keys of each leaf are `key`."""
     size = math.prod(row.shape)
     out = np.empty(-(-size // leaf), np.int64)
-    _library().cuvee_count_equal(_as_c([row]), magnitude, key, size, leaf, _at(out))
+    library().cuvee_count_equal(_as_c([row]), magnitude, key, size, leaf, _at(out))
     return out
 
 
 def draws(key: tuple[int, int], start: int, stop: int) -> NDArray[np.uint32]:
     """`tensors.draws.drawn_words`."""
     out = np.empty(stop - start, np.uint32)
-    _library().cuvee_draws(*key, start, out.size, _at(out))
+    library().cuvee_draws(*key, start, out.size, _at(out))
     return out
 
 
 def bernoulli(key: tuple[int, int], start: int, stop: int, limit: int) -> NDArray[np.bool_]:
     """Return for the elements `[start, stop)` whether their draw is below `limit`."""
     out = np.empty(stop - start, np.bool_)
-    _library().cuvee_bernoulli(*key, start, out.size, limit, _at(out))
+    library().cuvee_bernoulli(*key, start, out.size, limit, _at(out))
     return out
 
 
 def keep(mask: T, values: T, out: T | None = None) -> T:
     """`tensors.masking.keep_where`: (…) bool and (…) into (…)."""
     flat, result = _flat(values), _like(values, np.empty(tuple(values.shape), np.float32)) if out is None else out
-    _library().cuvee_keep(_at(_flat(mask)), _at(flat), flat.size, _at(_flat(result)))
+    library().cuvee_keep(_at(_flat(mask)), _at(flat), flat.size, _at(_flat(result)))
     return result
 
 
@@ -561,7 +431,7 @@ def rank_drop(row: Row, key: tuple[int, int], start: int, limits: NDArray[np.uin
     """
     length, out = len(limits), np.empty(math.prod(row.shape), np.bool_)
     rows = out.size // length
-    _memory(_library().cuvee_rank_drop(_as_c([row]), *key, start, _at(limits), rows, length, _at(out)))
+    _memory(library().cuvee_rank_drop(_as_c([row]), *key, start, _at(limits), rows, length, _at(out)))
     return out
 
 
@@ -572,7 +442,7 @@ def largest_of_stretches(row: Row, free: NDArray[np.bool_], n: int, m: int, leaf
         free: shaped as the row: which elements may be chosen.
     """
     out = np.empty(row.shape, np.bool_)
-    _memory(_library().cuvee_largest_of_stretches(_as_c([row]), _at(free), out.size, leaf, n, m, _at(out)))
+    _memory(library().cuvee_largest_of_stretches(_as_c([row]), _at(free), out.size, leaf, n, m, _at(out)))
     return out
 
 
@@ -590,7 +460,7 @@ def pcb_scores(rows: Sequence[Row], clamps: Sequence[tuple[float, float]], *, ra
     size, out = math.prod(rows[0].shape), np.empty((len(rows), *rows[0].shape), np.float32)
     low, high, span = map(_floats, zip(*((low, high, high - low) for low, high in clamps), strict=True))
     described = _as_c(rows), len(rows), size, _at(low), _at(high), _at(span)
-    _memory(_library().cuvee_pcb_scores(*described, raw, _at(out)))
+    _memory(library().cuvee_pcb_scores(*described, raw, _at(out)))
     return out
 
 
@@ -612,5 +482,5 @@ def pcb_balance(
     floors, spans = map(_floats, zip(*((floor, top - floor) for floor, top in ends), strict=True))
     factors = _floats(weights)
     held = _at(low), _at(high), _at(floors), _at(spans), _at(factors)
-    _memory(_library().cuvee_pcb_balance(_as_c(rows), _as_c(scores), len(rows), size, *held, _at(out)))
+    _memory(library().cuvee_pcb_balance(_as_c(rows), _as_c(scores), len(rows), size, *held, _at(out)))
     return out

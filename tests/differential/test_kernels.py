@@ -30,7 +30,7 @@ from cuvee.methods.pieces.unique import scale_unique
 from cuvee.methods.pieces.vote import unanimous_sum, weigh_consensus
 from cuvee.methods.reductions import Gram, Ranks, Shared, Sums
 from cuvee.methods.registry import DELTAS, methods
-from cuvee.tensors import kernels
+from cuvee.tensors import c_library, kernels
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.order import digit_counts, ordered_keys
 from cuvee.tensors.rows import Act, Combination, Row, Served
@@ -366,6 +366,6 @@ def test_a_competition_of_parameters_is_its_definition(values, inter, spread, fl
 
 @pytest.mark.skipif(not kernels.available(), reason="the kernels are off")
 def test_a_library_of_other_sources_is_not_used(monkeypatch):
-    assert kernels._library.__wrapped__() is not None
-    monkeypatch.setattr(kernels, "_checksum_of_sources", lambda: 1)
-    assert kernels._library.__wrapped__() is None
+    assert c_library.library.__wrapped__() is not None
+    monkeypatch.setattr(c_library, "SOURCES", c_library.SOURCES[:-1])
+    assert c_library.library.__wrapped__() is None
