@@ -5,14 +5,19 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
+from blake3 import blake3
 
+from cuvee.engine.keeping import ResultsInFolder
 from cuvee.evaluation import glyphs
 from cuvee.evaluation.glyphs import SIDE, draw_signs
+from cuvee.evaluation.home import cuvee_home
 from cuvee.evaluation.packages import Package, members
 
 if TYPE_CHECKING:
@@ -165,7 +170,25 @@ def _signs(signs: str, *, noisy: bool = False) -> Callable[[Side, int], Pictures
 
 @cache
 def _drawn_signs(signs: str, count: int, side: Side) -> Pictures:
-    return _shuffled(*draw_signs(signs, count, held_out=side != "train", seed=_SEEDS[side]))
+    """Return signs that are drawn once; another matplotlib may bring other fonts, another Pillow draw otherwise."""
+    import torch
+
+    drawers = [(package, _version(package)) for package in ("matplotlib", "pillow")]
+    key = blake3(repr(("signs 1", signs, count, side, drawers)).encode()).hexdigest()
+    kept = ResultsInFolder(cuvee_home() / "drawn", "signs")
+    found = kept.get(key)
+    if found is None:
+        found = tuple(map(torch.from_numpy, draw_signs(signs, count, held_out=side != "train", seed=_SEEDS[side])))
+        with suppress(OSError):  # the disk is full or read-only: drawn again next time
+            kept.put(key, found)
+    return _shuffled(*(one.numpy() for one in found))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # what draws says what is missing
+        return ""
 
 
 DIGITS = PictureTask("mnist", "Handwritten digits", 10, _mnist)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cuvee
-from cuvee.evaluation import texts
+from cuvee.evaluation import images, texts
 from cuvee.evaluation.glyphs import GREEK, draw_signs
 from cuvee.evaluation.suites import Corruption
 from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, prototypes
@@ -178,3 +178,19 @@ def test_signs_are_scored_in_other_fonts_than_they_are_trained_in():
     assert labels.tolist() == [*range(24), *range(24)]
     assert train.max() > 200
     assert not any(np.array_equal(one, other) for one in train for other in test)
+
+
+def test_signs_are_drawn_once_and_kept(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("CUVEE_HOME", str(tmp_path))
+    first = images.GREEK.pictures("test", 30)
+    images._drawn_signs.cache_clear()
+    with monkeypatch.context() as broken:
+        broken.setattr(images, "draw_signs", None)
+        again = images.GREEK.pictures("test", 30)
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    (kept,) = (tmp_path / "drawn").iterdir()
+    kept.write_bytes(b"torn" + kept.read_bytes()[4:])
+    images._drawn_signs.cache_clear()
+    assert all(np.array_equal(one, other) for one, other in zip(first, images.GREEK.pictures("test", 30), strict=True))
+    images._drawn_signs.cache_clear()
