@@ -190,6 +190,17 @@ def test_no_kernel_changes_a_bit_of_a_merge(label, ties):
         assert_same_bits(one[name], other[name])
 
 
+@pytest.mark.parametrize("method", ["multi_krum", "geometric_median", "centered_clipping"])
+def test_no_kernel_changes_a_bit_of_the_distances_of_models_that_are_all_but_equal(method):
+    base, _ = make(1, {"a": (300, 500), "b": (7,)}, ties=False)
+    models = [{name: one.float() * (1 + 1e-6 * k) for name, one in base.items()} for k in (1, 2, 4, 8, 16)]
+    one, other = compiled_and_defined(lambda: cuvee.merge_tensors(method, models, block_elements=1 << 16))
+    whole = cuvee.merge_tensors(method, models)
+    for name in one:
+        assert_same_bits(one[name], other[name])
+        assert_same_bits(one[name], whole[name])
+
+
 def stored_dtype(kind: str) -> torch.dtype:
     return {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[kind]
 

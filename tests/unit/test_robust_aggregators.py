@@ -27,9 +27,59 @@ def flat(tensors) -> np.ndarray:
 @pytest.mark.parametrize("method", ["multi_krum", "geometric_median", "centered_clipping"])
 def test_a_model_that_goes_far_away_cannot_take_the_result_along(method):
     radius = max(np.linalg.norm(flat(one) - flat(CENTER)) for one in GOOD)
-    for size in (1e2, 1e4):
+    for size in (1e2, 1e4, 1e13, 1e20, 1e30):
         merged = cuvee.merge_tensors(method, [*GOOD, bad(size)])
         assert np.linalg.norm(flat(merged) - flat(CENTER)) < radius
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_geometric_median_is_the_same_however_far_a_bad_model_is(count):
+    """Its pull is of length 1 whatever its distance: only its direction counts."""
+    near, *far = (
+        flat(cuvee.merge_tensors("geometric_median", [*GOOD[: count - 1], bad(size)]))
+        for size in (1e8, 1e13, 1e20, 1e37)
+    )
+    for merged in far:
+        assert merged == pytest.approx(near, rel=1e-4, abs=1e-4)
+
+
+def test_the_weights_say_which_models_are_the_most():
+    centre = flat(cuvee.merge_tensors("geometric_median", GOOD[:2]))
+    models = [*GOOD[:2], bad(1e20), bad(2e20), bad(-1e20)]
+    merged = cuvee.merge_tensors("geometric_median", models, weight=[1.0, 1.0, 0.01, 0.01, 0.01])
+    assert np.linalg.norm(flat(merged) - centre) < np.linalg.norm(flat(GOOD[0]) - centre) * 1.1
+
+
+def _replicas(count: int, away: float, dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    origin = torch.randn(50, 40, generator=generator, dtype=torch.float64)
+    apart = [away * (1 + n) * torch.randn(50, 40, generator=generator, dtype=torch.float64) for n in range(count)]
+    return [{"w": (origin + one).to(dtype)} for one in apart]
+
+
+@pytest.mark.parametrize(("away", "dtype"), [(1e-9, torch.float64), (1e-6, torch.float32)])
+@pytest.mark.parametrize("variant", ["paper", "garfield"])
+def test_krum_tells_replicas_apart_that_are_all_but_equal(away, dtype, variant):
+    models = [_replicas(7, away, dtype)[n] for n in (6, 2, 0, 5, 3, 1, 4)]
+    values = np.stack([flat(one) for one in models])
+    distances = np.linalg.norm(values[:, None] - values[None], axis=-1) + np.diag([np.inf] * 7)
+    nearest = np.sort(distances, axis=1)[:, : 7 - 1 - (2 if variant == "paper" else 1)]
+    chosen = int(np.argmin((nearest**2 if variant == "paper" else nearest).sum(1)))
+    for block in (256, 100_000):
+        merged = cuvee.merge_tensors(
+            "multi_krum", models, m=1, variant=variant, compute_dtype=str(dtype)[6:], block_elements=block
+        )
+        assert flat(merged).tolist() == values[chosen].tolist()
+
+
+@pytest.mark.parametrize("method", ["geometric_median", "centered_clipping"])
+def test_a_centre_of_replicas_far_from_zero_is_that_of_what_they_differ_by(method):
+    away = [{"w": 1e-8 * one["w"]} for one in _replicas(5, 1.0, torch.float64)]
+    far = [{"w": 1.0 + one["w"]} for one in away]
+    options = {"compute_dtype": "float64"} | ({"eps": 1e-15} if method == "geometric_median" else {})
+    expected = flat(cuvee.merge_tensors(method, away, **options))
+    found = flat(cuvee.merge_tensors(method, far, **options))
+    assert found - 1.0 == pytest.approx(expected, abs=1e-3 * float(np.abs(expected).max()))
 
 
 def test_krum_takes_the_model_with_the_closest_neighbours():

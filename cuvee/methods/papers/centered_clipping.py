@@ -9,10 +9,9 @@ import numpy as np
 from cuvee.methods.calls import Scope
 from cuvee.methods.combination import beside
 from cuvee.methods.measuring import measured
-from cuvee.methods.pieces.geometry import distances_from
+from cuvee.methods.pieces.geometry import CenteredGram, distances_from
 from cuvee.methods.pieces.sort import median
 from cuvee.methods.pieces.sphere import linear_combination
-from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import OPTIONAL, WEIGHTS, Bound, Paper, merge_method
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     on=WEIGHTS,
     base=OPTIONAL,
     models=(3, None),
-    cost="two rounds over the model",
+    cost="two rounds over the model; three where models are all but equal",
     arrays=True,
     formula="v = the coordinate-wise median;  max_iter times: v ← v + 1/K · Σ (θ_i − v) · min(1, tau / ‖θ_i − v‖);  out = v",
     differs="The paper starts at the last round's aggregate; here the start is this round's median, or mean. Without tau it "
@@ -53,7 +52,7 @@ def centered_clipping(
     count = len(values)
     if start == "median":
         values = beside(values, median(values, lower=True))
-    gram = measured(Gram(), values, scope=scope)
+    gram = measured(CenteredGram((1.0,) * count + (0.0,) * (len(values) - count)), values, scope=scope)
     first = np.full(count, 1 / count) if start == "mean" else np.eye(count + 1)[count]
     return linear_combination(values, _clipped(gram, first, count, tau, max_iter))
 

@@ -9,10 +9,9 @@ import numpy as np
 from cuvee.errors import MethodError
 from cuvee.methods.calls import Scope
 from cuvee.methods.measuring import measured
-from cuvee.methods.pieces.geometry import distances_between
+from cuvee.methods.pieces.geometry import Distances
 from cuvee.methods.pieces.sort import check_trim
 from cuvee.methods.pieces.sphere import linear_combination
-from cuvee.methods.reductions import Gram
 from cuvee.methods.registry import OPTIONAL, WEIGHTS, Bound, Paper, merge_method
 
 if TYPE_CHECKING:
@@ -26,10 +25,11 @@ if TYPE_CHECKING:
     on=WEIGHTS,
     base=OPTIONAL,
     models=(3, None),
-    cost="two rounds over the model",
+    cost="two rounds over the model; three where models are all but equal",
     arrays=True,
     formula="score_i = sum of the distances from θ_i to its nearest others;  out = mean of the m models with the lowest",
-    differs="The K × K distances come from one Gram matrix in float64. The paper adds the squares of the K − f − 2 nearest "
+    differs="The K × K distances come from one Gram matrix in float64, those of models that are all but equal from their "
+    "differences in one more look. The paper adds the squares of the K − f − 2 nearest "
     "(variant: paper); the default is that of the Garfield code, K − f − 1 distances, not squared.",
 )
 def multi_krum(
@@ -59,7 +59,7 @@ def multi_krum(
     m = count - f - 2 if m is None else m
     if m > count:
         raise MethodError(f"m is {m}, and there are {count} models", right=f"m: {count - f - 2}")
-    distances = distances_between(measured(Gram(), values, scope=scope))
+    distances = measured(Distances(), values, scope=scope).copy()
     np.fill_diagonal(distances, np.inf)
     nearest = np.sort(distances, axis=1)[:, : count - f - (2 if variant == "paper" else 1)]
     scores = (nearest**2 if variant == "paper" else nearest).sum(1)
