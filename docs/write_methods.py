@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cuvee.cli.methods import edit_object, method_object
+from cuvee.cli.method_pages import edit_object, facts_of, formula_lines, method_object, span
 from cuvee.cli.yaml_values import in_yaml
 from cuvee.methods.registry import Paper, edits, methods
 from cuvee.recipes.preset_form import Preset, recipe_text
@@ -45,9 +45,7 @@ def pages() -> dict[Path, str]:
     found = {name: method_object(method) for name, method in methods().items()}
     steps = {name: edit_object(step) for name, step in edits().items() if name not in found}
     texts = {DOCS / "methods" / "README.md": _index(found, steps), DOCS / "presets.md": _presets()}
-    texts |= {DOCS / "methods" / f"{name}.md": _method_page(one) for name, one in found.items()}
-    texts |= {DOCS / "methods" / f"{name}.md": _edit_page(one) for name, one in steps.items()}
-    return texts
+    return texts | {DOCS / "methods" / f"{name}.md": _page_of(one) for name, one in {**found, **steps}.items()}
 
 
 def _index(found: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
@@ -56,14 +54,15 @@ def _index(found: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
             _link(name),
             one["summary"],
             _works_on(one),
-            _models(one["models"]),
+            span(one["models"]),
             _cited(one["paper"]),
             _mark(one["status"]),
         )
         for name, one in found.items()
     ]
     edit_rows = [
-        (_link(name), f"`{one['goes']}:`", one["summary"], _cited(one["paper"])) for name, one in steps.items()
+        (_link(name), f"`{one['goes']}:`", one["summary"], _cited(one["paper"]), _mark(one["status"]))
+        for name, one in steps.items()
     ]
     return _page(
         "Merge methods and edits",
@@ -72,50 +71,22 @@ def _index(found: Mapping[str, Any], steps: Mapping[str, Any]) -> str:
         "## Methods",
         _table(("method", "what it does", "on", "models", "source", ""), method_rows),
         "## Edits, before or after any method on task vectors",
-        _table(("edit", "goes", "what it does", "source"), edit_rows),
+        _table(("edit", "goes", "what it does", "source", ""), edit_rows),
     )
 
 
-def _method_page(one: Mapping[str, Any]) -> str:
-    facts = [
-        ("source", _cited(one["paper"])),
-        ("status", STATUS[one["status"]]),
-        ("works on", one["works_on"] + (" (model − base)" if one["works_on"] == "task vectors" else "")),
-        ("base model", one["base"]),
-        ("models", _models(one["models"])),
-        ("statistics", one["statistics"]),
-        ("cost", one["cost"]),
-        ("sees at once", f"a {one['unit']}" if one["unit"] != "element" else "any block of elements"),
-        ("returns", one["returns"]),
-    ]
-    formula = "\n".join(line.strip() for line in one["formula"].split(";  "))
+def _page_of(one: Mapping[str, Any]) -> str:
+    """Return the page of what `method_object` or `edit_object` has found."""
+    formula = "\n".join(formula_lines(one))
+    facts = [("source", _cited(one["paper"])), ("status", STATUS[one["status"]]), *facts_of(one)]
     return _page(
         one["name"],
         one["summary"],
         f"```text\n{formula}\n```" if formula else "",
-        _table(("", ""), [row for row in facts if row[1]]),
+        _table(("", ""), facts),
         one["about"],
         *_parameters(one["parameters"]),
         *(("## Beside the paper and mergekit", one["differs"]) if one["differs"] else ()),
-        "## A recipe to start from",
-        f"```yaml\n{one['example']}```",
-    )
-
-
-def _edit_page(one: Mapping[str, Any]) -> str:
-    goes = f"`{one['goes']}:` of any method on task vectors; or as the merge method, with what it wraps as `inner`"
-    facts = [
-        ("source", _cited(one["paper"])),
-        ("status", STATUS[one["status"]]),
-        ("goes", goes),
-        ("returns", one["returns"]),
-    ]
-    return _page(
-        one["name"],
-        one["summary"],
-        _table(("", ""), [row for row in facts if row[1]]),
-        one["about"],
-        *_parameters(one["parameters"]),
         "## A recipe to start from",
         f"```yaml\n{one['example']}```",
     )
@@ -162,11 +133,6 @@ def _cited(paper: Mapping[str, Any]) -> str:
     url = f"https://arxiv.org/abs/{one.arxiv}" if one.arxiv else one.url
     title = f"[{one.title}]({url})" if url else one.title
     return title + (f", {one.year}" if one.year else "")
-
-
-def _models(span: Sequence[int | None]) -> str:
-    low, high = span
-    return f"{low} or more" if high is None else f"{low}" if low == high else f"{low} to {high}"
 
 
 def _works_on(one: Mapping[str, Any]) -> str:

@@ -54,6 +54,7 @@ __all__ = [
     "find_method",
     "merge_method",
     "methods",
+    "unknown_method",
 ]
 
 T = TypeVar("T")
@@ -237,6 +238,7 @@ class Edit:
         joint: a filter that is given the task vectors of all models, not one after the other.
         unit: how much of a tensor one call must see; one on matrices leaves all else as it is.
         workspace: of one on matrices, see `Workspace`.
+        status, formula, differs, cost: as of a `Method`; the formula says what becomes of τ_i, or of the merged τ.
         alone: parameters of the method that it wraps where a recipe names it as the merge method and no `inner`.
         uses: the kinds of statistics that it takes where they are given.
     """
@@ -249,6 +251,9 @@ class Edit:
     joint: bool
     unit: Unit
     status: str
+    formula: str
+    differs: str
+    cost: str
     workspace: Workspace | None = None
     alone: Mapping[str, Any] = field(default_factory=dict)
     uses: tuple[str, ...] = ()
@@ -405,6 +410,9 @@ def edit(
     unit: Unit = ELEMENT,
     embeddings: bool = False,
     workspace: Workspace | None = None,
+    cost: str = "one pass",
+    formula: str = "",
+    differs: str = "",
     status: str = "published",
     alone: Mapping[str, Any] | None = None,
     uses: tuple[str, ...] = (),
@@ -415,6 +423,7 @@ def edit(
     `f(deltas, **parameters)` once for all; a refiner as `f(merged, deltas, **parameters)`.
 
     Args:
+        cost, formula, differs, status: as of `merge_method`.
         alone: parameters of what it wraps where a recipe names it as the merge method, and no `inner`.
         uses: the kinds of statistics that it takes where they are given.
     """
@@ -425,7 +434,22 @@ def edit(
         parameters = _parameters(function)
         if unit is MATRIX:
             parameters |= _matrix_parameters(embeddings, None)
-        _EDITS[name] = Edit(name, role, function, paper, parameters, joint, unit, status, workspace, alone or {}, uses)
+        _EDITS[name] = Edit(
+            name,
+            role,
+            function,
+            paper,
+            parameters,
+            joint,
+            unit,
+            status,
+            formula,
+            differs,
+            cost,
+            workspace,
+            alone or {},
+            uses,
+        )
         return function
 
     return register
@@ -511,19 +535,26 @@ _NO_METHODS = {
 """Names from the literature that are asked for and are no methods here: why, and what there is instead."""
 
 
+def unknown_method(name: str, *, where: str = "") -> MethodError:
+    """Return what is wrong with a name that no method has; the nearest name, or what there is instead, is suggested."""
+    if name in _NO_METHODS:
+        found, right = _NO_METHODS[name]
+        return MethodError(found, where=where, right=right)
+    if name in edits():
+        found = f"{name!r} is an edit, which goes {edits()[name].role.value} a merge method and is none"
+        return MethodError(found, where=where, right=f"{_entry(edits()[name])}, beside the merge method")
+    return MethodError(f"unknown merge method {name!r}", where=where, right=nearest(name, [*methods(), *edits()]))
+
+
 def find_method(name: str, *, where: str = "") -> Method:
     """Return the method of that name.
 
     Raises:
         MethodError: there is none; the nearest name, or what there is instead, is suggested.
     """
-    known = methods()
-    if name in known:
-        return known[name]
-    if name in _NO_METHODS:
-        found, right = _NO_METHODS[name]
-        raise MethodError(found, where=where, right=right)
-    raise MethodError(f"unknown merge method {name!r}", where=where, right=nearest(name, known))
+    if name not in methods():
+        raise unknown_method(name, where=where)
+    return methods()[name]
 
 
 def find_edit(name: str, role: Role, *, where: str = "") -> Edit:
@@ -534,9 +565,25 @@ def find_edit(name: str, role: Role, *, where: str = "") -> Edit:
     """
     known = edits()
     if name not in known:
+        if name in methods():
+            found = f"{name!r} is a merge method, and {role.value} it stand edits"
+            raise MethodError(found, where=where, right=f"merge_method: {name}")
         of_role = [other for other, found in known.items() if found.role is role]
         raise MethodError(f"unknown edit {name!r}", where=where, right=nearest(name, of_role))
     if known[name].role is not role:
-        right = known[name].role.value
-        raise MethodError(f"{name!r} cannot stand {role.value} the merge", where=where, right=f"{right}: [{name}]")
+        found = f"{name!r} cannot stand {role.value} the merge: {_OTHER_SIDE[role]}"
+        raise MethodError(found, where=where, right=_entry(known[name]))
     return known[name]
+
+
+_OTHER_SIDE = {
+    Role.FILTER: "it changes the merged task vector, which is not there yet",
+    Role.REFINER: "it changes the task vectors of single models, which are merged by then",
+}
+"""Why what belongs on the other side cannot stand on this one."""
+
+
+def _entry(step: Edit) -> str:
+    """Return how an edit is written in a recipe."""
+    must = ", ".join(f"{one.name}: …" for one in step.parameters.values() if one.required)
+    return f"{step.role.value}: [{step.name}: {{{must}}}]" if must else f"{step.role.value}: [{step.name}]"

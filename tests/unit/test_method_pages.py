@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from cuvee.methods.registry import edits, methods
+from cuvee.cli.method_pages import edit_object, method_object
+from cuvee.methods.registry import Method, edits, methods
 from cuvee.recipes import parse_recipe, prepare
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -48,3 +49,21 @@ def test_no_page_has_a_row_of_another_width(writer):
     for path, text in writer.pages().items():
         for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
             assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.strip().split("\n")}) == 1, path.name
+
+
+@pytest.mark.parametrize("known", [*methods().values(), *edits().values()], ids=lambda known: known.name)
+def test_a_page_says_what_is_computed_what_it_costs_and_what_every_parameter_means(known):
+    made = method_object(known) if isinstance(known, Method) else edit_object(known)
+    assert made["formula"] and made["cost"]
+    silent = [one["name"] for one in made["parameters"] if not one["meaning"].strip()]
+    assert not silent, f"give these an entry under Args: of {known.name}, their own or one with others"
+    assert known.status != "reconstruction" or made["differs"]
+
+
+def test_the_page_of_an_edit_has_all_that_one_of_a_method_has(writer):
+    made = {path.name: text for path, text in writer.pages().items()}
+    page = made["star.md"]
+    assert "```text\nτ_i = Σ_j s_j u_j v_jᵀ" in page and "| cost | K decompositions |" in page
+    assert "## Beside the paper and mergekit\n\nThe official code averages" in page
+    (row,) = (line for line in made["README.md"].split("\n") if line.startswith("| [lwptv]"))
+    assert row.endswith("| reconstruction |")

@@ -89,7 +89,29 @@ def test_a_filter_that_needs_whole_rows_gets_them_before_any_method():
 
 
 def test_an_edit_on_the_wrong_side_is_refused_with_the_right_one():
-    with pytest.raises(CuveeError, match="'lines' cannot stand before the merge"):
+    with pytest.raises(
+        CuveeError, match="'lines' cannot stand before the merge: it changes the merged task v"
+    ) as caught:
         merged("ties", model(1.0), before=[{"lines": {}}])
-    with pytest.raises(CuveeError, match="'dare' cannot stand after the merge"):
+    assert caught.value.right == "after: [lines]"
+    with pytest.raises(
+        CuveeError, match="'dare' cannot stand after the merge: it changes the task vectors of"
+    ) as caught:
         merged("ties", model(1.0), after=[{"dare": {"density": 0.5}}])
+    assert caught.value.right == "before: [dare: {density: …}]"
+
+
+def test_an_edit_as_what_is_wrapped_is_refused_with_where_it_goes(workplace):
+    (workplace / "r.yml").write_text(
+        "merge_method: lines\nbase_model: base\nmodels: [a, b]\nparameters:\n  inner: star\n"
+    )
+    (error,) = validate(load_recipe(workplace / "r.yml"))
+    assert error.found == "'star' is an edit, which goes before a merge method and is none" and "r.yml:5" in error.where
+    assert error.right == "before: [star], beside the merge method"
+    both = cuvee.Recipe("lines", models=["a", "b"], base_model="base", before=["star"])
+    assert validate(both) == []
+
+
+def test_a_misspelt_edit_in_the_place_of_the_method_is_known():
+    (error,) = validate(cuvee.Recipe("lwtpv", models=["a"], base_model="base"))
+    assert error.right == "did you mean 'lwptv'?"

@@ -49,7 +49,11 @@ def dare_ties(
         normalize: divide by the weights of the models that agree.
         rescale: "l1" (true): to the old Σ|x| of the tensor; "expected": divide by density; "none" (false).
         ties_density: share of what was kept that the trim of TIES keeps; 1: no trim.
-        trim_scope, inclusive_threshold, tie_sign, merge_func: as in ties.
+        trim_scope: where the share of ties_density is taken: in each tensor, layer, or the whole model.
+        inclusive_threshold: keep every entry that reaches the threshold; without it, as the official code, where
+            trim_scope is model.
+        tie_sign: the sign of a balanced vote: plus, or that of most elements of the model.
+        merge_func: weighted_mean, sum, mean (without weights) or max.
         int8_mask: accepted for mergekit's recipes; no effect.
     """
     dropped = each(drop_at_random, deltas, density, rescale=rescale)

@@ -93,6 +93,7 @@ def mats(
         iterations: of conjugate gradients, over all elements of a matrix at once; few keep it near the start. converged:
             the exact solution of regmean, which stays at the start where no input reaches.
         init: the start: the average; init_scale times the summed task vectors; the base; or, with data, zero weights.
+        init_scale: of init: task_arithmetic, what the sum of the task vectors is multiplied by.
         rtol: it stops where the residual is this small beside the right side.
 
     Returns:

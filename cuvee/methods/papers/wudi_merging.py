@@ -70,17 +70,21 @@ def wudi_merging(
         solver: closed_form, at once and free of scale; adam, as in the paper.
         init: where the solution starts, and stays in directions that are filtered out.
         filter: how far each eigendirection is solved: exponential, gradient flow for so long a `time`; tikhonov, a ridge of
-            `alpha`; landweber, so many `steps` of gradient descent (without it 150) with step size eta_ratio / the largest
-            eigenvalue; none, exactly.
+            `alpha`; landweber, so many `steps` of gradient descent; none, exactly.
+        time: of filter: exponential, f(λ) = 1 − exp(−λ · time); infinity solves exactly.
         time_exponent: ρ: each matrix has a time of its own, time · (g / λ_1)^ρ, g the geometric mean of the largest eigenvalues
             of all matrices; 0: all have the same.
         gamma, ridge: of filter: exponential, f(λ) = (1 − exp(−λ · time))^gamma · λ / (λ + ridge).
-        steps: also those of adam; without it 300.
-        lr: of adam.
+        alpha: of filter: tikhonov, f(λ) = λ / (λ + alpha).
+        eta_ratio: of filter: landweber, f(λ) = 1 − (1 − λ · eta_ratio / λ_1)^steps, λ_1 the largest eigenvalue.
+        steps: of filter: landweber, without it 150; of solver: adam, without it 300.
+        lr: of solver: adam.
         keep_ratio: the share of eigendirections that are solved for, the leading ones.
-        rank_rule: their number by the spectrum of each matrix; `variance` belongs to cumvar.
+        rank_rule: their number by the spectrum of each matrix.
+        variance: of rank_rule: cumvar, the share of Σ λ that the directions hold, of which there are as few as possible.
         consensus_power: f is multiplied by consensus_floor + (1 − consensus_floor) · c^consensus_power, where c K is how many
             models, by effective number, share direction q: c = (Σ w_i)² / (K Σ w_i²), w_i = ‖τ_i q‖² / ‖τ_i‖²; 0: it is not.
+        consensus_floor: with consensus_power, the least that f is multiplied by.
 
     Returns:
         (m, n). One model gives its own task vector.

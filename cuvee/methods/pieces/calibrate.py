@@ -26,21 +26,22 @@ _LEAST = 1e-300
     unit=MATRIX,
     embeddings=True,
     workspace=holding(matrices=7),  # merged, its factors, a task vector, its responses, products, the result
+    cost="1 decomposition; and K + 1 products of 2 m n min(m, n) operations",
+    formula="τ = U S Vᵀ;  a_ij = u_jᵀ τ_i,  c_ij = ⟨s_j v_j, a_ij⟩ / max(‖a_ij‖², 1e-12 ‖τ_i‖²);  "
+    "g_j = K / Σ_i max(alpha, c_ij);  τ ← Σ_j g_j s_j u_j v_jᵀ",
+    differs="The official code divides by max(‖a_ij‖², 1e-12), whatever the norm of τ_i. Embeddings are matrices, as there; "
+    "what is no matrix stays as it is.",
 )
 def singular_value_calibration(
     merged: Tensor, deltas: Sequence[Tensor], *, alpha: Annotated[float, Bound(0, open_low=True)] = 1.0
 ) -> Tensor:
     """Divide each singular value of the merged task vector by how many times over the models' own responses it holds.
 
-    In direction u_j of τ = U S Vᵀ, model i answers with a_ij = u_jᵀ τ_i, and the merged model with s_j v_jᵀ. With
-    c_ij = ⟨s_j v_j, a_ij⟩ / ‖a_ij‖², singular value j becomes s_j · K / Σ_i max(alpha, c_ij).
+    In direction u_j of the merged τ = U S Vᵀ, model i answers with a_ij, and the merged model with s_j v_jᵀ.
 
     Args:
         alpha: the least that a coefficient c_ij counts; 1 can only weaken, less may strengthen directions in which
             the merged task vector has less than every model.
-
-    Source: a model whose answer is below 1e-6 of its task vector's norm has none, c = 0; the official code has a floor of
-    1e-12 for ‖a‖², whatever the norm.
     """
     u, s, vh = svd(merged)
     own = s[:, None] * vh

@@ -164,7 +164,18 @@ def _compiled_mask(delta: Tensor, by_rank: NDArray[np.float64]) -> Tensor:
     return _remembered_mask(draw, delta)
 
 
-@edit(role=Role.FILTER, paper=Paper("DARE", arxiv="2311.03099", year=2023))
+_L1 = "l1: times Σ|τ_i| / Σ|m_i ⊙ τ_i| over the tensor"
+_DRAWS = "Draws depend on the seed, the tensor, the model's place and the element only."
+
+
+@edit(
+    role=Role.FILTER,
+    paper=Paper("DARE", arxiv="2311.03099", year=2023),
+    cost="one pass; two visits of each tensor with rescale: l1",
+    formula=f"m_i ~ Bernoulli(density) by element;  τ_i ← rescale(m_i ⊙ τ_i);  {_L1},  expected: over density",
+    differs="As mergekit in dare_linear and dare_ties, whose rescale gives each tensor its old Σ|x| back; the paper divides by "
+    f"density (rescale: expected). {_DRAWS}",
+)
 def dare(delta: Tensor, *, density: Fraction, rescale: Rescale = True) -> Tensor:
     """Keep each entry of a task vector with probability `density`, at random.
 
@@ -175,7 +186,17 @@ def dare(delta: Tensor, *, density: Fraction, rescale: Rescale = True) -> Tensor
     return drop_at_random(delta, density, rescale=rescale)
 
 
-@edit(role=Role.FILTER, paper=Paper("DELLA-Merging (MagPrune)", arxiv="2406.11617", year=2024), unit=ROW)
+@edit(
+    role=Role.FILTER,
+    paper=Paper("DELLA-Merging (MagPrune)", arxiv="2406.11617", year=2024),
+    unit=ROW,
+    cost="a sort of every row; two visits of each tensor with rescale: l1",
+    formula="p = density − epsilon + 2 epsilon · rank / (length − 1), by magnitude in each row;  m_i ~ Bernoulli(p);  "
+    f"τ_i ← rescale(m_i ⊙ τ_i);  {_L1},  expected: each entry over its p",
+    differs="As mergekit in della, whose rescale gives each tensor its old Σ|x| back; the paper divides each entry by its own "
+    "p (rescale: expected). Rows of length 1, NaN there, are kept with probability density. A convolution's row is everything "
+    f"that belongs to one output channel. epsilon is half of the paper's window. {_DRAWS}",
+)
 def magprune(delta: Tensor, *, density: Fraction, epsilon: Fraction = 0.15, rescale: Rescale = True) -> Tensor:
     """Keep each entry of a task vector at random, the larger ones of a row more often.
 

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["lines"]
 
 
-@edit(role=Role.REFINER, paper=Paper("LiNeS: Post-training Layer Scaling", arxiv="2410.17146", year=2024))
+@edit(
+    role=Role.REFINER,
+    paper=Paper("LiNeS: Post-training Layer Scaling", arxiv="2410.17146", year=2024),
+    cost="two rounds over the model; with a number for alpha one pass",
+    formula="alpha: auto = ‖Σ τ_i‖₁ / (K ‖τ‖₁) over the model,  beta = 1 − alpha without a value;  "
+    "τ_l ← (alpha + beta · l / (L − 1)) · τ_l in layer l = 0 … L − 1,  alpha · τ outside the layers",
+    differs='The official code finds layers by ".l." anywhere in a name, also of an expert or a convolution; here they are '
+    "those of the architecture, each stack with its own L. A single layer, 0 / 0 there, is the last. The head is scaled by "
+    "alpha though it comes last, as there (head: deep: as the last layer). Of several tasks the paper searches beta on "
+    "validation data; here it is 1 − alpha, as there of one task, where nothing is said.",
+)
 def lines(
     merged: Tensor,
     deltas: Tensor,
@@ -33,8 +43,6 @@ def lines(
         beta: what the last layer has more; without it 1 − alpha.
         num_blocks: L; without it the number of layers of the stack that a tensor belongs to. A single layer is the last.
         head: the head is scaled as in the official code, by alpha ("shallow"), or as the last layer ("deep").
-
-    Source: the official code finds layers by ".l." anywhere in a name; here they are those of the architecture.
     """
     place = current(merged).place
     first = _first_scale(merged, deltas) if alpha == "auto" else float(alpha)

@@ -53,12 +53,16 @@ class LayerGrams:
 @edit(
     role=Role.FILTER,
     paper=Paper("Merging Smarter, Generalizing Better (LwPTV)", arxiv="2506.09093", year=2025),
+    cost="two rounds over the model",
+    formula="s_il = ‖τ_il − mean_j τ_jl‖ / ‖τ_il‖ in layer l  (norm: ‖τ_il‖, cosine: 1 − cos(τ_il, mean_j τ_jl));  "
+    "τ_il ← 0 where s_il is among the ⌊prune_ratio · L⌋ smallest of model i",
+    differs="A reconstruction: the paper's score was not seen, only that there is one for each layer of each task vector, and "
+    "that a mask takes whole layers out. The scores are ours, and so is what counts as a layer: what lies outside the layers "
+    "is one more. A task vector that is zero in a layer has score 0 there.",
     status="reconstruction",
 )
 def lwptv(deltas: Tensor, *, prune_ratio: Fraction = 0.3, saliency: Saliency = "distinct") -> Tensor:
     """Take whole layers out of each task vector, those with the least saliency; there the base stays.
-
-    A reconstruction: the paper's score was not seen, only that there is one for each layer of each task vector.
 
     Args:
         prune_ratio: share of the layers taken out of each model, rounded down; what lies outside them counts as one more.

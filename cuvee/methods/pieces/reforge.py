@@ -13,7 +13,20 @@ if TYPE_CHECKING:
 __all__ = ["reforge"]
 
 
-@edit(role=Role.REFINER, paper=BMM, unit=MATRIX, workspace=regression_bytes, uses=("gram",), status="reconstruction")
+@edit(
+    role=Role.REFINER,
+    paper=BMM,
+    unit=MATRIX,
+    workspace=regression_bytes,
+    uses=("gram",),
+    cost="1 eigendecomposition; of the input side",
+    formula="G_i = τ_iᵀτ_i / ‖τ_i‖², or of data, in the unit of gram_norm;  C = Σ G_i,  T = Σ τ_i G_i;  "
+    "τ ← (T + prior_precision · τ)(C + prior_precision · I)⁻¹",
+    differs="A reconstruction: the later version of the paper was not seen, neither its text nor its code. The formula is that "
+    "of bayesian_model_merging, with any merge as the anchor, and so are the units of G_i and of the prior. What is no matrix "
+    "stays as it is.",
+    status="reconstruction",
+)
 def reforge(
     merged: Tensor,
     deltas: Tensor,
@@ -23,12 +36,14 @@ def reforge(
     gram_norm: GramNorm = "mean_diagonal",
     mix: Fraction = 0.5,
 ) -> Tensor:
-    """Take any merge as the anchor of `bayesian_model_merging`: what is no matrix stays as it is.
+    """Regress a merged task vector towards what the inputs of all models ask for, as `bayesian_model_merging` does an anchor.
 
     Args:
         prior_precision: towards infinity the merge comes out unchanged, towards 0 the regression alone.
-        gram, gram_norm, mix: as there.
-
-    Source: the later version of the paper; a reconstruction, since neither its text nor its code was seen.
+        gram: what the inputs are known by: task_vector, without data; data, the statistics gram/model0/<module> and so on,
+            X_iᵀX_i divided by the tokens; auto, data where there is any; hybrid, both, each of trace 1.
+        gram_norm: mean_diagonal: the diagonal of C is brought to a mean of 1, so that prior_precision has no unit;
+            delta_frobenius: each G_i is divided by its trace, which is ‖τ_i‖² of a task vector; none: as they are.
+        mix: the share of data in a hybrid.
     """
     return posterior_mean(deltas, merged, 1.0, prior_precision, gram, gram_norm, mix)

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["scale"]
 
 
-@edit(role=Role.REFINER, paper=Paper("Editing Models with Task Arithmetic", arxiv="2212.04089", year=2022))
+@edit(
+    role=Role.REFINER,
+    paper=Paper("Editing Models with Task Arithmetic", arxiv="2212.04089", year=2022),
+    formula="τ ← factor · τ",
+    differs="mergekit's `lambda` is the parameter `scaling` of a method, which comes after all edits.",
+)
 def scale(merged: Tensor, deltas: Tensor, *, factor: float) -> Tensor:
     """Multiply the merged task vector by a number, before the edits that follow.
 

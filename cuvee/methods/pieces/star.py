@@ -20,6 +20,12 @@ __all__ = ["star"]
     unit=MATRIX,
     workspace=holding(matrices=4),  # a task vector, its part along the directions kept, the result
     alone={"normalize": True},
+    cost="K decompositions",
+    formula="τ_i = Σ_j s_j u_j v_jᵀ,  S = Σ s_j  (known_rank: of the leading ones);  "
+    "r = the fewest with s_1 + … + s_r ≥ eta / 100 · S;  τ_i ← S / (s_1 + … + s_r) · Σ_{j ≤ r} s_j u_j v_jᵀ",
+    differs="The official code averages what was kept, as `merge_method: star` does without inner; it knows LoRA weights only, "
+    "and finds their singular vectors by randomised decompositions where known_rank is given. What is no matrix "
+    "stays as it is.",
 )
 def star(
     delta: Tensor,
@@ -32,9 +38,6 @@ def star(
     Args:
         eta: percent of the sum of singular values that is kept; 100 changes nothing.
         known_rank: of the task vector, where it has one (a merged LoRA): what lies beyond counts for nothing.
-
-    Source: the official code averages what was kept, as `merge_method: star` does; it knows LoRA weights only, and finds
-    them by randomised decompositions where known_rank is given.
     """
     if eta >= 100 and known_rank is None:
         return delta

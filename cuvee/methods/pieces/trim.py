@@ -168,7 +168,14 @@ def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0
     return result.scatter_(-1, chosen, rows.gather(-1, chosen)).reshape(delta.shape)
 
 
-@edit(role=Role.FILTER, paper=Paper("TIES-Merging", arxiv="2306.01708", year=2023))
+@edit(
+    role=Role.FILTER,
+    paper=Paper("TIES-Merging", arxiv="2306.01708", year=2023),
+    cost="a few visits of each tensor; with scope: layer or model a few rounds over the model",
+    formula="m_i = [|τ_i| is among the ⌊density · n⌋ largest of the n elements in scope];  τ_i ← m_i ⊙ τ_i",
+    differs="Step 1 of TIES. Exactly ⌊density · n⌋ elements are kept, of equal ones those that come first; the official code "
+    "trims over the whole model and keeps all that reach its threshold, one more and its equals (ties with trim_scope: model).",
+)
 def trim(delta: Tensor, *, density: Fraction, scope: Scope = "tensor") -> Tensor:
     """Keep the largest `density` share of each task vector.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cuvee.cli.methods import example_recipe
+from cuvee.cli.method_pages import example_recipe
 from cuvee.methods.registry import edits, methods
 from cuvee.recipes import parse_recipe, prepare
 
@@ -50,6 +50,34 @@ def test_a_page_shows_the_formula_and_where_it_differs(run):
     assert "share of each task vector kept, the largest magnitudes; 1" in out
     assert "a number in [0, 1], one for each model; default 1" in out
     assert "Beside the paper and mergekit" in out
+
+
+def test_a_page_of_an_edit_shows_the_same(run):
+    out = run("methods", "star", columns=80).out
+    assert "\n  r = the fewest with s_1 + … + s_r ≥ eta / 100 · S\n" in out
+    assert "\n  cost          K decompositions\n" in out
+    assert "Beside the paper and mergekit" in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_list_says_what_is_a_reconstruction_and_what_has_no_paper(run, columns):
+    out = run("methods", columns=columns).out
+    kept = [one for one in (*METHODS.values(), *EDITS.values()) if one.status != "published"]
+    for status in ("reconstruction", "community"):
+        assert out.count(status) == sum(one.status == status for one in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "right"),
+    [
+        ("seme", "there is no method seme", "latent_map"),
+        ("fda", "fda learns inputs", "cuvee fda BASE"),
+        ("lwtpv", "unknown merge method 'lwtpv'", "did you mean 'lwptv'?"),
+    ],
+)
+def test_a_name_that_is_no_method_gets_the_reason_and_what_there_is_instead(run, name, found, right):
+    outcome = run("methods", name)
+    assert outcome.code != 0 and found in outcome.err and right in outcome.err and not outcome.out
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -32,8 +32,16 @@ def test_edits_come_with_all_their_parameters() -> None:
     ("changes", "found"),
     [
         ({"before": [{"fake_filtre": {}}]}, "unknown edit 'fake_filtre'"),
-        ({"before": [{"fake_refiner": {}}]}, "'fake_refiner' cannot stand before the merge"),
-        ({"after": ["fake_filter"]}, "'fake_filter' cannot stand after the merge"),
+        (
+            {"before": [{"fake_refiner": {}}]},
+            "'fake_refiner' cannot stand before the merge: it changes the merged task vector, which is not there yet",
+        ),
+        (
+            {"after": ["fake_filter"]},
+            "'fake_filter' cannot stand after the merge: it changes the task vectors of single models, "
+            "which are merged by then",
+        ),
+        ({"before": ["fake_deltas"]}, "'fake_deltas' is a merge method, and before it stand edits"),
         ({"before": ["fake_filter"]}, "fake_filter needs share"),
         ({"before": [{"fake_filter": {"share": 2}}]}, "share is 2"),
         ({"before": [{"fake_filter": {"share": [0, 1]}}]}, "share is [0, 1]"),
