@@ -84,7 +84,9 @@ def _facts(method: Method) -> tuple[str, str, str]:
 
 
 def _cost(method: Method) -> str:
-    return method.cost.partition(";")[0].removesuffix(" of each tensor").removesuffix(" over the model")
+    return (
+        method.cost.partition(";")[0].partition(",")[0].removesuffix(" of each tensor").removesuffix(" over the model")
+    )
 
 
 def _mark(status: str) -> str:
