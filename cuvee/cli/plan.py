@@ -173,7 +173,7 @@ def _needs(planned: MergePlan, guess: Estimate) -> list[tuple[str, str]]:
     if tally.rounds > 1:
         reads += f", {tally.rounds} times"
     return [
-        ("tensors", f"{merged} merged, {len(planned.tasks) - merged} copied"),
+        ("tensors", f"{merged} merged{_as_matrices(planned)}, {len(planned.tasks) - merged} copied"),
         ("reads", reads),
         ("statistics", ", ".join(safe(model.label) for _, model in sorted(planned.statistics.items()))),
         ("writes", f"{in_bytes(planned.bytes_written)} in {plural(len(planned.shards), 'file')}: {files}"),
@@ -188,6 +188,14 @@ def _needs(planned: MergePlan, guess: Estimate) -> list[tuple[str, str]]:
     ]
 
 
+def _as_matrices(planned: MergePlan) -> str:
+    from cuvee.methods.registry import MATRIX
+
+    if planned.prepared.method.unit is not MATRIX:
+        return ""
+    return f" ({sum(planned.formula.on_matrix(task) is not None for task in planned.tasks)} as matrices)"
+
+
 def _as_object(planned: MergePlan, guess: Estimate) -> dict[str, Any]:
     from cuvee.recipes import explain
 
@@ -200,7 +208,11 @@ def _as_object(planned: MergePlan, guess: Estimate) -> dict[str, Any]:
         "base": planned.labels.get(-1),
         "statistics": {str(number): model.label for number, model in sorted(planned.statistics.items())},
         "plan": planned.plan_id,
-        "tensors": {"merged": sum(not t.is_copy for t in tasks), "copied": sum(t.is_copy for t in tasks)},
+        "tensors": {
+            "merged": sum(not t.is_copy for t in tasks),
+            "copied": sum(t.is_copy for t in tasks),
+            "matrices": sum(planned.formula.on_matrix(t) is not None for t in tasks),
+        },
         "arguments": [
             {"tensors": len(group), "such_as": group[0].name, "values": group[0].arguments}
             for group in _groups(planned)

@@ -150,6 +150,8 @@ def _matrix_bytes(task: Task, formula: Formula) -> int:
         held += max((28 * n * n + decomposition_bytes(n) for n in sides), default=0)
     if formula.asks_for_whole(task.arguments or {}):
         held += 40 * size  # keys, places and probabilities of one model
+    if task.transposed:
+        held += 4 * 3 * size  # base, a task vector and the result turned
     stack = 4 * size * (2 * models + 4) if on_stack else 4 * size * (2 if formula.before else 0)
     return wide * (held + stack) + size * task.dtype.itemsize
 

@@ -238,7 +238,7 @@ def _undecoded(name: str, source: TensorSource) -> CheckpointError:
 def _place(matched: Matched, name: str) -> dict[str, Any]:
     meaning = matched.architecture.meaning(name)
     layers = matched.architecture.n_layers(name) if meaning.layer is not None else 0
-    how = {"fused": meaning.fused, "transposed": meaning.transposed}
+    how = {"fused": meaning.fused, "transposed": meaning.transposed, "experts": meaning.packed_experts or 0}
     return {"layer": meaning.layer, "layers": layers, "role": str(meaning.role), **how}
 
 

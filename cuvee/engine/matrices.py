@@ -29,8 +29,9 @@ def merge_matrix(
     Raises:
         Pending: the method has asked for measurements that are not finished; they are in `call.misses`.
     """
-    shape = formula.on_matrix(task)
-    assert shape is not None, "the tensor is a matrix to the method"
+    linear_map = formula.on_matrix(task)
+    assert linear_map is not None, "the tensor is a matrix to the method"
+    shape = task.as_stored(linear_map)
     inputs, with_base = task.all_inputs, task.base is not None
     unseen = set(range(len(inputs))) if observer else set()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cuvee.checkpoints.sources import TensorSource
-from cuvee.methods.calls import Call, Decompositions, Kept, Place
+from cuvee.methods.calls import Call, Decompositions, Kept, Place, current
 from cuvee.methods.combination import Matrices, plain
 from cuvee.methods.measuring import each, each_loaded
 from cuvee.methods.pieces.combine import OTHERS
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINE_PARAMETERS", "Formula", "Input", "Task", "apply_formula", "needs_base"]
 
-_NO_LINEAR_MAPS = ("embedding", "head")
+_NO_LINEAR_MAPS = ("embedding", "position", "head", "task_head")
 
 ENGINE_PARAMETERS = ("scaling", "embed_mismatch", "others", "not_matrix", "conv")
 """What the engine does with a tensor, beside the method's own parameters."""
@@ -63,6 +63,7 @@ class Task:
         base: the base's, where the method works on task vectors.
         arguments: the method's parameters for this tensor; None: the inputs are copied.
         layer, layers, role, fused, transposed: see `Place`.
+        experts: how many matrices are stacked along dimension 0, 0 where none are.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Task:
     role: str = ""
     fused: Fused | None = None
     transposed: bool = False
+    experts: int = 0
 
     @property
     def is_copy(self) -> bool:
@@ -112,16 +114,22 @@ class Task:
         return {name: value for name, value in (self.arguments or {}).items() if name in method.own}
 
     def as_matrix(self, piece: Method | Edit, parameters: Mapping[str, Any]) -> tuple[int, int] | None:
-        """Return its rows and columns where it is a matrix to a method or an edit that works on matrices, else None."""
+        """Return its outputs and inputs where it is a linear map to a method or an edit that works on matrices, else None."""
         shape, named = self.layout.shape, parameters.get("not_matrix", EMBEDDINGS)
-        if piece.unit is not MATRIX or self.is_copy or len(shape) < 2:
+        if piece.unit is not MATRIX or self.is_copy or self.experts or len(shape) < 2:
             return None
         if len(shape) > 2 and parameters["conv"] != "flatten":
             return None
         if (self.role in _NO_LINEAR_MAPS) if named == EMBEDDINGS else (self.name in named):
             return None
         rows, columns = shape[0], math.prod(shape[1:])
-        return (rows, columns) if min(rows, columns) > 1 else None
+        if min(rows, columns) <= 1:
+            return None
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def as_stored(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of the matrix on the disk that stands for a linear map."""
+        return shape[::-1] if self.transposed else shape
 
     def place(self, start: int, stop: int) -> Place:
         """Return the place of a block."""
@@ -192,12 +200,14 @@ def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | None
     """Run the edits and the method on blocks or `Matrices`; returns what is added to the base, or without one the merged."""
     method = formula.method
     function, arguments = method.function, task.own_arguments(method)
-    if method.unit is MATRIX and not isinstance(values, Matrices) and "others" in method.parameters:
+    if task.transposed and isinstance(values, Matrices):
+        function = _turned(function)
+    elif method.unit is MATRIX and not isinstance(values, Matrices) and "others" in method.parameters:
         function = OTHERS[(task.arguments or {})["others"]]
         arguments = {name: value for name, value in arguments.items() if name == "weight"}
     if base is None:
         return function(values, **arguments)
-    if method.wants_base and function is method.function:
+    if method.wants_base and (isinstance(values, Matrices) or function is method.function):
         arguments["base"] = base
     steps = [(step.joint, _step(task, step, parameters)) for step, parameters in formula.before]
     filters = [(joint, function) for joint, function in steps if function is not None]
@@ -223,12 +233,33 @@ def _step(task: Task, step: Edit, parameters: Mapping[str, Any]) -> Callable[...
     shape = task.as_matrix(step, parameters)
     if shape is None:
         return None
+    function, stored = _turned(step.function) if task.transposed else step.function, task.as_stored(shape)
 
     def on_matrices(values: Any, *deltas: Any) -> Any:
-        flat = [one if isinstance(one, Matrices) else one.reshape(-1, *shape) for one in deltas]
-        return step.function(values.reshape(shape), *flat, **own).reshape(values.shape)
+        flat = [one if isinstance(one, Matrices) else one.reshape(-1, *stored) for one in deltas]
+        return function(values.reshape(stored), *flat, **own).reshape(values.shape)
 
     return on_matrices
+
+
+def _turned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function of linear maps (out, in) that is given, and gives, what is stored as (in, out)."""
+
+    def turn(values: Any) -> Any:
+        if isinstance(values, Matrices):
+            count, rows, columns = values.shape
+            return Matrices((count, columns, rows), lambda k: values[k].mT.contiguous())
+        return values.mT.contiguous()
+
+    def on_stored(*matrices: Any, base: Any = None, **own: Any) -> Tensor:
+        given = {} if base is None else {"base": turn(base)}
+        call = current()
+        before, merged = call.left, function(*map(turn, matrices), **given, **own)
+        if call.left is not None and call.left is not before:
+            call.left = replace(call.left, values=call.left.values.mT.contiguous())
+        return merged.mT
+
+    return on_stored
 
 
 def needs_base(method: Method, has_base: bool) -> bool:

@@ -62,7 +62,7 @@ class Place:
         layers: number of layers of its stack, 0 outside the blocks.
         role: what the tensor is (`architectures.Role`), as text.
         fused: how it splits into matrices, None where it does not, or the order is not known.
-        transposed: its outputs are its columns.
+        transposed: it is stored as (in, out); methods and edits on matrices are given (out, in) all the same.
     """
 
     tensor: str

@@ -134,15 +134,19 @@ def linear_maps(model: Model, network: nn.Module, only: Sequence[str]) -> dict[s
     Raises:
         IncompatibleModels: there is none.
     """
+    from transformers.pytorch_utils import Conv1D  # GPT-2's, a linear map all the same
+
     found: dict[str, nn.Module] = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if isinstance(module, torch.nn.Linear | Conv1D)
         and f"{name}.weight" in model.tensors
         and any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
     }
     if not found:
-        right = 'a model of torch.nn.Linear under the names of its weights; or another pattern, such as "*.mlp.*"'
+        right = (
+            'a model of torch.nn.Linear or Conv1D under the names of its weights; or another pattern, such as "*.mlp.*"'
+        )
         raise IncompatibleModels("the network has no such linear maps", where=model.label, right=right)
     return found
 

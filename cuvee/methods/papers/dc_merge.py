@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import mean_of_weighted
-from cuvee.methods.pieces.subspaces import leading_directions, orthogonal_frames, share_of_rank
+from cuvee.methods.pieces.subspaces import is_narrow, leading_directions, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Fraction, Paper, PerModel, merge_method
 from cuvee.methods.spectral import Spectrum, holding
 from cuvee.tensors.lazy_torch import torch
@@ -57,9 +57,9 @@ def dc_merge(
         keep: share of the entries of each core that is kept, the largest; at least one.
 
     Returns:
-        (m, n); where min(m, n) < K, the mean.
+        (m, n); where min(m, n) < 2 K and K > 1, the mean.
     """
-    if not share_of_rank(deltas):
+    if is_narrow(deltas):
         return mean_of_weighted(deltas, weight)
     side = min(deltas.shape[1:])
     spectra = [_smoothed(one, smoothing, rho) for one in leading_directions(deltas, rank, weight)]

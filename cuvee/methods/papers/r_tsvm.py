@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import mean_of_weighted
-from cuvee.methods.pieces.subspaces import leading_directions, orthogonal_frames, share_of_rank
+from cuvee.methods.pieces.subspaces import is_narrow, leading_directions, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
 from cuvee.methods.spectral import holding, numerical_rank
 
@@ -49,9 +49,9 @@ def r_tsvm(
         polar_rtol: directions of the joint frame that are this much weaker than the strongest are repetitions.
 
     Returns:
-        (m, n). One model gives its own task vector; where min(m, n) < K, the mean.
+        (m, n). One model gives its own task vector; where min(m, n) < 2 K, the mean.
     """
-    if len(deltas) == 1 or not share_of_rank(deltas):
+    if len(deltas) == 1 or is_narrow(deltas):
         return mean_of_weighted(deltas, weight)
     side = min(deltas.shape[1:])
     found = [_outliers_and_density(deltas[k], outlier, threshold) for k in range(len(deltas))]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cuvee.methods.combination import Matrices
+from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import mean_of_weighted
-from cuvee.methods.pieces.subspaces import leading_directions, share_of_rank
+from cuvee.methods.pieces.subspaces import is_narrow, leading_directions
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
 from cuvee.methods.spectral import Spectrum, holding, ridge_solve
 from cuvee.tensors.lazy_torch import torch
@@ -42,11 +42,12 @@ def stf(
             rank has.
 
     Returns:
-        (m, n). One model gives its own task vector; where min(m, n) < K, the mean.
+        (m, n). One model, where it may have all directions, gives its own task vector; where min(m, n) < 2 K, the mean.
     """
-    if len(deltas) == 1 or not share_of_rank(deltas):
+    ranks = spread(rank, len(deltas))
+    if ranks in (["auto"], ["share"]) or is_narrow(deltas):
         return mean_of_weighted(deltas, weight)
-    spectra = leading_directions(deltas, rank, weight)
+    spectra = leading_directions(deltas, ranks, weight)
     u, s, vh = (torch.cat(parts, axis) for parts, axis in zip(zip(*spectra, strict=True), (1, 0, 0), strict=True))
     system = (u.mT @ u).double() * (vh @ vh.mT).double()
     return Spectrum(u, ridge_solve(system, s, 1e-6).to(s.dtype), vh).matrix

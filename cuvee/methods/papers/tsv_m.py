@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cuvee.methods.combination import Matrices
+from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import mean_of_weighted
-from cuvee.methods.pieces.subspaces import leading_directions, orthogonal_frames, share_of_rank
+from cuvee.methods.pieces.subspaces import is_narrow, leading_directions, orthogonal_frames
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
 from cuvee.methods.spectral import holding
 
@@ -42,8 +42,9 @@ def tsv_m(
         polar_rtol: directions of the joint frame that are this much weaker than the strongest are repetitions.
 
     Returns:
-        (m, n). One model gives its own task vector; where min(m, n) < K, the mean.
+        (m, n). One model, where it may have all directions, gives its own task vector; where min(m, n) < 2 K, the mean.
     """
-    if len(deltas) == 1 or not share_of_rank(deltas):
+    ranks = spread(rank, len(deltas))
+    if ranks in (["auto"], ["share"]) or is_narrow(deltas):
         return mean_of_weighted(deltas, weight)
-    return orthogonal_frames(leading_directions(deltas, rank, weight), polar_rtol).matrix
+    return orthogonal_frames(leading_directions(deltas, ranks, weight), polar_rtol).matrix

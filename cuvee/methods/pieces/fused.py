@@ -29,14 +29,12 @@ def by_parts(merge: Callable[[Matrices], Tensor], deltas: Matrices) -> Tensor:
     place = current().place
     if place.fused is None:
         return merge(deltas)
-    count, *shape = deltas.shape
-    axis = 1 if place.transposed else 0
+    count, m, n = deltas.shape
     out: Tensor | None = None
     for rows in places_of_parts(place.fused):
-        size = (len(rows), shape[1]) if axis == 0 else (shape[0], len(rows))
-        merged = merge(Matrices((count, *size), lambda k, rows=rows: deltas[k].index_select(axis, rows)))  # type: ignore[misc]
-        out = merged.new_empty(shape) if out is None else out
-        out.index_copy_(axis, rows.to(merged.device), merged)
+        merged = merge(Matrices((count, len(rows), n), lambda k, rows=rows: deltas[k].index_select(0, rows)))  # type: ignore[misc]
+        out = merged.new_empty(m, n) if out is None else out
+        out.index_copy_(0, rows.to(merged.device), merged)
     assert out is not None, "a fused matrix has parts"
     return out
 

@@ -199,6 +199,8 @@ def given_matrices(kind: str, count: int, shape: tuple[int, int]) -> Matrices | 
     def load(k: int) -> Tensor:
         key = str(found[k])
         one: Tensor = call.statistics[key]
+        if kind == "fisher" and call.place.transposed and one.dim() == 2:  # it lies as the weights do
+            one = one.mT
         where = f"statistic {key}"
         what = "diagonal Fisher" if kind == "fisher" else "Gram matrix"
         if tuple(one.shape) != shape:

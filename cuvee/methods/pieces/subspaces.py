@@ -8,7 +8,12 @@ from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.spectral import Spectrum, numerical_rank, orthogonalized, svd
 from cuvee.tensors.lazy_torch import torch
 
-__all__ = ["leading_directions", "orthogonal_frames", "share_of_rank"]
+__all__ = ["is_narrow", "leading_directions", "orthogonal_frames", "share_of_rank"]
+
+
+def is_narrow(deltas: Matrices) -> bool:
+    """Return whether K models would share fewer than 2 K directions, one at most for each: too few to choose from."""
+    return len(deltas) > 1 and min(deltas.shape[1:]) < 2 * len(deltas)
 
 
 def share_of_rank(deltas: Matrices) -> int:
