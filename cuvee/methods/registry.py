@@ -241,6 +241,7 @@ class Edit:
         status, formula, differs, cost: as of a `Method`; the formula says what becomes of τ_i, or of the merged τ.
         alone: parameters of the method that it wraps where a recipe names it as the merge method and no `inner`.
         uses: the kinds of statistics that it takes where they are given.
+        once: why it does not stand twice on its side of the merge; empty where it may.
     """
 
     name: str
@@ -257,6 +258,7 @@ class Edit:
     workspace: Workspace | None = None
     alone: Mapping[str, Any] = field(default_factory=dict)
     uses: tuple[str, ...] = ()
+    once: str = ""
 
 
 @dataclass(frozen=True)
@@ -416,6 +418,7 @@ def edit(
     status: str = "published",
     alone: Mapping[str, Any] | None = None,
     uses: tuple[str, ...] = (),
+    once: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a filter or a refiner under its function's name.
 
@@ -426,6 +429,8 @@ def edit(
         cost, formula, differs, status: as of `merge_method`.
         alone: parameters of what it wraps where a recipe names it as the merge method, and no `inner`.
         uses: the kinds of statistics that it takes where they are given.
+        once: what a second of it would do, if that is nothing, or nonsense: a refiner stands on its side once then, a
+            filter not twice in a row.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -449,6 +454,7 @@ def edit(
             workspace,
             alone or {},
             uses,
+            once,
         )
         return function
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from cuvee.errors import MethodError, nearest
@@ -25,8 +25,26 @@ def read_edits(recipe: Recipe, method: Method | None, role: Role, findings: Find
         return ()
     if written and method is not None:
         _check_method(recipe, method, side, findings)
-    read = (_read_edit(one, role, (side, index), findings) for index, one in enumerate(written))
+    read = [_read_edit(one, role, (side, index), findings) for index, one in enumerate(written)]
+    _check_repeats(read, role, findings)
     return tuple(one for one in read if one is not None)
+
+
+def _check_repeats(read: Sequence[CheckedEdit | None], role: Role, findings: Findings) -> None:
+    """Refuse an edit that stands where it has stood before, and would do nothing or nonsense.
+
+    Another filter between two makes them two steps, and so does another scope.
+    """
+    for index, one in enumerate(read):
+        earlier = read[:index] if role is Role.REFINER else read[max(index - 1, 0) : index]
+        if one is None or not one[0].once or not any(other and _same_step(one, other) for other in earlier):
+            continue
+        found = f"{one[0].name} stands twice {role.value} the merge: {one[0].once}"
+        findings.error(found, (role.value, index, one[0].name), right=f"one {one[0].name}", kind=MethodError)
+
+
+def _same_step(one: CheckedEdit, other: CheckedEdit) -> bool:
+    return one[0].name == other[0].name and one[1].get("scope") == other[1].get("scope")
 
 
 def _check_method(recipe: Recipe, method: Method, side: str, findings: Findings) -> None:

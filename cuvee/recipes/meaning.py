@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cuvee.errors import printable
-from cuvee.methods.registry import ENDPOINT, MEMBER, OPTIONAL, REQUIRED, Method, Parameter
+from cuvee.methods.registry import ENDPOINT, MEMBER, OPTIONAL, REQUIRED, Edit, Method, Parameter
 from cuvee.recipes.parts import Part, Region, label
 from cuvee.recipes.recipe import Recipe, RecipeModel
 from cuvee.recipes.settings import MISSING, Setting, is_filtered, is_listed
@@ -22,12 +22,11 @@ def explain(recipe: Recipe, prepared: Prepared) -> tuple[str, ...]:
 
 def _lines(recipe: Recipe, prepared: Prepared) -> Iterator[str]:
     method = prepared.method
-    name = method.name if method.status != "reconstruction" else f"{method.name} (a reconstruction of the paper)"
-    yield f"{name}: {method.formula}" if method.formula else name
+    yield _named_formula(method, method.name)
     if not prepared.is_cut:
         yield _roles(method, prepared.parts[0])
     for edit, values in prepared.before:
-        yield f"before, on each task vector: {edit.name}({_arguments(values)})"
+        yield f"before, on each task vector: {_step(edit, values)}"
     if not prepared.is_cut:
         for parameter in method.parameters.values():
             yield _parameter(prepared.parts[0], parameter)
@@ -35,12 +34,24 @@ def _lines(recipe: Recipe, prepared: Prepared) -> Iterator[str]:
     else:
         yield from _slices(method, prepared)
     for edit, values in prepared.after:
-        yield f"after, on the merged task vector: {edit.name}({_arguments(values)})"
+        yield f"after, on the merged task vector: {_step(edit, values)}"
     yield from _left_out(recipe)
     dtype = recipe.out_dtype or recipe.dtype
     yield f"computed in {recipe.compute_dtype}, rounded once to {dtype or 'the dtype of the input'}"
     if method.differs:
         yield f"differs: {method.differs}"
+    for edit, _ in (*prepared.before, *prepared.after):
+        if edit.differs:
+            yield f"{edit.name} differs: {edit.differs}"
+
+
+def _step(edit: Edit, values: Mapping[str, Any]) -> str:
+    return _named_formula(edit, f"{edit.name}({_arguments(values)})")
+
+
+def _named_formula(one: Method | Edit, name: str) -> str:
+    name = name if one.status != "reconstruction" else f"{name} (a reconstruction of the paper)"
+    return f"{name}: {one.formula}" if one.formula else name
 
 
 def _slices(method: Method, prepared: Prepared) -> Iterator[str]:

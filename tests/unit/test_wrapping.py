@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import cuvee
 from cuvee.errors import CuveeError
+from cuvee.methods import registry
+from cuvee.methods.registry import edits
 from cuvee.recipes import load_recipe, prepare, validate
 from cuvee.recipes.meaning import explain
 
@@ -75,6 +79,13 @@ def test_a_plan_says_what_is_around_the_method_and_what_is_a_reconstruction():
     said = "\n".join(explain(recipe, prepare(recipe)))
     assert "after, on the merged task vector: lines(alpha=auto, beta=0.4, head=shallow)" in said
     assert "ties_sv (a reconstruction of the paper): τ̂_i" in said
+    assert "lines differs: The official code finds layers" in said
+    recipe = cuvee.Recipe("ties", models=["a", "b"], base_model="base", before=["lwptv"])
+    said = "\n".join(explain(recipe, prepare(recipe)))
+    assert (
+        "before, on each task vector: lwptv(prune_ratio=0.3, saliency=distinct) (a reconstruction of the paper): s_il"
+        in said
+    )
 
 
 def test_a_filter_that_needs_whole_rows_gets_them_before_any_method():
@@ -115,3 +126,67 @@ def test_an_edit_as_what_is_wrapped_is_refused_with_where_it_goes(workplace):
 def test_a_misspelt_edit_in_the_place_of_the_method_is_known():
     (error,) = validate(cuvee.Recipe("lwtpv", models=["a"], base_model="base"))
     assert error.right == "did you mean 'lwptv'?"
+
+
+def _twice(method="ties", **changes):
+    return validate(cuvee.Recipe(method, models=["a", "b"], base_model="base", **changes))
+
+
+@pytest.mark.parametrize("name", [name for name, step in edits().items() if step.once])
+def test_an_edit_that_would_do_nothing_or_nonsense_the_second_time_is_refused_with_the_reason(name):
+    step = edits()[name]
+    entry = {name: {one.name: 0.5 for one in step.parameters.values() if one.required}}
+    (error,) = _twice(**{step.role.value: [entry, entry]})
+    assert error.found == f"{name} stands twice {step.role.value} the merge: {step.once}"
+    assert error.where == f"{step.role.value}.1.{name}" and error.right == f"one {name}"
+    (error,) = _twice(name, parameters=entry[name], **{step.role.value: [entry]})
+    assert "stands twice" in error.found
+    assert _twice(**{step.role.value: [entry]}) == []
+
+
+def test_only_scale_may_stand_as_often_as_it_likes():
+    assert [name for name, step in edits().items() if not step.once] == ["scale"]
+    assert _twice(after=[{"scale": {"factor": 0.5}}, "singular_value_calibration", {"scale": {"factor": 2.0}}]) == []
+
+
+def test_filters_with_another_between_them_or_of_another_scope_are_two_steps():
+    trim = {"trim": {"density": 0.5}}
+    assert _twice(before=[trim, {"dare": {"density": 0.5}}]) == []
+    assert _twice(before=[trim, "star", trim]) == []
+    assert _twice(before=[trim, {"trim": {"density": 0.2, "scope": "model"}}]) == []
+    # What a refiner does to the merged task vector it does once, whatever else is done to it.
+    (error,) = _twice(after=["lines", {"scale": {"factor": 2.0}}, "lines"])
+    assert error.where == "after.2.lines"
+
+
+@pytest.mark.parametrize(("densities", "one"), [((0.5, 0.3), 0.3), ((0.3, 0.5), 0.3), ((0.5, 0.5), 0.5)])
+def test_a_second_trim_is_the_one_with_the_smaller_density_as_it_is_told(monkeypatch, densities, one):
+    monkeypatch.setitem(registry._EDITS, "trim", replace(edits()["trim"], once=""))
+    given, base = {"w": torch.randn(40, 30)}, {"w": torch.zeros(40, 30)}
+    both = [{"trim": {"density": density}} for density in densities]
+    twice = cuvee.merge_tensors("task_arithmetic", [given], base, before=both)["w"]
+    once = cuvee.merge_tensors("task_arithmetic", [given], base, before=[{"trim": {"density": one}}])["w"]
+    assert torch.equal(twice, once)
+
+
+def test_what_stands_beside_a_wrapping_filter_is_found_in_the_text(workplace):
+    text = "merge_method: star\nbase_model: base\nmodels: [a, b]\nbefore:\n  - dare: {density: 0.5}\n  - trim: {density: 2}\n"
+    (workplace / "r.yml").write_text(text)
+    (error,) = validate(load_recipe(workplace / "r.yml"))
+    assert "density is 2" in error.found and "r.yml:6" in error.where
+    (workplace / "r.yml").write_text(
+        text.replace("density: 2", "density: 0.5").replace("  - dare", "  - star: {}\n  - trim")
+    )
+    first, second = validate(load_recipe(workplace / "r.yml"))
+    assert "star stands twice" in first.found and "r.yml:5" in first.where
+    assert "trim stands twice" in second.found and "r.yml:7" in second.where
+    (workplace / "r.yml").write_text("merge_method: dare\nbase_model: base\nmodels: [a, b]\n")
+    (error,) = validate(load_recipe(workplace / "r.yml"))
+    assert error.found == "dare needs density" and "r.yml:1" in error.where
+
+
+@pytest.mark.parametrize("written", ["trim", {"trim": {}}, None, 3])
+@pytest.mark.parametrize(("method", "side"), [("star", "before"), ("lines", "after")])
+def test_a_side_that_is_no_list_is_told_once(method, side, written):
+    (error,) = _twice(method, **{side: written})
+    assert error.found == f"{side} is not a list"

@@ -26,6 +26,7 @@ _LEAST = 1e-300
     unit=MATRIX,
     embeddings=True,
     workspace=holding(matrices=7),  # merged, its factors, a task vector, its responses, products, the result
+    once="what the first has weakened the second would weaken again, for the same responses",
     cost="1 decomposition; and K + 1 products of 2 m n min(m, n) operations",
     formula="τ = U S Vᵀ;  a_ij = u_jᵀ τ_i,  c_ij = ⟨s_j v_j, a_ij⟩ / max(‖a_ij‖², 1e-12 ‖τ_i‖²);  "
     "g_j = K / Σ_i max(alpha, c_ij);  τ ← Σ_j g_j s_j u_j v_jᵀ",

@@ -173,6 +173,7 @@ _DRAWS = "Draws depend on the seed, the tensor, the model's place and the elemen
     paper=Paper("DARE", arxiv="2311.03099", year=2023),
     cost="one pass; two visits of each tensor with rescale: l1",
     formula=f"m_i ~ Bernoulli(density) by element;  τ_i ← rescale(m_i ⊙ τ_i);  {_L1},  expected: over density",
+    once="dropping at random twice is dropping once, with the product of the densities",
     differs="As mergekit in dare_linear and dare_ties, whose rescale gives each tensor its old Σ|x| back; the paper divides by "
     f"density (rescale: expected). {_DRAWS}",
 )
@@ -193,6 +194,7 @@ def dare(delta: Tensor, *, density: Fraction, rescale: Rescale = True) -> Tensor
     cost="a sort of every row; two visits of each tensor with rescale: l1",
     formula="p = density − epsilon + 2 epsilon · rank / (length − 1), by magnitude in each row;  m_i ~ Bernoulli(p);  "
     f"τ_i ← rescale(m_i ⊙ τ_i);  {_L1},  expected: each entry over its p",
+    once="the second would rank the entries that the first has zeroed, and drop of what it was to keep",
     differs="As mergekit in della, whose rescale gives each tensor its old Σ|x| back; the paper divides each entry by its own "
     "p (rescale: expected). Rows of length 1, NaN there, are kept with probability density. A convolution's row is everything "
     f"that belongs to one output channel. epsilon is half of the paper's window. {_DRAWS}",

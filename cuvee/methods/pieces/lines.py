@@ -19,6 +19,7 @@ __all__ = ["lines"]
 @edit(
     role=Role.REFINER,
     paper=Paper("LiNeS: Post-training Layer Scaling", arxiv="2410.17146", year=2024),
+    once="scaled by depth twice, layers are scaled by a product that grows with depth no more evenly",
     cost="two rounds over the model; with a number for alpha one pass",
     formula="alpha: auto = ‖Σ τ_i‖₁ / (K ‖τ‖₁) over the model,  beta = 1 − alpha without a value;  "
     "τ_l ← (alpha + beta · l / (L − 1)) · τ_l in layer l = 0 … L − 1,  alpha · τ outside the layers",

@@ -25,6 +25,7 @@ def _bytes(rows: int, columns: int, models: int) -> int:
     paper=Paper("Closed-Form Spectral Regularization for Multi-Task Model Merging", arxiv="2606.07289", year=2026),
     unit=MATRIX,
     workspace=_bytes,
+    once="the same directions would be damped twice; a smaller time damps them more",
     cost="1 eigendecomposition; of the output side, and of K Gram matrices of 2 m² n operations",
     formula="Σ τ_i τ_iᵀ / ‖τ_i‖² = U diag(σ) Uᵀ;  τ ← U diag(1 − exp(−σ · time)) Uᵀ τ",
     differs="Of arXiv 2606.07289, where it may follow the closed form of wudi_merging; its code gives `time` no default, 1000 "

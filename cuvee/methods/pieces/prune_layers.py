@@ -59,6 +59,7 @@ class LayerGrams:
     differs="A reconstruction: the paper's score was not seen, only that there is one for each layer of each task vector, and "
     "that a mask takes whole layers out. The scores are ours, and so is what counts as a layer: what lies outside the layers "
     "is one more. A task vector that is zero in a layer has score 0 there.",
+    once="the layers that the first has taken out say least, so the second takes out the same",
     status="reconstruction",
 )
 def lwptv(deltas: Tensor, *, prune_ratio: Fraction = 0.3, saliency: Saliency = "distinct") -> Tensor:

@@ -25,6 +25,7 @@ __all__ = ["reforge"]
     differs="A reconstruction: the later version of the paper was not seen, neither its text nor its code. The formula is that "
     "of bayesian_model_merging, with any merge as the anchor, and so are the units of G_i and of the prior. What is no matrix "
     "stays as it is.",
+    once="the same inputs would count as evidence twice; a smaller prior_precision lets them count more",
     status="reconstruction",
 )
 def reforge(

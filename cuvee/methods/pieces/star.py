@@ -19,6 +19,7 @@ __all__ = ["star"]
     paper=Paper("STAR: Spectral Truncation and Rescale for Model Merging", arxiv="2502.10339", year=2025),
     unit=MATRIX,
     workspace=holding(matrices=4),  # a task vector, its part along the directions kept, the result
+    once="the fewest directions of those kept are the directions that one with a smaller eta keeps",
     alone={"normalize": True},
     cost="K decompositions",
     formula="τ_i = Σ_j s_j u_j v_jᵀ,  S = Σ s_j  (known_rank: of the leading ones);  "

@@ -175,6 +175,7 @@ def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0
     formula="m_i = [|τ_i| is among the ⌊density · n⌋ largest of the n elements in scope];  τ_i ← m_i ⊙ τ_i",
     differs="Step 1 of TIES. Exactly ⌊density · n⌋ elements are kept, of equal ones those that come first; the official code "
     "trims over the whole model and keeps all that reach its threshold, one more and its equals (ties with trim_scope: model).",
+    once="a second trim keeps of what the first has kept what one with the smaller density keeps",
 )
 def trim(delta: Tensor, *, density: Fraction, scope: Scope = "tensor") -> Tensor:
     """Keep the largest `density` share of each task vector.

@@ -173,7 +173,7 @@ def test_a_matrix_that_is_loaded_twice_is_filtered_to_the_same(register):
 
     register(loads_twice)
     base, experts = family(3, SHAPES)
-    before = [{"dare": {"density": 0.4}}, {"dare": {"density": 0.7}}]
+    before = [{"dare": {"density": 0.4}}, {"magprune": {"density": 0.7}}]
     got = merge_tensors("loads_twice", experts, base, before=before, not_matrix=[])
     want = merge_tensors("task_arithmetic", experts, base, before=before)
     for name in MATRIX_NAMES:
