@@ -98,9 +98,19 @@ def minus(one: Measure, other: Measure) -> Measure:
     return lambda seed: one(seed) - other(seed)
 
 
+class NotRun(Exception):
+    """A claim needs a suite beside `lm` that was left out. Not an error."""
+
+
 def among(suite: str, measure: Measure) -> Measure:
-    """Return a measure of a suite beside `lm`."""
-    return lambda seed: measure(seed.beside[suite])
+    """Return a measure of a suite beside `lm`, which raises `NotRun` where that was left out."""
+
+    def of(seed: Seed) -> float:
+        if suite not in seed.beside:
+            raise NotRun(suite)
+        return float(measure(seed.beside[suite]))
+
+    return of
 
 
 def recovered(label: str) -> Measure:

@@ -1,10 +1,11 @@
 """Write docs/results.md: what papers claim, and what our suites show, with intervals and the command.
 
-    python docs/write_results.py [SEEDS] [--full SEEDS] [--device cuda] [--only SEED]
+    python docs/write_results.py [SEEDS] [--full SEEDS] [--device cuda] [--full-limit ITEMS] [--without-weak] [--only SEED]
 
 Three seeds of the quick suites if not given, and of the full ones those that are asked for; of one seed, the intervals are
-those over its items. What was built and scored before is not done again. --only does one seed and writes nothing, so that
-several processes can share the work.
+those over its items. What was built and scored before is not done again. Without a GPU a full seed takes hours of a core:
+--full-limit scores fewer items, --without-weak leaves out the weak base, which must be trained with its experts. --only does
+one seed and writes nothing, so that several processes can share the work.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from claims import (
     WILD,
     Claim,
     Measure,
+    NotRun,
     Seed,
     among,
     best_expert,
@@ -59,12 +61,19 @@ class Results:
     Attributes:
         quick: the form.
         device: where it was made.
+        limit: items of each task.
         seeds: of it.
     """
 
     quick: bool
     device: str
+    limit: int
     seeds: Sequence[Seed]
+
+    @property
+    def beside(self) -> list[str]:
+        """The suites beside `lm` that were run."""
+        return [name for name in BESIDE if name in self.seeds[0].beside]
 
 
 def main() -> None:
@@ -73,51 +82,60 @@ def main() -> None:
     parser.add_argument("seeds", nargs="?", type=int, default=3, help="of the quick suites (3)")
     parser.add_argument("--full", type=int, default=0, metavar="SEEDS", help="of the full suites (0)")
     parser.add_argument("--device", default="cpu", help="where the full suites are made: cpu or cuda")
+    parser.add_argument("--full-limit", type=int, default=LIMIT, metavar="ITEMS", help=f"of a task, in full ({LIMIT})")
+    parser.add_argument("--without-weak", action="store_true", help="leave the weak base out, in full")
     parser.add_argument("--only", type=int, metavar="SEED", help="do this one and write nothing")
     args = parser.parse_args()
+    in_full = {"device": args.device, "limit": args.full_limit, "with_weak": not args.without_weak}
     if args.only is not None:
         if args.only < args.seeds:
             results(quick=True, numbers=[args.only])
         if args.only < args.full:
-            results(quick=False, numbers=[args.only], device=args.device)
+            results(quick=False, numbers=[args.only], **in_full)
         return
     quick = results(quick=True, numbers=range(args.seeds))
-    full = results(quick=False, numbers=range(args.full), device=args.device) if args.full else None
+    full = results(quick=False, numbers=range(args.full), **in_full) if args.full else None
     command = f"python docs/write_results.py {args.seeds}"
-    command += f" --full {args.full} --device {args.device}" if full else ""
+    if full:
+        command += f" --full {args.full} --device {args.device}"
+        command += f" --full-limit {args.full_limit}" if args.full_limit != LIMIT else ""
+        command += " --without-weak" if args.without_weak else ""
     (DOCS / "results.md").write_text(page(command, quick, full))
     sys.stdout.write("docs/results.md\n")
 
 
-def results(*, quick: bool, numbers: Sequence[int], device: str = "cpu") -> Results:
+def results(
+    *, quick: bool, numbers: Sequence[int], device: str = "cpu", limit: int = LIMIT, with_weak: bool = True
+) -> Results:
     """Make the models that are not there yet and score the variants."""
     kept = KeptScores(cuvee_home() / "scores.sqlite")
 
     def run(built: Built, labels: Sequence[str], sizes: Sequence[int] = ()) -> SeedResult:
-        runner = Runner(built, kept, limit=LIMIT, severities=(), sizes=sizes)
+        runner = Runner(built, kept, limit=limit, severities=(), sizes=sizes)
         return runner.run([parse_variant(one) for one in labels], lambda *_: None)
 
     try:
         seeds = []
         for number in numbers:
-            lm, beside = suites(number, quick=quick, device=device)
+            lm, beside = suites(number, quick=quick, device=device, with_weak=with_weak)
             main = run(lm, VARIANTS, sizes_between(len(lm.experts), SIZES))
             seeds.append(Seed(**vars(main), beside={name: run(one, VARIANTS_BESIDE) for name, one in beside.items()}))
-        return Results(quick, device, seeds)
+        return Results(quick, device, limit, seeds)
     finally:
         kept.close()
 
 
-def suites(seed: int, *, quick: bool, device: str) -> tuple[Built, dict[str, Built]]:
+def suites(seed: int, *, quick: bool, device: str, with_weak: bool) -> tuple[Built, dict[str, Built]]:
     """Return `lm` and the suites beside it."""
     lm, lora = (suite(name).build(seed=seed, quick=quick, device=device) for name in ("lm", "lm-lora"))
-    whole = form(quick=quick)
-    short = replace(whole, base=replace(whole.base, steps=whole.base.steps // 4))
-    weak = build_lm(lm.suite, cuvee_home(), seed, short, read_corpora(short), silently, device)
     unlike = [lm.experts, lora.experts, lm.weaker[0.25], lora.weaker[0.25]]
     experts = {name: unlike[(place + seed) % len(unlike)][name] for place, name in enumerate(lm.experts)}
-    wild = replace(lm, experts=experts, key=f"{lm.key}-wild")
-    return lm, {name: replace(one, weaker={}) for name, one in ((LORA, lora), (WEAK, weak), (WILD, wild))}
+    beside = {LORA: lora, WILD: replace(lm, experts=experts, key=f"{lm.key}-wild")}
+    if with_weak:
+        whole = form(quick=quick)
+        short = replace(whole, base=replace(whole.base, steps=whole.base.steps // 4))
+        beside[WEAK] = build_lm(lm.suite, cuvee_home(), seed, short, read_corpora(short), silently, device)
+    return lm, {name: replace(one, weaker={}) for name, one in beside.items()}
 
 
 # --- The page -------------------------------------------------------------------------------------------------------
@@ -139,10 +157,10 @@ def page(command: str, quick: Results, full: Results | None = None) -> str:
             f"{WILD}: experts of `lm` with unlike training, in turn in full, by an adapter, and a quarter of either.",
             "",
             "Scores are normalised: expert / merge in bits per byte (merge / expert in exact answers), averaged over the "
-            f"experts' tasks, the first {LIMIT} items of each, test split, coefficients chosen on the validation split out of "
-            "nine for every method. Numbers have 95 % intervals, with the same models and items on both sides of a difference. "
-            "The quick suite has five tasks of four experts: YAML's is also asked for whole words, so the best single expert, "
-            "which is YAML's, has all of two of five; of a word, right or wrong, a merge keeps less than of bits.",
+            f"experts' tasks, the first {_items(shown)} items of each, test split, coefficients chosen on the validation split "
+            "out of nine for every method. Numbers have 95 % intervals, with the same models and items on both sides of a "
+            "difference. The quick suite has five tasks of four experts: YAML's is also asked for whole words, so the best "
+            "single expert, which is YAML's, has all of two of five; of a word, right or wrong, a merge keeps less than of bits.",
             "",
             "A claim *holds* where all its differences are above zero by their interval, *does not hold* where one is below, "
             "and is *undecided* otherwise. **These models are a thousand times smaller than those of the papers**: a claim "
@@ -163,6 +181,14 @@ def page(command: str, quick: Results, full: Results | None = None) -> str:
     )
 
 
+def _items(shown: Sequence[Results]) -> str:
+    return (
+        str(LIMIT)
+        if {one.limit for one in shown} == {LIMIT}
+        else ", ".join(f"{one.limit} ({_form(one)})" for one in shown)
+    )
+
+
 def _form(one: Results) -> str:
     return "quick" if one.quick else "in full"
 
@@ -177,8 +203,9 @@ def _in_words(one: Results) -> str:
 
 def _counted(one: Results) -> str:
     verdicts = [judge(claim, one.seeds)[0] for claim in CLAIMS]
-    holds, fails, open_ = (verdicts.count(word) for word in ("holds", "does not hold", "undecided"))
-    return f"of {len(CLAIMS)} claims {holds} hold, {fails} do not, {open_} are undecided."
+    holds, fails, open_, not_run = (verdicts.count(word) for word in ("holds", "does not hold", "undecided", "not run"))
+    left = f", {not_run} was left out" if not_run else ""
+    return f"of {len(CLAIMS)} claims {holds} hold, {fails} do not, {open_} are undecided{left}."
 
 
 def _row(claim: Claim, shown: Sequence[Results]) -> str:
@@ -190,7 +217,7 @@ def _row(claim: Claim, shown: Sequence[Results]) -> str:
 def _scores(one: Results) -> Iterator[str]:
     """Yield the table of normalised scores of a form, tuned, and at the default coefficient for `lm`."""
     columns: list[tuple[str, Callable[[Measure], Measure]]] = [("lm", lambda measure: measure)]
-    columns += [(name, lambda measure, name=name: among(name, measure)) for name in BESIDE]  # type: ignore[misc]
+    columns += [(name, lambda measure, name=name: among(name, measure)) for name in one.beside]  # type: ignore[misc]
     yield f"## Scores behind it, {_form(one)}"
     yield ""
     yield "| model | " + " | ".join(name for name, _ in columns) + " | lm, default |"
@@ -207,7 +234,10 @@ def _scores(one: Results) -> Iterator[str]:
 
 def judge(claim: Claim, seeds: Sequence[Seed]) -> tuple[str, list[str]]:
     """Return the verdict, and each difference with its interval."""
-    found = [(words, over_seeds(measure, seeds)) for words, measure in claim.shows]
+    try:
+        found = [(words, over_seeds(measure, seeds)) for words, measure in claim.shows]
+    except NotRun as suite:
+        return "not run", [f"without {suite}"]
     if any(one.high < 0 for _, one in found):
         verdict = "does not hold"
     elif all(one.low > 0 for _, one in found):
