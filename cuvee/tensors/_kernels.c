@@ -490,7 +490,7 @@ FAST API void cuvee_threshold(
     }
 }
 
-/* papers.sce.variance: the population variance over K models. */
+/* papers.sce.variance: the population variance over K models, exactly 0 where they are equal: a third of 3x is not always x. */
 FAST API int cuvee_variance(const Row *rows, int64_t K, int64_t n, float *out)
 {
     float count = (float)K, *values = malloc(K * CHUNK * sizeof *values);
@@ -499,8 +499,9 @@ FAST API int cuvee_variance(const Row *rows, int64_t K, int64_t n, float *out)
         int64_t size = MIN(CHUNK, n - begin);
         const void *held = NULL;
         float base[CHUNK], center[CHUNK], total[CHUNK];
+        int32_t differ[CHUNK];
         for (int64_t k = 0; k < K; k++) load_chunk(rows + k, begin, size, &held, base, values + k * CHUNK);
-        for (int64_t i = 0; i < size; i++) center[i] = total[i] = 0.0f;
+        for (int64_t i = 0; i < size; i++) center[i] = total[i] = 0.0f, differ[i] = 0;
         for (int64_t k = 0; k < K; k++)
             for (int64_t i = 0; i < size; i++) center[i] += values[k * CHUNK + i];
         for (int64_t i = 0; i < size; i++) center[i] = center[i] / count;
@@ -508,8 +509,9 @@ FAST API int cuvee_variance(const Row *rows, int64_t K, int64_t n, float *out)
             for (int64_t i = 0; i < size; i++) {
                 float away = values[k * CHUNK + i] - center[i];
                 total[i] += away * away;
+                differ[i] |= values[k * CHUNK + i] != values[i];
             }
-        for (int64_t i = 0; i < size; i++) out[begin + i] = total[i] / count;
+        for (int64_t i = 0; i < size; i++) out[begin + i] = differ[i] ? total[i] / count : 0.0f;
     }
     free(values);
     return 0;

@@ -55,7 +55,7 @@ CONTRACTS = [
     Contract("breadcrumbs", {"keep_top": 0.5, "remove_top": 0.1}, equal_models=None),
     Contract("breadcrumbs_ties", {"density": 0.7, "gamma": 0.1}, equal_models={**ALL, **NORMALIZED}),
     Contract("sce"),
-    Contract("sce", {"select_topk": 0.3}, equal_models={"select_topk": 1.0}),
+    Contract("sce", {"select_topk": 0.3}),
     Contract("sce", {"select_topk": 0.3, "variant": "fuseai"}),
     Contract("model_stock"),
     Contract("model_stock", {"filter_wise": True}),

@@ -311,8 +311,10 @@ def sce(x, c):
     if c("select_topk", 1.0) < 1:
         center = weighted(x, [1.0] * len(x)) / F32(len(x))
         variance = weighted([(value - center) ** 2 for value in x], [1.0] * len(x)) / F32(len(x))
+        variance = np.where((np.stack(x) == x[0]).all(0), F32(0), variance)
         chosen = by_magnitude(variance)[: int(c("select_topk") * np.count_nonzero(variance))]
-        selected = [keep(value, chosen) for value in x]
+        if c("variant") == "fuseai" or np.any(variance):
+            selected = [keep(value, chosen) for value in x]
     energies = [l2(value) / max(1, value.size) for value in selected]
     total = sum(energies)
     weights = [1 / len(x)] * len(x) if total == 0 else [e / total for e in energies]

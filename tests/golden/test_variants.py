@@ -209,6 +209,22 @@ def test_sce_merges_the_selected_positions_and_fuseai_all_of_them():
     assert merge("sce", {"w": [3.0, 1.0]}, {"w": [1.0, -3.0]}) == {"w": [2, -3]}
 
 
+@pytest.mark.parametrize("variant", ["mergekit", "fuseai"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_sce_of_models_that_differ_nowhere_is_that_model_unless_compat_says_otherwise(count, variant):
+    one = {"w": [1.0, 1.1640625, 1.3359375, 1.6484375, 0.1, 0.3, -0.7]}  # thirds and fifths of sums that are others
+    equal = [one] * count
+    assert merge("sce", *equal, select_topk=0.4, variant=variant) == one
+    assert merge("sce", *equal, select_topk=0.4, compat="mergekit") == {"w": [0] * 7}
+
+
+def test_sce_of_models_that_differ_somewhere_selects_only_there():
+    models = [{"w": [0.1, 0.7, -0.3, 1.3, x]} for x in (1.0, 2.0, 3.0)]
+    assert merge("sce", *models, select_topk=0.99) == {"w": [0] * 5}  # int(0.99 · 1) positions
+    found = merge("sce", *models, {"w": [0.1, 0.7, -0.3, 2.0, 4.0]}, select_topk=0.5)["w"]
+    assert [x != 0 for x in found] == [False] * 4 + [True]
+
+
 def test_sce_weighs_small_deltas_by_their_energy_unless_compat_says_otherwise():
     one, two = {"w": [1e-4]}, {"w": [3e-4]}
     assert merge("sce", one, two) == {"w": [2.8e-4]}  # 0.1 and 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -41,20 +42,21 @@ class ShareOfNonzero:
     "out = θ_0 + scaling · Σ_{sgn τ_i = s} w_i τ_i / Σ_{sgn τ_i = s} w_i,  s = sgn Σ τ_i",
     differs="As mergekit, which merges the selected positions only; the authors' code (variant: fuseai) uses the selection "
     "for the weights and merges all. mergekit falls back to equal weights when Σ mean(τ²) < 1e-6, which the deltas of "
-    "language models usually are (compat: mergekit keeps that); here only when it is zero.",
+    "language models usually are (compat: mergekit keeps that); here only when it is zero. Where no model differs from the "
+    "others, mergekit selects nothing with select_topk < 1, and the base is left (compat: mergekit); here that model is.",
 )
 def sce(deltas: Tensor, *, select_topk: Fraction = 1.0, variant: Literal["mergekit", "fuseai"] = "mergekit") -> Tensor:
     """Weigh models by the energy of their most varied entries, and merge the entries that agree in sign.
 
     Args:
         deltas: (K, …).
-        select_topk: share of the positions selected, of those where models differ.
+        select_topk: share of the positions selected, of those where models differ; of a tensor in which all are equal, all.
         variant: "mergekit" merges the selected positions, "fuseai" all.
 
     Returns:
         (…); identical models give that model.
     """
-    selected = _select(deltas, select_topk)
+    selected = _select(deltas, select_topk, variant)
     numel = current(by_model(deltas)[0]).place.layout.numel
     energies = measured(Sums("square"), by_model(selected)) / max(1, numel)
     least = 1e-6 if variant == "mergekit" and current().compat == "mergekit" else 0.0
@@ -66,18 +68,21 @@ def sce(deltas: Tensor, *, select_topk: Fraction = 1.0, variant: Literal["mergek
     return weigh_consensus(kept, [1.0] * len(deltas), weights, normalize=True, floor=floor)
 
 
-def _select(deltas: Tensor, share: float) -> Tensor:
+def _select(deltas: Tensor, share: float, variant: str) -> Tensor:
     if share >= 1:
         return deltas
     varied = variance(deltas)
     ranks = Ranks(ShareOfNonzero(share), of_nonzero=True, digits=digits_of(deltas.dtype))
     (ranked,) = measured(ranks, varied)
+    selects_none = variant == "fuseai" or current(varied).compat == "mergekit"
+    if math.isnan(ranked.value) and not selects_none and measured(Sums("abs"), varied) == 0:
+        return deltas
     chosen = among_largest(varied, ranked, current(varied).place)
     return each(lambda delta: keep_where(chosen, delta, room(delta)), deltas)
 
 
 def variance(deltas: Tensor) -> Tensor:
-    """Return the population variance over the K models, element by element."""
+    """Return the population variance over the K models, element by element; exactly 0 where they are equal."""
     if isinstance(deltas, Stored) or kernels.serve(deltas):
         rows = [kernels.row_of(delta) for delta in by_model(deltas)]
         found = kernels.variance(rows, np.empty(tuple(deltas.shape[1:]), np.float32))
@@ -85,4 +90,5 @@ def variance(deltas: Tensor) -> Tensor:
     deltas = as_tensor(deltas)
     center = sum_models(deltas) / len(deltas)
     away = [delta - center for delta in deltas]
-    return sum_models([one * one for one in away]) / len(deltas)
+    differ = (deltas != deltas[0]).any(0)
+    return keep_where(differ, sum_models([one * one for one in away]) / len(deltas))
