@@ -65,6 +65,17 @@ def _on_inputs(m: int, n: int, models: int) -> Work:
     return Counter({("gram", n, m, n): models, ("eigh", n, 0, 0): 1}) + gemm(m, n, n, models + 3)
 
 
+def _output_filter(m: int, n: int, models: int) -> Work:
+    """WUDI, and after it the Gram matrices over the outputs, one eigh, and the filtered product."""
+    return _on_inputs(m, n, models) + Counter({("gram", m, n, m): models, ("eigh", m, 0, 0): 1}) + gemm(m, m, n, 2)
+
+
+def _star(m: int, n: int, models: int) -> Work:
+    """Of a random matrix a quarter of the directions or more hold 40 % of the nuclear norm."""
+    rank = min(m, n) // 4
+    return vectors(m, n, rank, models) + gemm(m, rank, n, models)
+
+
 def _opcm(m: int, n: int, models: int) -> Work:
     return vectors(m, n, min(m, n), models - 1) + gemm(m, min(m, n), n, 4 * (models - 1))
 
@@ -86,14 +97,16 @@ WORK: dict[str, Callable[[int, int, int], Work]] = {
     "opcm": _opcm,
     "optmerge": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + _on_inputs(m, n, k),
     "ortho_merge": _ortho_merge,
+    "output_filter": _output_filter,
     "r_tsvm": _tsv_m,
+    "reforge": _on_inputs,
     "singular_value_calibration": lambda m, n, k: vectors(m, n, min(m, n)) + gemm(m, min(m, n), n, k + 1),
-    "star": lambda m, n, k: vectors(m, n, min(m, n), k) + gemm(m, min(m, n) // 2, n, k),
+    "star": _star,
     "stf": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + gemm(m, min(m, n), n),
     "tsv_m": _tsv_m,
     "wudi_merging": _on_inputs,
 }
-"""What each method on matrices needs of an (m, n) matrix with K models."""
+"""What each method and edit on matrices needs of an (m, n) matrix with K models."""
 
 
 @functools.cache

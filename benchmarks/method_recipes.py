@@ -1,4 +1,4 @@
-"""What `benchmarks/methods.py` runs: every registered method, and variants that a peer has."""
+"""What `benchmarks/methods.py` runs: every registered method, every edit around a method, and variants that a peer has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from synthetic import LlamaShape, Models
 
-from cuvee.methods.registry import ADAPTERS, Method, Parameter, methods
+from cuvee.methods.registry import ADAPTERS, Edit, Method, Parameter, edits, methods
+from cuvee.recipes.wrapping import INNER
 
 # fmt: off
 MERGEKIT = frozenset({
@@ -35,21 +36,32 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "metrics_weighted_averaging": {"metric": 2.0},
     "multi_krum": {"f": 0},
     "nearswap": {"t": 0.0001},
+    "output_filter": {"inner": "wudi_merging"},
     "sce": {"select_topk": 0.5},
 }
-"""What is said beside weights and densities, so that a method does what it is for."""
+"""What is said beside weights and densities, so that a method does what it is for; `inner` is what an edit wraps."""
 PER_MODEL = {"weight": 0.3, "density": 0.5}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a method with its parameters, and the peers that do the same."""
+    """One row: a method, or an edit named as one, with its parameters, and the peers that do the same."""
 
     name: str
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     mergekit: bool = False
     fusion_bench: str = ""
+
+    @property
+    def step(self) -> Edit | None:
+        """The edit, where it is one."""
+        return edits().get(self.method)
+
+    @property
+    def merged_by(self) -> Method:
+        """The method, or the one that the edit wraps."""
+        return methods()[self.settings.get("inner", INNER) if self.step else self.method]
 
 
 VARIANTS = (
@@ -64,12 +76,13 @@ VARIANTS = (
 
 
 def cases() -> dict[str, Case]:
-    """Return the rows, by name: one for each registered method, then variants of those there are."""
+    """Return the rows, by name: one for each registered method, one for each edit, then variants of those there are."""
     known = methods()
     found = [
         Case(name, name, SETTINGS.get(name, {}), name in MERGEKIT, name if name in FUSION_BENCH else "")
         for name in known
     ]
+    found += [Case(name, name, SETTINGS.get(name, {})) for name in edits()]
     found += [
         one for one in VARIANTS if one.method in known and one.settings.keys() <= known[one.method].parameters.keys()
     ]
@@ -78,13 +91,13 @@ def cases() -> dict[str, Case]:
 
 def recipe_of(case: Case, models: Models) -> dict[str, Any]:
     """Return the recipe of a row, over as many of the four experts as the method takes."""
-    method = methods()[case.method]
+    method = case.merged_by
     _, high = method.models
     folders = models.experts[: min(high or len(models.experts), len(models.experts))]
     base: Path | None = models.base if method.base.name == "REQUIRED" else None
     if method.base.name == "ENDPOINT":
         base = folders[0]
-    values = _values(method) | case.settings
+    values = _values(method) | (_values(case.step) if case.step else {}) | case.settings
     own = {
         name: value for name, value in values.items() if name in method.parameters and method.parameters[name].per_model
     }
@@ -138,7 +151,7 @@ def inputs_of(recipe: Mapping[str, Any]) -> list[Path]:
     ]
 
 
-def _values(method: Method) -> dict[str, Any]:
+def _values(method: Method | Edit) -> dict[str, Any]:
     return {
         one.name: _value(one)
         for one in method.parameters.values()

@@ -1,10 +1,11 @@
-"""What every merge method costs: time, memory, and ratios to what it cannot avoid and to peers, in one run.
+"""What every merge method and edit costs: time, memory, and ratios to what it cannot avoid and to peers, in one run.
 
     python benchmarks/methods.py [--quick] [--methods ties tsv_m] [--runs 2] [--no-peers] [--again]
 
-Makes a base and four experts of 100 M bf16 parameters from a seed, and merges them by every method of the registry as
-a process of its own. Elementwise methods are held against the copy floor, methods on matrices against the time of the
-decompositions that they cannot avoid (`decompositions.py`), and those that mergekit or FusionBench have against these.
+Makes a base and four experts of 100 M bf16 parameters from a seed, and merges them by every method of the registry, and
+every edit around one, as a process of its own. Elementwise methods are held against the copy floor, methods on matrices
+against the time of the decompositions that they cannot avoid (`decompositions.py`), and those that mergekit or FusionBench
+have against these.
 What a row found is kept: the same command goes on with the rows that are missing; --again forgets.
 """
 
@@ -325,7 +326,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 def title(options: Options) -> str:
     size = f"4 experts of {options.shape.parameters / 1e6:.0f} M bf16 parameters"
-    return f"Every merge method: {size}, {machine_in_words()}"
+    return f"Every merge method and edit: {size}, {machine_in_words()}"
 
 
 def result_table(options: Options, rows: list[dict[str, Any]]) -> Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cuvee.methods.registry import MATRIX, methods
+from cuvee.methods.registry import MATRIX, edits, methods
 from cuvee.recipes import Recipe, RecipeModel, prepare
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -27,21 +27,24 @@ def bench():
     return decompositions, method_recipes, synthetic.Models(folders[0], tuple(folders[1:]))
 
 
-def test_every_method_has_a_row_whose_recipe_is_sound(bench):
+def test_every_method_and_edit_has_a_row_whose_recipe_is_sound(bench):
     _, recipes, models = bench
     rows = recipes.cases()
-    assert set(methods()) <= {one.method for one in rows.values()}
+    assert {*methods(), *edits()} == {one.method for one in rows.values()}
     for case in rows.values():
         made = recipes.recipe_of(case, models)
         given = [RecipeModel(one["model"], one.get("parameters", {})) for one in made.pop("models")]
         prepared = prepare(Recipe(**made, models=given))
-        assert prepared.method.name == case.method and not prepared.warnings, case.name
+        steps = [step.name for step, _ in (*prepared.before, *prepared.after)]
+        merged_by = case.settings.get("inner", "task_arithmetic") if case.method in edits() else case.method
+        assert prepared.method.name == merged_by and not prepared.warnings, case.name
+        assert steps == [case.method] * (case.method in edits()), case.name
 
 
-def test_every_method_on_matrices_has_its_unavoidable_work(bench):
+def test_every_method_and_edit_on_matrices_has_its_unavoidable_work(bench):
     decompositions, _, _ = bench
-    on_matrices = {name for name, method in methods().items() if method.unit is MATRIX}
-    assert on_matrices <= decompositions.WORK.keys(), "add its decompositions to benchmarks/decompositions.py"
+    on_matrices = {name for name, one in {**methods(), **edits()}.items() if one.unit is MATRIX}
+    assert on_matrices == decompositions.WORK.keys(), "add its decompositions to benchmarks/decompositions.py"
 
 
 def test_the_work_of_known_methods_is_counted_by_hand(bench):
@@ -52,3 +55,9 @@ def test_the_work_of_known_methods_is_counted_by_hand(bench):
     # Two models with two triplets each, a polar factor of (4, 4) and one of (6, 4), and the product of both.
     assert found["gram", 4, 6, 4] == 3 and found["gram", 4, 4, 4] == 1 and found["eigh", 4, 0, 0] == 4
     assert found["gemm", 6, 4, 2] == 2 and found["gemm", 4, 4, 6] == 1
+    # The filter of outputs after WUDI: two Gram matrices on either side, and an eigh of each.
+    found = decompositions.WORK["output_filter"](4, 6, 2)
+    assert (
+        found["gram", 6, 4, 6] == found["gram", 4, 6, 4] == 2 and found["eigh", 6, 0, 0] == found["eigh", 4, 0, 0] == 1
+    )
+    assert found["gemm", 4, 6, 6] == 5 and found["gemm", 4, 4, 6] == 2
