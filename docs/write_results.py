@@ -159,8 +159,9 @@ def page(command: str, quick: Results, full: Results | None = None) -> str:
             "Scores are normalised: expert / merge in bits per byte (merge / expert in exact answers), averaged over the "
             f"experts' tasks, the first {_items(shown)} items of each, test split, coefficients chosen on the validation split "
             "out of nine for every method. Numbers have 95 % intervals, with the same models and items on both sides of a "
-            "difference. The quick suite has five tasks of four experts: YAML's is also asked for whole words, so the best "
-            "single expert, which is YAML's, has all of two of five; of a word, right or wrong, a merge keeps less than of bits.",
+            "difference. The quick suite has five tasks of four experts: YAML's is also asked for whole words, so the "
+            "best single expert, which is YAML's, has all of two of five; of a word, right or wrong, a merge keeps less than "
+            "of bits.",
             "",
             "A claim *holds* where all its differences are above zero by their interval, *does not hold* where one is below, "
             "and is *undecided* otherwise. **These models are a thousand times smaller than those of the papers**: a claim "
