@@ -2,7 +2,8 @@
 
 Some hold for every method: the same bytes for any block size, thread count, order of tensors and process; arithmetic in
 float32, rounded once; no NaN from frozen, empty or degenerate tensors; unchanged models give the base, as does scaling 0.
-Two must be promised: equal models give that model, and the order of models does not matter.
+Three must be promised: equal models give that model, the order of models does not matter, and scaled task vectors give
+the scaled result.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Contract:
         symmetric: parameters with which the order of models does not matter; None: it does.
         tolerance: of these two laws, relative to max(1, the largest magnitude). All others hold to the bit.
         turns: the sides, "left" and "right", on which rotated task vectors give the rotated result.
-        scales: scaled task vectors give the scaled result.
+        scales: task vectors times c give the result times c, which no threshold, step or weight of absolute size allows.
         transposes: transposed task vectors give the transposed result.
         stable: noise of 1e-6 in task vectors of low rank moves the result by less than 1e-2.
         wide: how far float64 and float32 may be apart: decompositions of close singular values, and iterations, differ.
@@ -140,7 +141,8 @@ def check_method(
         equal_models: parameters, beside the others, with which K equal models give that model; None: they do not.
         symmetric: parameters with which the order of models does not matter; None: it does.
         tolerance: of these two laws.
-        turns, scales, transposes: what a method on matrices promises, see `Contract`.
+        turns, transposes: what a method on matrices promises, see `Contract`.
+        scales: whether scaled task vectors give the scaled result.
         parameters: with which the method runs.
 
     Raises:
@@ -236,6 +238,23 @@ def the_order_of_models_does_not_matter(contract: Contract) -> Iterator[str]:
     for base in contract.with_base:
         one, other = (contract.merge(these, base, **contract.symmetric) for these in (given, turned))
         yield from _different(one, other, contract.tolerance, _said(base))
+
+
+@law
+def scaled_task_vectors_give_the_scaled_result(contract: Contract) -> Iterator[str]:
+    """c τ_i on a base of zeros give c times the result; without a base, c θ_i do."""
+    if not contract.scales:
+        return
+    given = specimens(contract.count, contract.small).to(torch.float64)
+    base = {name: torch.zeros_like(tensor) for name, tensor in given.base.items()}
+    deltas = [{name: tensor - given.base[name] for name, tensor in model.items()} for model in given.models]
+    scaled = [{name: 3.0 * tensor for name, tensor in delta.items()} for delta in deltas]
+    for with_base in contract.with_base:
+        one, other = (contract.merge(Specimens(base, these), with_base) for these in (deltas, scaled))
+        for name, tensor in one.items():
+            error = float((other[name] - 3.0 * tensor).norm() / (3.0 * tensor).norm().clamp(min=1e-30))
+            if not error < max(1e-6, contract.tolerance):
+                yield f"{_said(with_base)}scaled {name} is off by {error:.2g} of its norm"
 
 
 # --- laws of every method ---

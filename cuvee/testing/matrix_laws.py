@@ -1,6 +1,6 @@
-"""The laws of methods on matrices (subspace family): what rotating, scaling and transposing the task vectors must do.
+"""The laws of methods on matrices (subspace family): what rotating and transposing the task vectors must do.
 
-A contract promises them one by one (`turns`, `scales`, `transposes`); that low rank, repetition and storage noise make no
+A contract promises them one by one (`turns`, `transposes`); that low rank, repetition and storage noise make no
 garbage holds for all.
 """
 
@@ -63,13 +63,6 @@ def rotated_task_vectors_give_the_rotated_result(contract: Contract) -> Iterator
     if "right" in contract.turns:
         right = _rotation(_COLUMNS)
         yield from _compared(contract, lambda one: one @ right, "right-rotated")
-
-
-@law
-def scaled_task_vectors_give_the_scaled_result(contract: Contract) -> Iterator[str]:
-    """c τ_i give c times the result."""
-    if contract.scales:
-        yield from _compared(contract, lambda one: 3.0 * one, "scaled")
 
 
 @law

@@ -17,20 +17,22 @@ ALL = {"density": 1.0}
 NORMALIZED = {"normalize": True}
 
 # What a method promises beyond the laws of all: with which parameters equal models give that model, and the order of
-# models does not matter (None: it is no such method).
+# models does not matter (None: it is no such method), and whether scaled task vectors give the scaled result.
 CONTRACTS = [
-    Contract("linear"),
-    Contract("linear", {"weight": [1.0, 0.3, -0.2], "normalize": False}, equal_models=None, symmetric=None),
-    Contract("slerp", {"t": 0.3}, symmetric={"t": 0.5}),
-    Contract("nuslerp", {"weight": [1.0, 0.5]}, symmetric={"weight": 1.0}),
-    Contract("nuslerp", {"weight": 1.0, "nuslerp_flatten": False}),
-    Contract("nuslerp", {"weight": 1.0, "nuslerp_flatten": False, "nuslerp_row_wise": True}),
-    Contract("multislerp", {"weight": 1.0}),
-    Contract("karcher"),
-    Contract("task_arithmetic", {"weight": 0.4}, equal_models=NORMALIZED),
-    Contract("ties", {"density": 0.5}, equal_models=ALL),
-    Contract("ties", {"density": 0.3, "rescale": True, "merge_func": "mean"}, equal_models=ALL),
-    Contract("ties", {"density": 0.4, "trim_scope": "layer", "merge_func": "max"}, equal_models=ALL),
+    Contract("linear", scales=True),
+    Contract(
+        "linear", {"weight": [1.0, 0.3, -0.2], "normalize": False}, equal_models=None, symmetric=None, scales=True
+    ),
+    Contract("slerp", {"t": 0.3}, symmetric={"t": 0.5}, scales=True),
+    Contract("nuslerp", {"weight": [1.0, 0.5]}, symmetric={"weight": 1.0}, scales=True),
+    Contract("nuslerp", {"weight": 1.0, "nuslerp_flatten": False}, scales=True),
+    Contract("nuslerp", {"weight": 1.0, "nuslerp_flatten": False, "nuslerp_row_wise": True}, scales=True),
+    Contract("multislerp", {"weight": 1.0}, scales=True),
+    Contract("karcher", scales=True),
+    Contract("task_arithmetic", {"weight": 0.4}, equal_models=NORMALIZED, scales=True),
+    Contract("ties", {"density": 0.5}, equal_models=ALL, scales=True),
+    Contract("ties", {"density": 0.3, "rescale": True, "merge_func": "mean"}, equal_models=ALL, scales=True),
+    Contract("ties", {"density": 0.4, "trim_scope": "layer", "merge_func": "max"}, equal_models=ALL, scales=True),
     Contract(
         "ties",
         {
@@ -41,79 +43,92 @@ CONTRACTS = [
             "merge_func": "mean",
         },
         equal_models=ALL,
+        scales=True,
     ),
-    Contract("dare_linear", {"density": 0.5}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
-    Contract("dare_ties", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
+    Contract("dare_linear", {"density": 0.5}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL, scales=True),
+    Contract("dare_ties", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL, scales=True),
     Contract(
-        "dare_ties", {"density": 0.6, "ties_density": 0.5, "rescale": "expected"}, equal_models=None, symmetric=None
+        "dare_ties",
+        {"density": 0.6, "ties_density": 0.5, "rescale": "expected"},
+        equal_models=None,
+        symmetric=None,
+        scales=True,
     ),
-    Contract("della", {"density": 0.5}, equal_models=ALL, symmetric=ALL),
-    Contract("della", {"density": 0.5, "rescale": "expected"}, equal_models=ALL, symmetric=ALL),
-    Contract("della", {"density": 0.5, "ranks": "tensor"}, equal_models=ALL, symmetric=ALL),
-    Contract("della_linear", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL),
-    Contract("breadcrumbs", {"density": 0.7, "gamma": 0.1}, equal_models={**ALL, **NORMALIZED}),
-    Contract("breadcrumbs", {"keep_top": 0.5, "remove_top": 0.1}, equal_models=None),
-    Contract("breadcrumbs_ties", {"density": 0.7, "gamma": 0.1}, equal_models={**ALL, **NORMALIZED}),
-    Contract("sce"),
-    Contract("sce", {"select_topk": 0.3}),
-    Contract("sce", {"select_topk": 0.3, "variant": "fuseai"}),
-    Contract("model_stock"),
-    Contract("model_stock", {"filter_wise": True}),
+    Contract("della", {"density": 0.5}, equal_models=ALL, symmetric=ALL, scales=True),
+    Contract("della", {"density": 0.5, "rescale": "expected"}, equal_models=ALL, symmetric=ALL, scales=True),
+    Contract("della", {"density": 0.5, "ranks": "tensor"}, equal_models=ALL, symmetric=ALL, scales=True),
+    Contract("della_linear", {"density": 0.4}, equal_models={**ALL, **NORMALIZED}, symmetric=ALL, scales=True),
+    Contract("breadcrumbs", {"density": 0.7, "gamma": 0.1}, equal_models={**ALL, **NORMALIZED}, scales=True),
+    Contract("breadcrumbs", {"keep_top": 0.5, "remove_top": 0.1}, equal_models=None, scales=True),
+    Contract("breadcrumbs_ties", {"density": 0.7, "gamma": 0.1}, equal_models={**ALL, **NORMALIZED}, scales=True),
+    Contract("sce", scales=True),
+    Contract("sce", {"select_topk": 0.3}, scales=True),
+    Contract("sce", {"select_topk": 0.3, "variant": "fuseai"}, scales=True),
+    Contract("model_stock", scales=True),
+    Contract("model_stock", {"filter_wise": True}, scales=True),
     Contract("nearswap", {"t": 0.01}, equal_models={"t": 1e9}),
     Contract("arcee_fusion", equal_models=None),  # takes over the outliers only
     Contract("ram", equal_models={"epsilon": 0.0}),
     Contract("ramplus_tl", equal_models={"epsilon": 0.0}),
-    Contract("coordinate_median"),
-    Contract("coordinate_median", {"even": "mean"}),
-    Contract("trimmed_mean"),
-    Contract("trimmed_mean", {"beta": 0.2}),
-    Contract("mean_around_median"),
-    Contract("phocas"),
-    Contract("magmax"),
-    Contract("multi_krum", {"f": 0}),
-    Contract("geometric_median"),
-    Contract("geometric_median", {"scope": "layer", "weight": 0.5}),
-    Contract("centered_clipping"),
+    Contract("coordinate_median", scales=True),
+    Contract("coordinate_median", {"even": "mean"}, scales=True),
+    Contract("trimmed_mean", scales=True),
+    Contract("trimmed_mean", {"beta": 0.2}, scales=True),
+    Contract("mean_around_median", scales=True),
+    Contract("phocas", scales=True),
+    Contract("magmax", scales=True),
+    Contract("multi_krum", {"f": 0}, scales=True),
+    Contract("geometric_median", scales=True),
+    Contract("geometric_median", {"scope": "layer", "weight": 0.5}, scales=True),
+    Contract("centered_clipping", scales=True),
     Contract("centered_clipping", {"start": "mean", "tau": 0.5, "scope": "tensor"}),
-    Contract("copa_merging", equal_models=None),
-    Contract("copa_merging", {"density": 0.5, "clamp_top": 0.5}, equal_models=None),
-    Contract("recall", symmetric=None),
-    Contract("recall", {"temperature": 0.05}, symmetric=None),
-    Contract("flag_aggregator"),
-    Contract("flag_aggregator", {"r": 2, "regularization": 1.0, "scope": "tensor"}),
-    Contract("flag_aggregator", {"scale": "median_norm"}),
+    Contract("copa_merging", equal_models=None, scales=True),
+    Contract("copa_merging", {"density": 0.5, "clamp_top": 0.5}, equal_models=None, scales=True),
+    Contract("recall", symmetric=None, scales=True),
+    Contract("recall", {"temperature": 0.05}, symmetric=None, scales=True),
+    Contract("flag_aggregator", scales=True),
+    Contract("flag_aggregator", {"r": 2, "regularization": 1.0, "scope": "tensor"}, scales=True),
+    Contract("flag_aggregator", {"scale": "median_norm"}, scales=True),
     Contract("flag_aggregator", {"init_seed": 1, "iterations": 1, "r": 2}, equal_models=None),
-    Contract("consensus_ta", equal_models=None),
-    Contract("consensus_ties", {"merge_func": "mean"}, equal_models={"ties_density": 1.0, "k": 0}),
-    Contract("consensus_ties", {"trim_scope": "tensor", "k": 1}, equal_models=None),
-    Contract("negmerge", equal_models={"scaling": -1.0}),
+    Contract("consensus_ta", equal_models=None, scales=True),
+    Contract("consensus_ties", {"merge_func": "mean"}, equal_models={"ties_density": 1.0, "k": 0}, scales=True),
+    Contract("consensus_ties", {"trim_scope": "tensor", "k": 1}, equal_models=None, scales=True),
+    Contract("negmerge", equal_models={"scaling": -1.0}, scales=True),
     Contract("pcb_merging", {"ratio": 0.5}, equal_models=None),
     Contract("pcb_merging", {"inter": "normalized_sum", "weight": 0.7}, equal_models=None),
-    Contract("cabs", {"n": 4, "m": 16}, equal_models=None, symmetric=None),
-    Contract("cabs", {"n": 3, "m": 32, "order": [2, 0, 1]}, equal_models=None, symmetric=None),
-    Contract("cabs", {"sparsifier": "magnitude"}, equal_models=None, symmetric=None),
-    Contract("ties_sv", {"density": 0.5, "slack": [1.0, 0.0, 0.0]}, equal_models=None, symmetric={"slack": 0.5}),
-    Contract("ties_sv", equal_models={"slack": 1.0}),
-    Contract("hi_merging", equal_models=None),
-    Contract("hi_merging", {"density": 0.5, "alone": [1.0, 0.0]}, equal_models=None, symmetric=None),
-    Contract("layer_swapping", {"top": 0}, symmetric=None),
-    Contract("pma"),
-    Contract("pma", {"scheme": "wma"}, symmetric=None),
-    Contract("pma", {"scheme": "ema", "alpha": 0.1}, symmetric=None),
-    Contract("metrics_weighted_averaging", {"metric": 2.0}),
-    Contract("metrics_weighted_averaging", {"metric": 3.0, "kind": "step", "penalty": 2.0}),
+    Contract("cabs", {"n": 4, "m": 16}, equal_models=None, symmetric=None, scales=True),
+    Contract("cabs", {"n": 3, "m": 32, "order": [2, 0, 1]}, equal_models=None, symmetric=None, scales=True),
+    Contract("cabs", {"sparsifier": "magnitude"}, equal_models=None, symmetric=None, scales=True),
+    Contract(
+        "ties_sv", {"density": 0.5, "slack": [1.0, 0.0, 0.0]}, equal_models=None, symmetric={"slack": 0.5}, scales=True
+    ),
+    Contract("ties_sv", equal_models={"slack": 1.0}, scales=True),
+    Contract("hi_merging", equal_models=None, scales=True),
+    Contract("hi_merging", {"density": 0.5, "alone": [1.0, 0.0]}, equal_models=None, symmetric=None, scales=True),
+    Contract("layer_swapping", {"top": 0}, symmetric=None, scales=True),
+    Contract("pma", scales=True),
+    Contract("pma", {"scheme": "wma"}, symmetric=None, scales=True),
+    Contract("pma", {"scheme": "ema", "alpha": 0.1}, symmetric=None, scales=True),
+    Contract("metrics_weighted_averaging", {"metric": 2.0}, scales=True),
+    Contract("metrics_weighted_averaging", {"metric": 3.0, "kind": "step", "penalty": 2.0}, scales=True),
     Contract("widen", equal_models={"above_average_ratio": 1e9}),
     Contract("widen", {"above_average_ratio": 1.2, "calibration": 0.8}, equal_models=None),
     Contract("ram_plus", equal_models={"epsilon": 0.0}),
-    Contract("lwptv", equal_models={"normalize": True, "prune_ratio": 0.0}),
-    Contract("lwptv", {"inner": "ties", "saliency": "cosine", "prune_ratio": 0.5}, equal_models={"prune_ratio": 0.0}),
-    Contract("lwptv", {"saliency": "norm"}, equal_models=None),
-    Contract("lines", equal_models=None),
-    Contract("lines", {"alpha": 0.2, "head": "deep"}, equal_models=None),
+    Contract("lwptv", equal_models={"normalize": True, "prune_ratio": 0.0}, scales=True),
+    Contract(
+        "lwptv",
+        {"inner": "ties", "saliency": "cosine", "prune_ratio": 0.5},
+        equal_models={"prune_ratio": 0.0},
+        scales=True,
+    ),
+    Contract("lwptv", {"saliency": "norm"}, equal_models=None, scales=True),
+    Contract("lines", equal_models=None, scales=True),
+    Contract("lines", {"alpha": 0.2, "head": "deep"}, equal_models=None, scales=True),
     Contract(
         "lines",
         {"inner": "ties", "density": 0.5, "trim_scope": "model", "beta": 0.4},
         equal_models={"density": 1.0, "alpha": 1.0, "beta": 0.0},
+        scales=True,
     ),
     Contract(
         "opcm",
@@ -133,6 +148,7 @@ CONTRACTS = [
         tolerance=1e-5,
         wide=1e-3,
         stable=False,
+        scales=True,
     ),
     Contract("ortho_merge", equal_models=None, tolerance=1e-5, wide=1e-4, turns=("left", "right")),
     Contract(
@@ -145,9 +161,9 @@ CONTRACTS = [
     Contract(
         "ortho_merge", {"residual": "ties", "theta": "max", "not_matrix": None}, equal_models=None, tolerance=1e-5
     ),
-    Contract("trim", {"density": 0.5}, equal_models=None),
-    Contract("dare", {"density": 0.5}, equal_models=None, symmetric=None),
-    Contract("magprune", {"density": 0.5}, equal_models=None, symmetric=None),
+    Contract("trim", {"density": 0.5}, equal_models=None, scales=True),
+    Contract("dare", {"density": 0.5}, equal_models=None, symmetric=None, scales=True),
+    Contract("magprune", {"density": 0.5}, equal_models=None, symmetric=None, scales=True),
     Contract(
         "tsv_m",
         equal_models=None,
@@ -157,7 +173,14 @@ CONTRACTS = [
         scales=True,
         transposes=True,
     ),
-    Contract("tsv_m", {"rank": 2, "others": "base", "not_matrix": []}, equal_models=None, tolerance=1e-5, wide=1e-3),
+    Contract(
+        "tsv_m",
+        {"rank": 2, "others": "base", "not_matrix": []},
+        equal_models=None,
+        tolerance=1e-5,
+        wide=1e-3,
+        scales=True,
+    ),
     Contract(
         "iso_c",
         equal_models=None,
@@ -174,6 +197,7 @@ CONTRACTS = [
         tolerance=1e-5,
         wide=1e-3,
         stable=False,
+        scales=True,
     ),
     Contract(
         "wudi_merging",
@@ -198,7 +222,7 @@ CONTRACTS = [
         tolerance=1e-5,
     ),
     # Adam moves elements by the sign of gradients: noise of any size moves those whose gradient is zero.
-    Contract("wudi_merging", {"time_exponent": 0.5}, equal_models=None),
+    Contract("wudi_merging", {"time_exponent": 0.5}, equal_models=None, scales=True),
     Contract("wudi_merging", {"solver": "adam", "steps": 20}, equal_models=None, stable=False, wide=1e-4),
     Contract(
         "wudi_merging",
@@ -214,9 +238,17 @@ CONTRACTS = [
         "bayesian_model_merging",
         {"anchor": "mean", "importance": 0.5, "gram_norm": "delta_frobenius", "prior_precision": 1e-3},
         tolerance=1e-5,
+        scales=True,
     ),
-    Contract("reforge", equal_models=None, tolerance=1e-5),
-    Contract("reforge", {"inner": "ties", "density": 0.5}, equal_models={"density": 1.0}, tolerance=1e-5, stable=False),
+    Contract("reforge", equal_models=None, tolerance=1e-5, scales=True),
+    Contract(
+        "reforge",
+        {"inner": "ties", "density": 0.5},
+        equal_models={"density": 1.0},
+        tolerance=1e-5,
+        stable=False,
+        scales=True,
+    ),
     Contract("optmerge", turns=("left", "right"), scales=True, tolerance=1e-5),
     Contract("optmerge", {"center": True, "rank_ratio": 0.5}, turns=("left", "right"), scales=True, tolerance=1e-5),
     Contract(
@@ -239,7 +271,7 @@ CONTRACTS = [
         scales=True,
         transposes=True,
     ),
-    Contract("star", {"inner": "ties", "density": 0.5, "known_rank": 4, "eta": 80.0}, equal_models=None),
+    Contract("star", {"inner": "ties", "density": 0.5, "known_rank": 4, "eta": 80.0}, equal_models=None, scales=True),
     Contract(
         "singular_value_calibration",
         equal_models={"normalize": True},
@@ -255,7 +287,7 @@ CONTRACTS = [
         turns=("left", "right"),
         scales=True,
     ),
-    Contract("scale", {"factor": 0.5}, equal_models={"factor": 1.0, "normalize": True}),
+    Contract("scale", {"factor": 0.5}, equal_models={"factor": 1.0, "normalize": True}, scales=True),
     Contract("iso_cts", equal_models=None, tolerance=1e-5, turns=("left", "right"), scales=True),
     Contract(
         "iso_cts",
@@ -263,6 +295,7 @@ CONTRACTS = [
         equal_models=None,
         tolerance=1e-5,
         stable=False,
+        scales=True,
     ),
     Contract(
         "dc_merge",
@@ -321,8 +354,8 @@ CONTRACTS = [
         tolerance=1e-5,
         wide=1e-4,  # steps towards an ill-conditioned solution multiply what float32 rounds off
     ),
-    Contract("passthrough"),
-    Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}),
+    Contract("passthrough", scales=True),
+    Contract("passthrough", {"scale": 0.5}, equal_models={"scale": 1.0}, scales=True),
 ]
 
 
@@ -351,6 +384,30 @@ def test_a_method_keeps_the_law(contract, law):
 
 def test_every_registered_method_and_edit_is_under_contract():
     assert {contract.method for contract in CONTRACTS} == {*methods(), *edits()}
+
+
+def test_what_is_not_scaled_with_the_task_vectors_has_something_of_absolute_size():
+    scaled = {contract.method for contract in CONTRACTS if contract.scales}
+    assert {contract.method for contract in CONTRACTS} - scaled == {
+        "arcee_fusion",  # a softmax of weights
+        "doge",  # λ_i takes the size of a task vector out
+        "nearswap",  # a step of absolute size, t
+        "ortho_merge",  # rotations of the base's weights
+        "pcb_merging",  # a tanh of task vectors
+        "ram",  # what changed is above epsilon; as in the two below
+        "ram_plus",
+        "ramplus_tl",
+        "widen",  # a softmax of lengths
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("nearswap", {"t": 0.01}), ("pcb_merging", {"ratio": 0.5}), ("widen", {}), ("doge", {"steps": 0})],
+)
+def test_the_kit_catches_a_method_that_does_not_scale(method, parameters):
+    law = LAWS["scaled_task_vectors_give_the_scaled_result"]
+    assert list(law(Contract(method, parameters, scales=True)))
 
 
 def test_one_line_checks_every_law():

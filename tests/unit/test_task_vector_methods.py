@@ -160,3 +160,10 @@ def test_hi_merging_settles_conflicts_by_the_scores_of_layers():
     found = cuvee.merge_tensors("hi_merging", [model, other], base, density=[0.25, 1.0], scale=[0.5, 1.0])
     # Of model 0 what reaches the official threshold: int(0.25 · 4) + 1 entries, 4 and −3; the signs: plus, and plus of 2 − 1.5.
     assert found["a.weight"].tolist() == [0, 3] and found["b.weight"].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.5, 1.0, 3.0, 100.0])
+def test_the_karcher_mean_of_opposite_numbers_has_their_mean_size(size):
+    models = [{"w": torch.tensor([size * value], dtype=torch.float64)} for value in (0.0256, 0.0028, -0.0689)]
+    found = cuvee.merge_tensors("karcher", models)["w"].item()
+    assert found == pytest.approx(size * (0.0256 + 0.0028 + 0.0689) / 3)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 else:
     from typing import Annotated
 
+_ANTIPODAL = 1e-6
+"""The sine of an angle near π up to which there is no one way to go: a cosine rounded in its last bit moves it by 1e-8."""
+
 
 @merge_method(
     paper=Paper("Functionality-Oriented LLM Merging on the Fisher-Rao Manifold", arxiv="2603.04972", year=2026),
@@ -66,7 +69,7 @@ def _karcher_coefficients(gram: NDArray[np.float64], max_iter: int, tol: float) 
         d = np.clip(cosines @ u, -1.0, 1.0)
         theta = np.arccos(d)
         sine = np.sin(theta)
-        moving = kept & (theta >= tol) & (sine > 1e-12)  # antipodal vectors have no one way to go
+        moving = kept & (theta >= tol) & (sine > _ANTIPODAL)
         pull = np.where(moving, share * theta / np.where(moving, sine, 1.0), 0.0)
         tangent = pull - (pull @ d) * u
         step = length(tangent)
