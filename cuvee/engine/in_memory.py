@@ -17,6 +17,7 @@ from cuvee.engine.matching import BASE
 from cuvee.engine.models import model_from_values
 from cuvee.engine.parts import match_recipe
 from cuvee.engine.plan import MergePlan, formula_of
+from cuvee.engine.recording import FiniteRecord
 from cuvee.engine.rounds import Handler, run_rounds
 from cuvee.engine.stages import stages_of
 from cuvee.engine.tasks import Task
@@ -33,20 +34,39 @@ __all__ = ["compute", "merge_tensors"]
 
 
 class _Collecting(Handler):
-    """Keeps the output in memory."""
+    """Keeps the output in memory.
 
-    def __init__(self) -> None:
+    Args:
+        labels: of the models, by number; without them nobody looks for NaN and Inf.
+    """
+
+    def __init__(self, labels: Mapping[int, str] | None = None) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._raw: dict[str, NDArray[np.uint8]] = {}
+        self._labels = labels
+        self._records: dict[str, FiniteRecord] = {}
+
+    def observer(self, task: Task) -> FiniteRecord | None:
+        return self._records.get(task.name)
+
+    def visited(self, task: Task, visit: int) -> None:
+        if visit == 0 and task.name in self._records:
+            self._records[task.name].check_inputs()
 
     def begin(self, task: Task) -> None:
+        if self._labels is not None:
+            self._records[task.name] = FiniteRecord(task, self._labels, False, "allow_nan=True")
         self._raw[task.name] = np.empty(task.layout.numel * task.dtype.itemsize, np.uint8)
 
     def deliver(self, task: Task, start: int, block: Computed) -> None:
         at = start * task.dtype.itemsize
         self._raw[task.name][at : at + block.raw.size] = block.raw
+        if task.name in self._records:
+            self._records[task.name].computed(start, block)
 
     def finish(self, task: Task) -> None:
+        if task.name in self._records:
+            self._records.pop(task.name).check_output()
         self.tensors[task.name] = as_tensor(self._raw.pop(task.name), task.dtype).reshape(task.layout.shape)
 
 
@@ -67,6 +87,7 @@ def merge_tensors(
     compute_dtype: str = "float32",
     block_elements: int | None = None,
     decompositions: Decompositions | None = None,
+    allow_nan: bool = False,
     **parameters: Any,
 ) -> dict[str, Tensor]:
     """Merge models that are in memory.
@@ -81,13 +102,15 @@ def merge_tensors(
         compute_dtype: "float32" or "float64".
         block_elements: about how many elements are worked on at once; None: whole tensors.
         decompositions: where those of matrices are kept from merge to merge, such as `cuvee.KeptDecompositions()`.
+        allow_nan: let NaN and Inf through.
         parameters: the method's; a per-model one is a number or K entries.
 
     Returns:
         name -> tensor, on the CPU, in the dtype of the base or of the first model.
 
     Raises:
-        CuveeError: all that is wrong, said together.
+        NonFinite: a tensor of a model, or of the output, holds NaN or Inf.
+        CuveeError: all else that is wrong, said together.
     """
     recipe = Recipe(
         method,
@@ -118,7 +141,7 @@ def merge_tensors(
         kept=KeptInMemory(),
         decompositions=decompositions,
     )
-    handler = _Collecting()
+    handler = _Collecting(None if allow_nan else {number: model.label for number, model in opened.items()})
     largest = max((task.layout.numel for task in matched.tasks), default=1)
     run_rounds(matched.tasks, formula, handler, threads=1, block_elements=block_elements or max(1, largest))
     return {name: handler.tensors[name] for name in sorted(handler.tensors)}

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cuvee.engine.blocks import Computed
 from cuvee.engine.tasks import Task
 from cuvee.errors import NonFinite
@@ -15,34 +17,35 @@ from cuvee.tensors.digests import TensorDigest
 from cuvee.tensors.layout import Layout
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TaskRecord"]
+__all__ = ["FiniteRecord", "TaskRecord"]
 
 
 @dataclass
-class TaskRecord:
-    """The record of one task while it is computed; blocks may come from any thread."""
+class FiniteRecord:
+    """Counts what is not finite in one task while it is computed; blocks may come from any thread.
+
+    Attributes:
+        labels: what errors call the models, by number.
+        how: what lets NaN and Inf through, as it is typed.
+    """
 
     task: Task
     labels: Mapping[int, str]
     allow_non_finite: bool
+    how: str = "--allow-nan"
 
     def __post_init__(self) -> None:
-        inputs = self.task.all_inputs
-        self.inputs = [TensorDigest(one.source.dtype, Layout(one.source.shape)) for one in inputs]
-        self.output = TensorDigest(self.task.dtype, self.task.layout)
-        self.non_finite = [0] * (len(inputs) + 1)
+        self.non_finite = [0] * (len(self.task.all_inputs) + 1)
         self._lock = threading.Lock()
 
     def read(self, number: int, start: int, raw: NDArray[np.uint8]) -> None:
-        """Digest an input's block."""
-        self.inputs[number].add(start, raw)
+        """An input's block was read."""
 
     def place(self, number: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return where the digests of an input's leaves go."""
-        return self.inputs[number].place(start, stop)
+        """Return room for digests that nobody asks for."""
+        return np.empty((-(-(stop - start) // self.task.layout.leaf), 32), np.uint8)
 
     def decoded(self, number: int, non_finite: int) -> None:
         """Count what is not finite in an input."""
@@ -64,12 +67,11 @@ class TaskRecord:
                     f"tensor {one.name or self.task.name!r} of {self.labels[one.model]!r} holds {found} values that are "
                     f"NaN or infinite, of {math.prod(one.source.shape)}",
                     where=one.source.place[0],
-                    right="mend or fetch the model again, or --allow-nan to merge it as it is",
+                    right=f"mend or fetch the model again, or {self.how} to merge it as it is",
                 )
 
     def computed(self, start: int, block: Computed) -> None:
-        """Digest and check an output block."""
-        self.output.add(start, block.raw)
+        """Check an output block."""
         self.decoded(-1, block.non_finite)
 
     def check_output(self) -> None:
@@ -82,5 +84,28 @@ class TaskRecord:
             raise NonFinite(
                 f"the merge makes {self.non_finite[-1]} values of tensor {self.task.name!r} NaN or infinite, "
                 f"of {self.task.layout.numel}, in {self.task.dtype.name}",
-                right="smaller weights, out_dtype: bfloat16 or float32, or --allow-nan to keep them",
+                right=f"smaller weights, out_dtype: bfloat16 or float32, or {self.how} to keep them",
             )
+
+
+@dataclass
+class TaskRecord(FiniteRecord):
+    """The record of one task while it is computed: its digests too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.inputs = [TensorDigest(one.source.dtype, Layout(one.source.shape)) for one in self.task.all_inputs]
+        self.output = TensorDigest(self.task.dtype, self.task.layout)
+
+    def read(self, number: int, start: int, raw: NDArray[np.uint8]) -> None:
+        """Digest an input's block."""
+        self.inputs[number].add(start, raw)
+
+    def place(self, number: int, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return where the digests of an input's leaves go."""
+        return self.inputs[number].place(start, stop)
+
+    def computed(self, start: int, block: Computed) -> None:
+        """Digest and check an output block."""
+        self.output.add(start, block.raw)
+        super().computed(start, block)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Matrices", "Stored", "beside", "by_model", "plain", "spread"]
+__all__ = ["Matrices", "Stored", "beside", "by_model", "in_places", "plain", "spread"]
 
 
 class Stored:
@@ -98,6 +98,22 @@ def spread(value: Any, count: int) -> list[Any]:
             raise MethodError(f"{len(value)} values for {count} models", right=f"one value, or {count}")
         return list(value)
     return [value] * count
+
+
+def in_places(order: Any, count: int) -> list[int]:
+    """Return the numbers of the models in their order: `order` says the place of each; None as they are listed.
+
+    Raises:
+        MethodError: it names a place twice.
+    """
+    places = [k if place is None else int(place) for k, place in enumerate(spread(order, count))]
+    if len(set(places)) < len(places):
+        raise MethodError(
+            f"the order {places} names a place twice",
+            right="order: 0 among the parameters under the first model, order: 1 under the next; a list for all models is a "
+            "gradient over the layers",
+        )
+    return sorted(range(count), key=lambda k: places[k])
 
 
 def plain(values: Any) -> Any:

@@ -13,6 +13,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 import types
 import typing
@@ -62,7 +63,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Bound:
-    """The allowed range of a number, ends included unless `open_low` / `open_high`."""
+    """The allowed range of a number, ends included unless `open_low` / `open_high`, or infinite: nothing takes infinity."""
 
     low: float = float("-inf")
     high: float = float("inf")
@@ -74,7 +75,8 @@ class Bound:
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def __str__(self) -> str:
-        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        low, high = self.open_low or self.low == -math.inf, self.open_high or self.high == math.inf
+        return f"{'(' if low else '['}{self.low:g}, {self.high:g}{')' if high else ']'}"
 
 
 class _PerModelMark:

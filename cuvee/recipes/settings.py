@@ -175,7 +175,9 @@ class _Check:
             )
         if isinstance(value, float) and not math.isfinite(value):
             return self._error(
-                f"{self.parameter.name} is {value}", path, f"{self.parameter.name}: {self.parameter.accepts}"
+                f"{self.parameter.name} is {value}",
+                path,
+                f"{self.parameter.name}: {self.parameter.accepts}, and finite",
             )
         try:
             return self.parameter.check(value)

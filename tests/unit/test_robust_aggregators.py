@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cuvee
-from cuvee.errors import MethodError
+from cuvee.errors import MethodError, NonFinite
 
 GENERATOR = torch.Generator().manual_seed(0)
 GOOD = [
@@ -24,11 +24,12 @@ def flat(tensors) -> np.ndarray:
     return torch.cat([tensors[name].reshape(-1) for name in sorted(tensors)]).double().numpy()
 
 
-@pytest.mark.parametrize("method", ["multi_krum", "geometric_median", "centered_clipping"])
+@pytest.mark.parametrize("method", ["multi_krum", "geometric_median", "centered_clipping", "flag_aggregator"])
 def test_a_model_that_goes_far_away_cannot_take_the_result_along(method):
     radius = max(np.linalg.norm(flat(one) - flat(CENTER)) for one in GOOD)
+    base = {name: torch.zeros_like(one) for name, one in CENTER.items()} if method == "flag_aggregator" else None
     for size in (1e2, 1e4, 1e13, 1e20, 1e30):
-        merged = cuvee.merge_tensors(method, [*GOOD, bad(size)])
+        merged = cuvee.merge_tensors(method, [*GOOD, bad(size)], base)
         assert np.linalg.norm(flat(merged) - flat(CENTER)) < radius
 
 
@@ -123,12 +124,32 @@ def test_centered_clipping_without_a_limit_is_the_mean():
 
 def test_the_flag_aggregator_projects_the_mean():
     base = {name: torch.zeros_like(tensor) for name, tensor in CENTER.items()}
-    whole = cuvee.merge_tensors("flag_aggregator", GOOD, base, r=6)
+    whole = cuvee.merge_tensors("flag_aggregator", GOOD, base, r=6, scale="preserve")
     assert flat(whole) == pytest.approx(flat(CENTER), abs=1e-6)
     # Three models in a plane, one out of it: r = 2 keeps the plane and drops what is orthogonal to it.
     x, y, z = torch.eye(3)
     models = [{"w": x}, {"w": y}, {"w": x + y}, {"w": 0.1 * z}]
-    merged = cuvee.merge_tensors("flag_aggregator", models, {"w": torch.zeros(3)}, r=2)["w"].tolist()
+    origin = {"w": torch.zeros(3)}
+    merged = cuvee.merge_tensors("flag_aggregator", models, origin, r=2, scale="preserve")["w"].tolist()
     assert merged == pytest.approx([0.5, 0.5, 0], abs=1e-3)
     with pytest.raises(MethodError, match="init_seed makes a matrix of 3 rows and 2 columns for the whole model"):
         cuvee.merge_tensors("flag_aggregator", models, {"w": torch.zeros(3)}, r=2, init_seed=1, scope="tensor")
+
+
+def test_the_flag_aggregator_gives_all_models_the_median_length():
+    x, y, _ = torch.eye(3)
+    models, origin = [{"w": x}, {"w": 2 * x}, {"w": 1e20 * y}], {"w": torch.zeros(3)}
+    assert cuvee.merge_tensors("flag_aggregator", models, origin, r=3)["w"].tolist() == pytest.approx([4 / 3, 2 / 3, 0])
+    still = [{"w": 0 * x}, {"w": 0 * y}, {"w": 1e20 * y}]
+    assert cuvee.merge_tensors("flag_aggregator", still, origin)["w"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+@pytest.mark.parametrize("method", ["multi_krum", "geometric_median", "centered_clipping", "flag_aggregator"])
+def test_a_model_with_nan_is_refused_or_let_through_but_never_a_traceback(method, scope):
+    base = {name: torch.zeros_like(one) for name, one in CENTER.items()} if method == "flag_aggregator" else None
+    for bad_value in (float("nan"), float("inf")):
+        with pytest.raises(NonFinite, match="tensor 'a.weight' of 'model6' holds 30 values that are NaN or infinite"):
+            cuvee.merge_tensors(method, [*GOOD, bad(bad_value)], base, scope=scope)
+        let_through = cuvee.merge_tensors(method, [*GOOD, bad(bad_value)], base, scope=scope, allow_nan=True)
+        assert {name: one.shape for name, one in let_through.items()} == {n: one.shape for n, one in CENTER.items()}

@@ -67,8 +67,9 @@ def test_cabs_keeps_n_of_m_of_each_model_without_overlap():
     assert merge("cabs", [2.0, 1.0, 1.0, 1.0], **kept) == [2, 1, 0, 0]  # the lower index first among equals
     with pytest.raises(MethodError, match="n is 5 and m is 4"):
         merge("cabs", one, two, n=5, m=4)
-    with pytest.raises(MethodError, match=r"the order \[0, 0\] names a place twice"):
+    with pytest.raises(MethodError, match=r"the order \[0, 0\] names a place twice") as refused:
         merge("cabs", one, two, n=1, m=4, order=[0, 0])
+    assert "under the first model" in refused.value.right
 
 
 def test_slack_gives_a_model_more_votes_and_no_more_weight():
@@ -94,7 +95,10 @@ def test_layers_are_swapped_and_seams_averaged():
     plain = by_layer("layer_swapping", task, language, **settings, transition_bottom=0, transition_top=0)
     assert plain == [3, 3, 1, 1, 1, 1, 1, 3, 2]
     assert by_layer("layer_swapping", task, language, base=False) == [3, 2, 1, 1, 1, 1, 2, 3, 2]
-    assert by_layer("layer_swapping", task[:3], language[:3], base=False) == [3, 3, 2]
+    # three layers, two and one: the task expert keeps one of them
+    assert by_layer("layer_swapping", task[:4], language[:4], base=False) == [3, 1, 3, 2]
+    assert by_layer("layer_swapping", task[:3], language[:3], base=False) == [3, 1, 2]
+    assert by_layer("layer_swapping", task[:2], language[:2], base=False) == [1, 2]
     with pytest.raises(MethodError, match="9 layers are swapped or averaged, and the model has 8"):
         by_layer("layer_swapping", task, language, base=False, bottom=8)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cuvee.errors import MethodError
 from cuvee.methods.calls import current
-from cuvee.methods.combination import Stored, by_model, plain, spread
+from cuvee.methods.combination import Stored, by_model, in_places, plain
 from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.reductions import Ranks
@@ -69,16 +69,12 @@ def cabs(
     """
     if n > m:
         raise MethodError(f"n is {n} and m is {m}", right=f"n: {m // 4 or 1}, or m: {4 * n}")
-    places = [k if place is None else place for k, place in enumerate(spread(order, len(deltas)))]
-    if len(set(places)) < len(places):
-        raise MethodError(
-            f"the order {places} names a place twice", right="order: 0 for the first model, 1 for the next"
-        )
+    turns = in_places(order, len(deltas))
     kept = list(by_model(deltas))
     free: Any = np.ones(kept[0].shape, np.bool_)
     if not isinstance(deltas, Stored):
         free = torch.from_numpy(free).to(deltas.device)
-    for k in sorted(range(len(kept)), key=lambda k: places[k]):
+    for k in turns:
         if sparsifier == "magnitude":
             mask = _above(keep_where(free, kept[k]), sparsity)
         else:

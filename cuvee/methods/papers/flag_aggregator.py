@@ -34,8 +34,9 @@ _LARGEST_START = 1 << 24
     cost="two rounds over the model",
     arrays=True,
     formula="Y = argmin over r-dimensional bases of Σ √(1 − ‖Yᵀτ̂_i‖²) + regularization·mean of pairs;  "
-    "out = θ_0 + scaling · Y Yᵀ mean τ_i",
-    differs="The official code normalises every task vector, divides by r and so loses all lengths (scale: official); it takes "
+    "out = θ_0 + scaling · Y Yᵀ mean τ̂_i · median ‖τ_i‖",
+    differs="The official code normalises every task vector, divides by r and so loses all lengths (scale: official); here all "
+    "get the median length, and with scale: preserve keep their own, as in the paper. The official code takes "
     "one step from a random start (init_seed: 1, iterations: 1); here iterations begin at the principal subspace.",
 )
 def flag_aggregator(
@@ -56,8 +57,9 @@ def flag_aggregator(
         regularization: weight of the term that keeps differences of pairs in the subspace.
         iterations: most steps of reweighted least squares; 1 is the principal subspace.
         init_seed: begin at the random subspace of the official code, which must be held whole: for small models.
-        scale: "preserve" the lengths of task vectors; "median_norm": give all the median length; "official": length 1,
-            summed and divided by r. Without it preserve, or with init_seed official.
+        scale: "median_norm": give all task vectors that are not zero the median length, so that no long one leads;
+            "preserve" their lengths: r = K is then the mean, and one model that is far away carries it off; "official":
+            length 1, summed and divided by r. Without it median_norm, or with init_seed official.
         scope: over which the subspace is taken: the whole model, or each layer or tensor.
 
     Raises:
@@ -71,7 +73,7 @@ def flag_aggregator(
         together = torch.cat([as_tensor(plain(deltas)), _official_start(deltas, init_seed, r, scope)])
         gram = measured(Gram(), together, scope=scope)
         gram, inside = gram[:count, :count], gram[count:, :count]
-    scale = scale or ("preserve" if init_seed is None else "official")
+    scale = scale or ("median_norm" if init_seed is None else "official")
     return linear_combination(deltas, _coefficients(gram, r, regularization, iterations, scale, inside))
 
 
@@ -120,6 +122,8 @@ def _coefficients(
     inside: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
     count = len(gram)
+    if not np.isfinite(gram).all():  # LAPACK takes no NaN
+        return np.full(count, np.nan)
     norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
     inverse = np.where(norms > 0, 1.0 / np.where(norms > 0, norms, 1.0), 0.0)
     unit = gram * np.outer(inverse, inverse)
@@ -128,8 +132,7 @@ def _coefficients(
     if scale == "preserve":
         target, divisor = norms, float(count)
     elif scale == "median_norm":
-        moved = norms[norms > 0]
-        target, divisor = np.full(count, float(np.median(moved)) if moved.size else 0.0), float(count)
+        target, divisor = np.full(count, float(np.median(norms))), float(count)
     else:
         target, divisor = np.ones(count), float(r)
     return inverse * (u @ (u.T @ (unit @ (target * (norms > 0))))) / divisor

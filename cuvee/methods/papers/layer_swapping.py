@@ -39,8 +39,9 @@ def layer_swapping(
 
     Args:
         weights: (2, …): the task expert, then the language expert.
-        bottom: how many first layers are the language expert's; without it 5 of 32, in proportion, at least one.
-        top: how many last layers are; without it 2 of 32.
+        bottom: how many first layers are the language expert's; without it 5 of 32, in proportion, at least one
+            where there are two.
+        top: how many last layers are; without it 2 of 32, at least one where there are three.
         transition_bottom, transition_top: how many layers within them are averaged; without it one, where there is room.
         t: share of the language expert in an average.
 
@@ -48,8 +49,9 @@ def layer_swapping(
         MethodError: there are fewer layers than these.
     """
     place = current(None).place
-    bottom = max(1, place.layers * 5 // 32) if bottom is None else bottom
-    top = max(1, place.layers * 2 // 32) if top is None else top
+    # one layer at least is the task expert's, where nobody says otherwise
+    bottom = min(max(1, place.layers * 5 // 32), max(0, place.layers - 1)) if bottom is None else bottom
+    top = min(max(1, place.layers * 2 // 32), max(0, place.layers - 2)) if top is None else top
     seam = int(bottom + top + 2 <= place.layers)
     low, high = (seam if given is None else given for given in (transition_bottom, transition_top))
     share = _share(place, bottom, top, low, high, t) if place.layers else t
@@ -62,7 +64,7 @@ def _share(place: Place, bottom: int, top: int, low_seam: int, high_seam: int, t
     if needed > layers:
         raise MethodError(
             f"{needed} layers are swapped or averaged, and the model has {layers}",
-            right="smaller ones, or none of them said",
+            right=f"bottom, top and both transitions that make {layers} at most, or leave them out",
         )
     layer = place.layer or 0
     from_top = layers - 1 - layer

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cuvee.errors import MethodError
 from cuvee.methods.calls import CONTINUAL, Pending, current, left_beside
-from cuvee.methods.combination import Matrices, spread
+from cuvee.methods.combination import Matrices, in_places
 from cuvee.methods.measuring import kept, measured, measured_each
 from cuvee.methods.reductions import Sums
 from cuvee.methods.registry import MATRIX, Bound, Fraction, Paper, Patterns, PerModel, merge_method
@@ -67,13 +66,8 @@ def opcm(
     Raises:
         MethodError: the order names a place twice.
     """
-    places = [k if place is None else int(place) for k, place in enumerate(spread(order, len(deltas)))]
-    if len(set(places)) < len(places):
-        raise MethodError(
-            f"the order {places} names a place twice", right="order: 0 for the first model, 1 for the next"
-        )
+    turns = in_places(order, len(deltas))
     call = current(None if isinstance(deltas, Matrices) else deltas[0])
-    turns = sorted(range(len(deltas)), key=lambda k: places[k])
     is_linear = isinstance(deltas, Matrices) and not _is_plain(call.place.tensor, call.place.role, plain)
 
     def accumulate() -> Tensor:

@@ -118,7 +118,8 @@ def medoid(distances: NDArray[np.float64], weight: Sequence[float]) -> int:
 
 def _squares(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     squares = np.diag(gram)
-    return np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
+    with np.errstate(invalid="ignore"):  # of models that hold infinities
+        return np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0.0)
 
 
 def _cancelling(gram: NDArray[np.float64], squares: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:

@@ -221,3 +221,12 @@ def test_what_arises_between_entries_becomes_the_type_of_the_parameter(
 ) -> None:
     assert settle(parameter, value) == settled
     assert type(settle(parameter, value)) is type(settled)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_number_that_is_not_finite_is_told_that_it_must_be(value):
+    findings = Findings({})
+    steps = Parameter("time", False, (float,), (), Bound(0.0), 1.0)
+    assert check_setting(steps, value, ("parameters", "time"), findings, from_yaml=True) is MISSING
+    assert findings.errors[0].right == "time: a number in [0, inf), and finite"
+    assert str(Bound()) == "(-inf, inf)" and str(Bound(0.0, 1.0)) == "[0, 1]"
