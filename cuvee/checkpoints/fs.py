@@ -308,6 +308,8 @@ def mkdir(path: Path) -> None:
     try:
         os.mkdir(path)
     except FileNotFoundError:
+        if path.parent == path or exists(path.parent):  # such as in /proc, where nothing can be made
+            raise
         mkdir(path.parent)
         mkdir(path)
     except FileExistsError:

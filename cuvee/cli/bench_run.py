@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from cuvee.cli.amounts import plural
 from cuvee.cli.options import AsJson, BenchMethods, Device, Limit, OutFolder, Quick, Quiet, Seeds, Severities
 from cuvee.cli.progress import Bar
 from cuvee.cli.screen import heading, indented, prose, screen, show, styled, table
+from cuvee.errors import ResourceError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +62,8 @@ def run(
     variants = parse_variants(methods or [ALL])
     severities: list[int] = sorted(set(severity or _SEVERITIES))
     command = _command(suite, methods, quick=quick, seeds=seeds, limit=limit, severities=severities, device=device)
+    folder = Path(out or f"bench-{suite}{'-quick' if quick else ''}")
+    _need_folder(folder)  # before hours of scoring
     bench = run_suite(
         suite,
         variants,
@@ -71,13 +75,20 @@ def run(
         quiet=quiet or json,
         device=device,
     )
-    folder = Path(out or f"bench-{suite}{'-quick' if quick else ''}")
     files = _write(bench, folder)
     if json:
         print(files["results.json"], end="")
     elif not quiet:
         _print(screen(), bench)
         show(screen(), "", styled(f"{folder} has {', '.join(files)}", "bold green"))
+
+
+def _need_folder(folder: Path) -> None:
+    """Return if files can be written to a folder, which need not be there yet."""
+    there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "cannot be written to" if there.is_dir() else "is no folder" if there.exists() else "is gone"
+        raise ResourceError(f"the output {found}", where=str(there), right="another --out FOLDER")
 
 
 def _command(

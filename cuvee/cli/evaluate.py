@@ -91,17 +91,20 @@ def _asked(tasks: Sequence[str], *, quick: bool) -> tuple[dict[str, list[str]], 
     from cuvee.evaluation.suites import suite as find
 
     suites: dict[str, list[str]] = {}
+    whole: set[str] = set()
     names: list[str] = []
     for one in (name.strip() for joined in tasks for name in joined.split(",")):
         suite, slash, task = one.partition("/")
         if slash or suite in SUITES:
             find(suite).need_tasks([task] if task else [], quick=quick)
-            suites.setdefault(suite, []).extend([task] if task else [])
-        elif one:
+            own = suites.setdefault(suite, [])
+            own += [task] if task and task not in own else []
+            whole |= set() if task else {suite}
+        elif one and one not in names:
             names.append(one)
     if not suites and not names:
         raise ResourceError("--tasks names no task", right="--tasks lm/python, or --tasks arc_easy,hellaswag")
-    return suites, names
+    return {suite: [] if suite in whole else own for suite, own in suites.items()}, names
 
 
 def _print(model: str, lines: Sequence[Line], notes: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ import torch
 from cuvee.checkpoints.opening import open_model
 from cuvee.engine.comparing import Comparison, compare
 from cuvee.engine.keeping import KeptDecompositions
-from cuvee.errors import CuveeError, Problems
+from cuvee.errors import CuveeError, Problems, ResourceError
 from cuvee.evaluation.kept_scores import MERGING, KeptScores, code_of, digest_of, kept_score, key_of
 from cuvee.evaluation.measures import nested_subsets, normalised
 from cuvee.evaluation.parallel import each_on_a_core
@@ -53,7 +53,15 @@ class Lineup:
 
 
 class NoMerge(Exception):  # noqa: N818 - becomes a row of the table
-    """There is no merge to score, and why."""
+    """There is no merge to score, and why.
+
+    Attributes:
+        lasts: the same experts and code would give the same answer again.
+    """
+
+    def __init__(self, why: str, *, lasts: bool = True) -> None:
+        super().__init__(why)
+        self.lasts = lasts
 
 
 class Runner:
@@ -171,29 +179,38 @@ class Runner:
         try:
             default = self._test(variant, self._all, variant.default, list(self._built.tasks), check)
             tuned = self._chosen(variant, self._all, list(self._built.tasks), check)
+            for task, score in tuned.scores.items():
+                if not math.isfinite(score.value):
+                    raise NoMerge(f"its score at {task!r} is {score.value}: the weights are beyond all bounds")
             digest, again = self._merge(variant, self._all, tuned.best)
             own = self._tasks(self._all)
             shifted = self._shifted(lambda shift: self._scores(digest, again, own, check, corruption=shift))
         except NoMerge as problem:
             return Outcome(variant, str(problem), by_size=by_size)
-        by_size[len(self._all.experts)] = self._normalised(tuned.scores, self._all, "test")
-        by_share = {1.0: by_size[len(self._all.experts)]}
+        by_size[len(self._all.experts)] = self._normalised(tuned.scores, self._fewest, "test")
+        by_share = {1.0: self._normalised(tuned.scores, self._all, "test")}
         for share in self._built.weaker:
             with suppress(NoMerge):
-                by_share[share] = self._reached(variant, replace(self._all, share=share), check)
+                weaker = replace(self._all, share=share)
+                by_share[share] = self._reached(variant, weaker, weaker, check)
         return Outcome(variant, "", default, tuned, shifted, by_size, dict(sorted(by_share.items())), cost)
+
+    @property
+    def _fewest(self) -> Lineup:
+        """The fewest experts that are merged: on their tasks merges of any number are compared."""
+        return Lineup(self._all.experts[: min(self._sizes, default=len(self._all.experts))])
 
     def _by_size(self, variant: Variant, check: Check) -> dict[int, float]:
         found = {}
         for names in nested_subsets(self._all.experts):
             if len(names) in self._sizes and len(names) < len(self._all.experts):
                 with suppress(NoMerge):
-                    found[len(names)] = self._reached(variant, Lineup(tuple(names)), check)
+                    found[len(names)] = self._reached(variant, Lineup(tuple(names)), self._fewest, check)
         return found
 
-    def _reached(self, variant: Variant, lineup: Lineup, check: Check) -> float:
-        """Return the normalised test score with the coefficient chosen for this line-up."""
-        return self._normalised(self._chosen(variant, lineup, self._tasks(lineup), check).scores, lineup, "test")
+    def _reached(self, variant: Variant, lineup: Lineup, judged: Lineup, check: Check) -> float:
+        """Return the normalised test score on the tasks of `judged`, with the coefficient chosen for the whole line-up."""
+        return self._normalised(self._chosen(variant, lineup, self._tasks(lineup), check).scores, judged, "test")
 
     def _chosen(self, variant: Variant, lineup: Lineup, tasks: Sequence[str], check: Check) -> Choice:
         """Choose the coefficient on the validation split and score the merge on the test split."""
@@ -238,6 +255,8 @@ class Runner:
             try:
                 record = {"digest": digest_of(again())}
             except NoMerge as problem:
+                if not problem.lasts:
+                    raise
                 record = {"failure": str(problem)}
             self._kept.put_record(key, record)
         if "failure" in record:
@@ -248,10 +267,12 @@ class Runner:
         try:
             made = self._merged(variant, lineup, coefficient, self._decompositions)
         except CuveeError as problem:
-            raise NoMerge(_in_a_line(problem)) from None
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+            raise NoMerge(_in_a_line(problem), lasts=not isinstance(problem, ResourceError)) from None
+        except MemoryError:
+            raise NoMerge("memory was too little", lasts=False) from None
+        except Exception as problem:
             # A defect of one method must not cost the others their scores; the row says that it is one.
-            raise NoMerge(f"{type(problem).__name__}: {problem} (a defect of Cuvée)") from problem
+            raise NoMerge(f"{type(problem).__name__}: {problem} (a defect of Cuvée)", lasts=False) from problem
         broken = next((name for name, one in made.items() if not bool(torch.isfinite(one).all())), None)
         if broken is not None:
             raise NoMerge(f"tensor {broken!r} of the merge holds NaN or Inf")
@@ -271,9 +292,9 @@ class Runner:
         if record is None:
             try:
                 found = _measured(lambda: self._merged(variant, self._all, variant.default, KeptDecompositions()))
-                record = {"seconds": found.seconds, "peak_bytes": found.peak_bytes}
-            except (CuveeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-                record = {}  # the outcome says why
+            except Exception:  # the outcome says why
+                return None
+            record = {"seconds": found.seconds, "peak_bytes": found.peak_bytes}
             self._kept.put_record(key_of(*parts), record)
         return Cost(record["seconds"], record["peak_bytes"]) if record else None
 

@@ -10,7 +10,8 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import torch
 from blake3 import blake3
 
 import cuvee
+from cuvee.errors import ResourceError
 from cuvee.evaluation.suites.suite import Built, Corruption, Score, Split
 
 if TYPE_CHECKING:
@@ -45,20 +47,26 @@ class KeptScores:
 
     Args:
         path: made where it is not there.
+
+    Raises:
+        ResourceError: here and later, the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._lock = threading.Lock()
-        self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        self._file.execute("PRAGMA journal_mode = WAL")
-        self._file.execute("PRAGMA synchronous = NORMAL")
-        self._file.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = NORMAL")
+            self._file.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
 
     def record(self, key: str) -> dict[str, Any] | None:
         """Return what is known of a merge, or None."""
-        value = self._get(key)
-        return None if value is None else json.loads(value)
+        with self._told():
+            value = self._get(key)
+            return None if value is None else dict(json.loads(value))
 
     def put_record(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep what is known of a merge."""
@@ -66,8 +74,9 @@ class KeptScores:
 
     def items(self, key: str) -> NDArray[np.float32] | None:
         """Return a score item by item, or None."""
-        value = self._get(key)
-        return None if value is None else np.frombuffer(zlib.decompress(value), np.float32)
+        with self._told():
+            value = self._get(key)
+            return None if value is None else np.frombuffer(zlib.decompress(value), np.float32)
 
     def put_items(self, key: str, items: NDArray[np.float32]) -> None:
         """Keep a score item by item."""
@@ -83,8 +92,19 @@ class KeptScores:
         return None if row is None else row[0]
 
     def _put(self, key: str, value: bytes) -> None:
-        with self._lock:
+        with self._lock, self._told():
             self._file.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, value))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, zlib.error, ValueError, OSError) as error:
+            raise ResourceError(
+                f"the scores that are kept cannot be read or written: {error}",
+                where=str(self._path),
+                right="a CUVEE_HOME that can be written; if the file is damaged, remove it, and they are found again",
+            ) from None
 
 
 def kept_score(

@@ -115,7 +115,7 @@ def _kept(package: Package, place: Path) -> bytes | None:
         return None
     data = file.read_bytes()
     found = hashlib.sha256(data).hexdigest()
-    return data if found == (package.sha256 or digests[0].read_text()) else None
+    return data if found == (package.sha256 or digests[0].read_text(errors="replace")) else None
 
 
 def _fetch(package: Package, place: Path) -> None:
@@ -150,7 +150,10 @@ def _download(package: Package, folder: Path) -> None:
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S
         )
     except FileNotFoundError:
-        raise _unavailable(package, f"{command[0]} is not installed") from None
+        raise ResourceError(
+            f"the package {package.name} cannot be downloaded: {command[0]} is not installed",
+            right=f"install {command[0]}, with which `{' '.join(package.command)}` works",
+        ) from None
     except subprocess.TimeoutExpired:
         raise _unavailable(package, f"nothing came within {_TIMEOUT_S} s") from None
     if done.returncode:

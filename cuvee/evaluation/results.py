@@ -60,8 +60,9 @@ class Outcome:
         default: scores at the default coefficient, test split, all tasks.
         tuned: at the coefficient chosen on the validation split.
         shifted: of the tuned merge on the experts' tasks, by severity, corruption and task.
-        by_size: number of experts -> normalised test score of their merge, the coefficient chosen anew; 2 up to all.
-        by_share: share of the experts' training -> the same for experts that were trained so far.
+        by_size: number of experts -> normalised test score of their merge on the tasks of the fewest that are merged, so that
+            only the number differs, the coefficient chosen anew for each; 2 up to all.
+        by_share: share of the experts' training -> the same on all their tasks, for experts that were trained so far.
         cost: of one merge of all experts.
     """
 
@@ -157,7 +158,8 @@ class Bench:
         """Labels, best first by the tuned normalised score; those that have failed last."""
         labels = list(self.seeds[0].outcomes)
         found = {label: self.summary(label) for label in labels}
-        return sorted(labels, key=lambda one: -(s.normalised.mean if (s := found[one]) else -math.inf))
+        known = {one: s.normalised.mean for one, s in found.items() if s and not math.isnan(s.normalised.mean)}
+        return sorted(labels, key=lambda one: -known.get(one, -math.inf))
 
     @property
     def shifts(self) -> list[int]:
@@ -245,18 +247,14 @@ def spread(values: Sequence[tuple[float, float]]) -> Interval:
 
 
 def _noise(scores: Scores, own: Scores) -> float:
-    """Return the half width that the choice of items gives a normalised score, those of the experts taken as known."""
+    """Return the half width that the choice of items gives a normalised score: model and expert see the same items."""
     variance = 0.0
-    known = {task: expert for task, expert in own.items() if expert.value}
+    known = {task: expert for task, expert in own.items() if expert.value and scores[task].value}
     for task, expert in known.items():
-        one = scores[task]
-        error = float(one.items.std()) / math.sqrt(one.n)
-        # d(e/m) = −e/m² dm where less is better
-        if one.higher_is_better:
-            slope = 1 / expert.value
-        else:
-            slope = expert.value / one.value**2 if one.value else 0.0
-        variance += (error * slope) ** 2
+        above, below = (scores[task], expert) if expert.higher_is_better else (expert, scores[task])
+        # d(a/b) = (da − a/b · db) / b, item by item
+        moves = (above.items - above.value / below.value * below.items) / below.value
+        variance += float(moves.var()) / above.n
     return _NORMAL_95 * math.sqrt(variance) / len(known) if known else math.nan
 
 

@@ -197,7 +197,8 @@ def _coefficient_chart(bench: Bench, colours: Mapping[str, int]) -> list[str]:
 def _size_chart(bench: Bench, colours: Mapping[str, int]) -> list[str]:
     found = _curves(bench, bench.variants, lambda one: list(one.by_size.items()), colours)
     sizes = sorted({at for line in found for at, _ in line.points})
-    return _chart(found, "number of experts", ticks=sizes)
+    same = f" (judged by the tasks of the first {sizes[0]:g})" if sizes else ""
+    return _chart(found, f"number of experts{same}", ticks=sizes)
 
 
 def _share_chart(bench: Bench, colours: Mapping[str, int]) -> list[str]:

@@ -13,7 +13,7 @@ __all__ = ["COLOURS", "Axis", "Line", "Point", "cloud", "interval_bar", "legend"
 COLOURS = 8
 """How many lines a page tells apart; the others are grey."""
 _WIDTH, _HEIGHT = 460, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 40
 _NAME_WIDTH, _NAME_HEIGHT = 7.5, 14.0
 """Of a letter of a wide font, and of a line."""
 
@@ -194,6 +194,9 @@ def _frame(x: Axis, y: Axis, inside: str) -> str:
         parts.append(element("text", text(x.label(tick)), x=at, y=_HEIGHT - _BOTTOM + 16, class_="tick middle"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(element("text", text(x.title), x=middle, y=_HEIGHT - 6, class_="title middle"))
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    turned = f"rotate(-90 14 {middle:g})"
+    parts.append(element("text", text(y.title), x=14, y=middle, transform=turned, class_="title middle"))
     label = f"{y.title} against {x.title}"
     return element(
         "svg", *parts, inside, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", class_="chart", role="img", aria_label=label
@@ -206,7 +209,8 @@ def _line(line: Line, x: Axis, y: Axis) -> str:
     title = element("title", text(line.label))
     path = element("polyline", title, points=_path(places), class_=f"line {colour}")
     if line.colour is None:
-        return path
+        alone = [(at, value) for at, value in line.points if math.isfinite(value)] if len(places) == 1 else []
+        return path + joined(_dot(line.label, at, value, x, y, None, 2.5) for at, value in alone)
     dots = (
         _dot(line.label, at, value, x, y, line.colour, 5.0 if at == line.marked else 2.5)
         for at, value in line.points

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cuvee
-from cuvee.errors import MethodError
+from cuvee.errors import MethodError, ResourceError
 from cuvee.evaluation import benchmark
 from cuvee.evaluation.benchmark import Runner, sizes_between
 from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, read_corpus
@@ -208,6 +208,62 @@ def test_a_defect_of_one_method_does_not_cost_the_others_their_scores(built, tmp
     kept.close()
 
 
+@pytest.mark.parametrize("problem", [RuntimeError("can't allocate memory"), MemoryError(), AssertionError("odd")])
+def test_what_may_pass_is_tried_again(built, tmp_path, monkeypatch, problem):
+    def broken(*arguments, **parameters):
+        raise problem
+
+    kept = KeptScores(tmp_path / "scores.sqlite")
+    with monkeypatch.context() as patched:
+        patched.setattr(cuvee, "merge_tensors", broken)
+        found = Runner(built, kept, limit=2).run([Variant("linear")], quietly).outcomes["linear"]
+        assert found.failure and found.cost is None
+    found = Runner(built, kept, limit=2).run([Variant("linear")], quietly).outcomes["linear"]
+    assert found.failure == "" and found.cost is not None
+    kept.close()
+
+
+def test_a_merge_that_scores_no_number_is_a_row_that_says_so_and_ranks_last(built, tmp_path, monkeypatch):
+    kept = KeptScores(tmp_path / "scores.sqlite")
+    real = benchmark.kept_score
+
+    def nan(kept, built, digest, tensors, task, **how):
+        score = real(kept, built, digest, tensors, task, **how)
+        return replace(score, items=score.items * np.nan) if digest == beyond else score
+
+    made = cuvee.merge_tensors("linear", *(list(map(built.tensors, built.experts.values())),))
+    beyond = digest_of(made)
+    monkeypatch.setattr(benchmark, "kept_score", nan)
+    found = Runner(built, kept, limit=2).run([Variant("linear"), Variant("model_stock")], quietly)
+    assert "beyond all bounds" in found.outcomes["linear"].failure
+    assert Bench("s", "S", True, 2, [], "c", [found]).variants == ["model_stock", "linear"]
+    kept.close()
+
+
+@pytest.mark.parametrize("damage", ["no database", "a folder"])
+def test_a_damaged_file_of_scores_is_told_in_a_sentence(tmp_path, damage):
+    path = tmp_path / "scores.sqlite"
+    path.mkdir() if damage == "a folder" else path.write_bytes(b"no database" * 200)
+    with pytest.raises(ResourceError, match="scores that are kept"):
+        KeptScores(path)
+
+
+def test_a_damaged_score_is_told_in_a_sentence(tmp_path):
+    kept = KeptScores(tmp_path / "scores.sqlite")
+    kept._put("key", b"torn")
+    for read in (kept.items, kept.record):
+        with pytest.raises(ResourceError, match="scores that are kept"):
+            read("key")
+    kept.close()
+
+
+def test_the_interval_of_one_seed_knows_that_model_and_expert_saw_the_same_items(result):
+    same = Bench("s", "S", True, None, [], "c", [replace(result, outcomes={})])._summary(
+        [{**result.base, **result.own}], [{}]
+    )
+    assert same.normalised.mean == pytest.approx(1.0) and same.normalised.half == pytest.approx(0.0, abs=1e-7)
+
+
 def test_a_merge_with_nan_is_no_merge(built, tmp_path, monkeypatch):
     def nan(method, models, base=None, **parameters):
         return {name: tensor * np.nan for name, tensor in models[0].items()}
@@ -223,7 +279,11 @@ def test_nested_experts_and_weaker_ones_are_scored(built, result):
     outcome = result.outcomes["task_arithmetic"]
     assert list(outcome.by_size) == [2, 4]
     assert list(outcome.by_share) == [0.25, 1.0]
-    assert outcome.by_size[4] == outcome.by_share[1.0] == normalised(outcome.tuned.scores, result.own)
+    assert outcome.by_share[1.0] == normalised(outcome.tuned.scores, result.own)
+    # merges of two and of all experts are judged by the same tasks: those of the first two
+    first = list(built.experts)[:2]
+    own = {task: score for task, score in result.own.items() if built.tasks[task].expert in first}
+    assert outcome.by_size[4] == normalised(outcome.tuned.scores, own) != outcome.by_share[1.0]
 
 
 def test_data_are_shifted_by_every_severity_that_is_asked_for(built, kept, result):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cuvee.errors import ResourceError
 from cuvee.evaluation.ani import MEMBERS, MOLECULES, TORCHANI, Ani, conformers, environments, network
 from cuvee.evaluation.candidates import holding, skeleton
 from cuvee.evaluation.devices import marks
@@ -48,8 +49,13 @@ class _Sizes:
 
 
 def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progress, device: str) -> Built:
+    if seed >= MEMBERS:
+        raise ResourceError(
+            f"the suite {suite.name} has no seed {seed}: there are {MEMBERS} published members, each is one",
+            right=f"--seeds {MEMBERS} at most",
+        )
     sizes = _Sizes(5, 10) if quick else _Sizes(20, 60)
-    member = seed % MEMBERS
+    member = seed
     names = {name: (member + n) % MEMBERS for n, name in enumerate(_experts(suite.name))}
     key = digest("pairs 1", TORCHANI.sha256, member, names, *marks(device))
     folder = home / "suites" / suite.name / key
