@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["edit_object", "example_recipe", "facts_of", "formula_lines", "meanings", "method_object", "span"]
 
 _ENGINE_PARAMETERS = {
-    "not_matrix": "matrices that are treated as vectors are; embeddings: embeddings and heads, whatever they are called.",
+    "not_matrix": "matrices that are treated as vectors are; embeddings: embeddings, tables of positions and heads, whatever "
+    "they are called.",
     "conv": "kernels of convolutions: as all others, or flattened to (out, in · height · width).",
     "others": "what becomes of the task vectors of vectors, norms and all that is no matrix.",
     "scaling": "coefficient of the merged task vector, applied last (`lambda` in mergekit's YAML).",
