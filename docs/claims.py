@@ -147,11 +147,12 @@ CLAIMS = (
         "Editing Models with Task Arithmetic, arXiv 2212.04089",
         "Over all tasks, one merge is better than the best single expert.",
         [("task arithmetic − best expert", minus(score(SUM), best_expert))],
+        note="The quick suite asks YAML twice, of bits and of words, so its expert has two of five tasks to itself.",
     ),
     Claim(
         "More experts are harder to merge",
         "TIES-Merging, arXiv 2306.01708, figure 5",
-        "The normalised score falls as experts are added.",
+        "On the tasks of the first two experts, the normalised score falls as others are added.",
         [("task arithmetic, two experts − all", minus(at_size(SUM, 2), at_size(SUM))),
          ("TIES, two experts − all", minus(at_size(TIES, 2), at_size(TIES)))],
     ),
@@ -164,7 +165,7 @@ CLAIMS = (
     Claim(
         "…the more so the more experts",
         "TIES-Merging, arXiv 2306.01708, figure 5",
-        "What TIES gains over averaging grows with the number of experts.",
+        "What TIES gains over averaging on the same tasks grows with the number of experts.",
         [("gain at all − gain at two",
           minus(minus(at_size(TIES), at_size(AVERAGE)), minus(at_size(TIES, 2), at_size(AVERAGE, 2))))],
     ),
@@ -201,6 +202,7 @@ CLAIMS = (
         "DARE, arXiv 2311.03099 (models of 7 B and more)",
         "The same at a drop rate of 0.99, which the paper finds for large models only.",
         [("DARE 0.99 − task arithmetic + 0.02", minus(score(DARE[0.99]), minus(score(SUM), constant(0.02))))],
+        note="As with nine tenths, and the paper expects it of small models.",
     ),
     Claim(
         "Trimming over the whole model",

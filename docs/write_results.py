@@ -176,6 +176,7 @@ def page(command: str, quick: Results, full: Results | None = None) -> str:
             "## Why",
             "",
             *(f"* {claim.title}: {claim.note}" for claim in CLAIMS if claim.note),
+            *([f"* In full: {_undecided(full)}"] if full and len(full.seeds) == 1 else []),
             "",
             *(line for one in shown for line in _scores(one)),
         ]
@@ -187,6 +188,17 @@ def _items(shown: Sequence[Results]) -> str:
         str(LIMIT)
         if {one.limit for one in shown} == {LIMIT}
         else ", ".join(f"{one.limit} ({_form(one)})" for one in shown)
+    )
+
+
+def _undecided(full: Results) -> str:
+    """Return why one seed of the full suites decides little."""
+    seed = full.seeds[0]
+    exact = sum(seed.tasks[task].metric == "exact answers" for task in seed.own)
+    return (
+        f"one seed, and {full.limit} items of a task. The base has read something of all domains, so experts gain "
+        f"{1 - of_base(seed):.2f} over it, three times the width of an interval; and {exact} of {len(seed.own)} tasks are exact "
+        f"answers, which move in steps of 1/{full.limit}. Three seeds on all items would decide more."
     )
 
 
