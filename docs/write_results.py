@@ -197,8 +197,8 @@ def _undecided(full: Results) -> str:
     exact = sum(seed.tasks[task].metric == "exact answers" for task in seed.own)
     return (
         f"one seed, and {full.limit} items of a task. The base has read something of all domains, so experts gain "
-        f"{1 - of_base(seed):.2f} over it, three times the width of an interval; and {exact} of {len(seed.own)} tasks are exact "
-        f"answers, which move in steps of 1/{full.limit}. Three seeds on all items would decide more."
+        f"{1 - of_base(seed):.2f} over it, three times what an interval has to either side; and {exact} of {len(seed.own)} "
+        f"tasks are exact answers, which move in steps of 1/{full.limit}. Three seeds on all items would decide more."
     )
 
 
