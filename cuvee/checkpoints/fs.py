@@ -303,6 +303,11 @@ def write_scratch(path: Path, data: memoryview) -> None:
         close(fd)
 
 
+def is_writable(path: Path) -> bool:
+    """True where this process may write: into a folder, files."""
+    return os.access(path, os.W_OK)
+
+
 def mkdir(path: Path) -> None:
     """Make one folder, with its parents; fine when it is there already."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,11 +83,16 @@ def run(
 
 
 def _need_folder(folder: Path) -> None:
-    """Return if files can be written to a folder, which need not be there yet."""
-    there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        found = "cannot be written to" if there.is_dir() else "is no folder" if there.exists() else "is gone"
+    """Make a folder that files can be written to."""
+    from cuvee.checkpoints import fs
+    from cuvee.checkpoints.publishing import os_errors
+
+    there = next((one for one in (folder, *folder.parents) if fs.exists(one)), folder)
+    if not fs.is_folder(there) or not fs.is_writable(there):
+        found = "cannot be written to" if fs.is_folder(there) else "is no folder" if fs.exists(there) else "is gone"
         raise ResourceError(f"the output {found}", where=str(there), right="another --out FOLDER")
+    with os_errors(folder):
+        fs.mkdir(folder)
 
 
 def _command(
@@ -164,7 +168,6 @@ def _write(bench: Bench, folder: Path) -> dict[str, str]:
 
     files = {"results.csv": as_csv(bench), "results.json": as_json(bench), "results.md": as_markdown(bench)}
     files["report.html"] = bench_page(bench)
-    fs.mkdir(folder)
     for name, text in files.items():
         fs.replace_file(folder / name, text.encode())
     return files

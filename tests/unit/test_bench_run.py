@@ -4,11 +4,14 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cuvee
+from cuvee.cli import main
+from cuvee.cli.evaluate import _asked
 from cuvee.errors import MethodError, ResourceError
 from cuvee.evaluation import benchmark
 from cuvee.evaluation.benchmark import Runner, sizes_between
@@ -369,3 +372,19 @@ def test_files_hold_the_same_numbers(bench):
     assert found["curves"]["task_arithmetic"][0]["by_experts"].keys() == {"2", "4"}
     best = next(row for row in rows if row["kind"] == "merge")
     assert f"| {best['model']} |" in as_markdown(bench)
+
+
+@pytest.mark.parametrize("out", ["afile", "afile/deeper", "/proc/nope/x"])
+@pytest.mark.usefixtures("workplace")
+def test_an_output_that_cannot_be_is_told_before_anything_is_scored(capsys, monkeypatch, out):
+    Path("afile").write_text("")
+    monkeypatch.setattr("cuvee.cli.bench_run.run_suite", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "run", "pairs", "--quick", "--methods", "linear", "--out", out])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and ("where: afile" in said or "where: /proc" in said)
+
+
+def test_all_of_a_suite_is_all_of_it_whatever_else_is_named():
+    assert _asked(["lm", "lm/python,lm/python"], quick=True) == ({"lm": []}, [])
+    assert _asked(["lm/python", "lm/cpp,lm/python"], quick=True) == ({"lm": ["python", "cpp"]}, [])
