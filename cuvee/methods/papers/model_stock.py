@@ -49,7 +49,8 @@ def _interpolation(gram: NDArray[Any], *, mergekit: bool) -> NDArray[Any]:
     norms = np.sqrt(np.maximum(np.einsum("ii...->i...", gram), 0.0))
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
     floor = 1e-6 if mergekit else np.finfo(np.float64).tiny
-    cosines = [gram[i, j] / np.maximum(norms[i] * norms[j], floor) for i, j in pairs]
+    with np.errstate(invalid="ignore"):  # infinite weights that were let through: their interpolation is NaN
+        cosines = [gram[i, j] / np.maximum(norms[i] * norms[j], floor) for i, j in pairs]
     c = np.mean(np.clip(cosines, -1.0, 1.0), axis=0)
     denominator = 1 + (count - 1) * c
     t = np.asarray(count * c / np.where(np.abs(denominator) < 1e-12, 1.0, denominator))
