@@ -128,6 +128,7 @@ fs.pwrite = pwrite
 """
 
 
+@pytest.mark.slow
 def test_a_second_signal_kills_at_once(place):
     Path("recipe.yml").write_text("merge_method: linear\nmodels: [math, code]\n")
     process = start(SLOW + COMMAND)
@@ -170,6 +171,7 @@ def test_a_bug_in_a_worker_is_not_taken_for_success(place, monkeypatch):
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_slow_disk_is_waited_for_and_progress_goes_on(place, monkeypatch):
     plain = fs.pread_into
     monkeypatch.setattr(fs, "pread_into", lambda *a: (time.sleep(0.02), plain(*a))[1])

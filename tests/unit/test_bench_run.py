@@ -86,6 +86,7 @@ def test_a_repeated_run_scores_nothing_and_finds_the_same(built, kept, result, m
         assert again.outcomes[label].cost == outcome.cost
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(built, tmp_path):
     kept = KeptScores(tmp_path / "scores.sqlite")
     whole = Counting(built.scorer)
@@ -143,6 +144,7 @@ def of_adapters(tmp_path_factory):
     return build_lm(SUITE_LORA, tmp_path_factory.mktemp("lora"), 0, FORM, corpora, silently)
 
 
+@pytest.mark.slow
 def test_one_adapter_merged_as_it_is_is_its_expert(of_adapters):
     as_it_is = parse_variant("copa_merging:density=1,factor_scale=1")
     for share, experts in ((1.0, of_adapters.experts), (0.25, of_adapters.weaker[0.25])):
@@ -151,6 +153,7 @@ def test_one_adapter_merged_as_it_is_is_its_expert(of_adapters):
         assert digest_of(made) == digest_of(of_adapters.tensors(experts["cpp"]))
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_as_they_are_where_the_experts_are_adapters(of_adapters, tmp_path):
     kept = KeptScores(tmp_path / "scores.sqlite")
     runner = Runner(of_adapters, kept, limit=2, sizes=[2])
@@ -211,6 +214,7 @@ def test_a_defect_of_one_method_does_not_cost_the_others_their_scores(built, tmp
     kept.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [RuntimeError("can't allocate memory"), MemoryError(), AssertionError("odd")])
 def test_what_may_pass_is_tried_again(built, tmp_path, monkeypatch, problem):
     def broken(*arguments, **parameters):

@@ -258,6 +258,7 @@ def test_an_example_begins_with_what_it_is_and_names_the_demos_models(path):
     assert names <= {BASE, *(d.name for d in EXPERTISE)}
 
 
+@pytest.mark.slow
 def test_every_example_merges_and_is_scored(tmp_path, corpora, monkeypatch):
     examples = tmp_path / "clone" / "examples"
     shutil.copytree(demo.EXAMPLES, examples, ignore=shutil.ignore_patterns("models"))

@@ -174,6 +174,7 @@ def stopped_after(count):
     return watch
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_after_the_last_whole_layer(models, tmp_path, monkeypatch):
     asked = (models / "base", [models / "one", models / "two"])
     said = {}

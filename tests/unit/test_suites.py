@@ -179,6 +179,7 @@ def test_a_lora_model_computes_what_its_adapter_says(tmp_path):
         assert not torch.allclose(TinyLlama(FORM.shape, seed=1)(tokens), model(tokens))
 
 
+@pytest.mark.slow
 def test_adapters_are_those_of_peft(tmp_path, built, corpora):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     lora = build_lm(SUITE_LORA, built.folder.parent.parent.parent, 0, FORM, corpora, silently)

@@ -99,6 +99,7 @@ def test_a_routing_that_cannot_be_measured_does_not_undo_the_model(run, experts,
     assert any("the routing was not measured: no transformers" in warning for warning in outcome.json["warnings"])
 
 
+@pytest.mark.slow
 def test_random_gates_need_no_transformers(experts, tmp_path):
     import subprocess
 
