@@ -98,8 +98,10 @@ def _asked(tasks: Sequence[str], *, quick: bool) -> tuple[dict[str, list[str]], 
         if slash or suite in SUITES:
             find(suite).need_tasks([task] if task else [], quick=quick)
             own = suites.setdefault(suite, [])
-            own += [task] if task and task not in own else []
-            whole |= set() if task else {suite}
+            if not task:
+                whole.add(suite)
+            elif task not in own:
+                own.append(task)
         elif one and one not in names:
             names.append(one)
     if not suites and not names:

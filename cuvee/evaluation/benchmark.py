@@ -296,7 +296,7 @@ class Runner:
                 return None
             record = {"seconds": found.seconds, "peak_bytes": found.peak_bytes}
             self._kept.put_record(key_of(*parts), record)
-        return Cost(record["seconds"], record["peak_bytes"]) if record else None
+        return Cost(record["seconds"], record["peak_bytes"])
 
     # --- Scoring ---
 

@@ -1,7 +1,7 @@
 """Functional dual anchors over a whole model: each layer of the base trained on the anchors of every expert.
 
-One network is built; of the experts only one layer at a time is in memory. A layer follows from the parameters of that layer,
-the settings and the libraries alone, and is kept under a digest of these.
+One network is built; of the experts only one layer at a time is in memory. A layer follows from its parameters in all
+models, the settings and the libraries, and is kept under a digest of these and of the layers before.
 """
 
 from __future__ import annotations
@@ -136,9 +136,8 @@ def plan_anchors(
         }
         answer = _as_function(module, calls[name])
         train = partial(_train, name, answer, calls[name].width, held, settings)
-        layer = (
-            train() if learned is None else _once(Path(learned), _key(name, held, settings, models[BASE].config), train)
-        )
+        key = _key(name, read, settings, models[BASE].config)
+        layer = train() if learned is None else _once(Path(learned), key, train)
         made |= {f"{name}.{own}": tensor.cpu() for own, tensor in layer.parameters.items()}
         if watch:
             watch(layer.report, done + 1, len(layers))
@@ -239,17 +238,14 @@ def _parameters(model: Model, name: str, module: nn.Module, device: str, read: A
     return {own: tensor.to(device) for own, tensor in found.items()}
 
 
-def _key(name: str, held: Mapping[int, Mapping[str, Tensor]], settings: AnchorSettings, config: Any) -> str:
-    """Return a digest of all that a trained layer follows from, last bits included."""
+def _key(name: str, read: Mapping[int, Any], settings: AnchorSettings, config: Any) -> str:
+    """Return a digest of all that a trained layer follows from, last bits included; `read` ends with its parameters."""
     import transformers
 
     libraries = (torch.__version__, transformers.__version__, torch.get_num_threads())
-    digest = blake3(json.dumps([name, asdict(settings), libraries, config], sort_keys=True, default=str).encode())
-    for number, parameters in sorted(held.items()):
-        for own, tensor in parameters.items():
-            digest.update(f"{number} {own} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    parameters = [(number, digest.hexdigest()) for number, digest in sorted(read.items())]
+    whole = [name, asdict(settings), libraries, config, parameters]
+    return blake3(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _train(

@@ -71,7 +71,7 @@ def wudi_merging(
         init: where the solution starts, and stays in directions that are filtered out.
         filter: how far each eigendirection is solved: exponential, gradient flow for so long a `time`; tikhonov, a ridge of
             `alpha`; landweber, so many `steps` of gradient descent; none, exactly.
-        time: of filter: exponential, f(λ) = 1 − exp(−λ · time); infinity solves exactly.
+        time: of filter: exponential, f(λ) = 1 − exp(−λ · time); the longer, the more exactly.
         time_exponent: ρ: each matrix has a time of its own, time · (g / λ_1)^ρ, g the geometric mean of the largest eigenvalues
             of all matrices; 0: all have the same.
         gamma, ridge: of filter: exponential, f(λ) = (1 − exp(−λ · time))^gamma · λ / (λ + ridge).

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cuvee.methods.pieces.regression import FLOOR, has_moved
+from cuvee.methods.pieces.regression import FLOOR, unit_gram
 from cuvee.methods.registry import MATRIX, Bound, Paper, Role, edit
-from cuvee.methods.spectral import decomposition_bytes, eigh, gram, product
+from cuvee.methods.spectral import decomposition_bytes, eigh, product
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ def output_filter(merged: Tensor, deltas: Tensor, *, time: Annotated[float, Boun
     """
     moments = merged.new_zeros((len(merged), len(merged)), dtype=torch.float64)
     for delta in deltas:
-        squares = gram(delta, "rows")
-        size = float(squares.trace())
-        if has_moved(size, delta.numel()):
-            moments += squares / size
+        moments += unit_gram(delta, "rows")
     values, u = eigh(moments)
     gain = -torch.expm1(-values.clamp(min=FLOOR) * time)
     return product(product(merged.mT, u, torch.float64) * gain, u.mT, merged.dtype).mT

@@ -38,6 +38,7 @@ __all__ = [
     "posterior_mean",
     "regression_bytes",
     "start",
+    "unit_gram",
     "uses_data",
 ]
 
@@ -214,26 +215,20 @@ def given_matrices(kind: str, count: int, shape: tuple[int, int]) -> Matrices | 
 
 def _mixed(deltas: Any, grams: Matrices, mix: float) -> Matrices:
     """Return mix · G_i / tr G_i + (1 − mix) · τ_iᵀτ_i / ‖τ_i‖²."""
-    own = _unit_gram(deltas)
 
     def load(k: int) -> Tensor:
-        mine, given = own(k), grams[k].double()
+        mine, given = unit_gram(deltas[k]), grams[k].double()
         trace = float(given.trace())
         return mine.mul_(1 - mix).add_(given.to(mine.device), alpha=mix / trace if trace > 0 else 0.0)
 
     return Matrices(grams.shape, load)
 
 
-def _unit_gram(deltas: Any) -> Callable[[int], Tensor]:
-    """Return what makes τ_kᵀτ_k / ‖τ_k‖², (n, n) in float64; zeros of a model that has not moved."""
-
-    def load(k: int) -> Tensor:
-        delta = deltas[k]
-        squares = gram(delta, "columns")
-        norm = float(squares.trace())
-        return squares.mul_(1 / norm if has_moved(norm, delta.numel()) else 0.0)
-
-    return load
+def unit_gram(delta: Tensor, side: Literal["columns", "rows"] = "columns") -> Tensor:
+    """Return τᵀτ / ‖τ‖², (n, n), or ττᵀ / ‖τ‖², (m, m), in float64; zeros of a model that has not moved."""
+    squares = gram(delta, side)
+    norm = float(squares.trace())
+    return squares.mul_(1 / norm if has_moved(norm, delta.numel()) else 0.0)
 
 
 def posterior_mean(
@@ -260,7 +255,11 @@ def posterior_mean(
     if uses_data(source):
         grams = given_gram("gram", count, columns)
         if source == "hybrid":
-            grams = _mixed(deltas, grams, mix) if grams else Matrices((count, columns, columns), _unit_gram(deltas))
+            grams = (
+                _mixed(deltas, grams, mix)
+                if grams
+                else Matrices((count, columns, columns), lambda k: unit_gram(deltas[k]))
+            )
         if grams is None:
             return start(anchor, weighted_sum(deltas), count) if isinstance(anchor, str) else anchor
         found = from_grams(deltas, grams, weight, normalize=per_model)
