@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Portion",
     "answers_by_window",
-    "answers_in",
     "bits_of_windows",
     "exact_answers",
     "noisy",
+    "novel",
     "passage_loss",
     "windows",
 ]
 
 _AT_ONCE = 64
+_RUN = 64
+"""Bytes in a row that make a text known: less is a turn of phrase."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,27 @@ def windows(text: bytes, context: int) -> Tensor:
     count = (len(text) - 1) // context
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)[: count * context + 1].long()
     return tokens.unfold(0, context + 1, context)
+
+
+def novel(passages: Tensor, texts: Iterable[bytes]) -> Tensor:
+    """Return (n,) whether a passage, a row of (n, m) bytes, has no 64 bytes in a row that occur in one of the texts."""
+    runs = _hashes_of_runs(passages.numpy())
+    wanted, places = np.unique(runs, return_inverse=True)
+    known = np.zeros(len(wanted) + 1, dtype=bool)
+    for text in texts:
+        read = _hashes_of_runs(np.frombuffer(text, dtype=np.uint8))
+        found = np.searchsorted(wanted, read)
+        known[np.where(np.append(wanted, 0)[found] == read, found, -1)] = True
+    return torch.from_numpy(~known[places.reshape(runs.shape)].any(1))
+
+
+def _hashes_of_runs(data: NDArray[np.generic]) -> NDArray[np.uint64]:
+    """Return (…, m − 63) numbers that tell the 64 bytes apart that begin at each place of (…, m) bytes."""
+    hashes, width, factor = data.astype(np.uint64) + np.uint64(1), 1, 0x9E3779B97F4A7C15
+    while width < _RUN:  # a polynomial modulo 2^64, of runs of 1, 2, 4, … bytes
+        hashes = hashes[..., :-width] * np.uint64(factor) + hashes[..., width:]
+        width, factor = 2 * width, factor * factor % 2**64
+    return hashes
 
 
 def noisy(passages: Tensor, share: float, seed: int) -> Tensor:
@@ -121,36 +144,23 @@ def exact_answers(
     return torch.cat(parts).float().cpu().numpy()
 
 
-def answers_in(text: bytes, context: int, problem: bytes) -> tuple[Tensor, Tensor]:
-    """Return passages that end with an answer, and 1 at those of their bytes that are it, 0 elsewhere.
+def answers_by_window(text: bytes, context: int, problem: bytes) -> Tensor:
+    """Return (n, context + 1) of the windows of a text: k at the bytes of the k-th answer in each, 0 elsewhere.
+
+    Nothing is asked in the first quarter of a window, where little stands before it, nor across two windows.
 
     Args:
         text: such as lines of sums.
-        context: bytes of a passage but the first.
+        context: bytes of a window but the first.
         problem: a pattern whose first group is the answer; lines are what `^` and `$` stand for.
     """
-    found = [one for one in re.finditer(problem, text, re.MULTILINE) if one.end() > context]
-    passages = [list(text[one.end() - context - 1 : one.end()]) for one in found]
-    answers = torch.zeros(len(found), context + 1, dtype=torch.long)
-    for place, one in enumerate(found):
-        answers[place, -len(one[1]) :] = 1
-    return torch.tensor(passages), answers
-
-
-def answers_by_window(text: bytes, context: int, problem: bytes) -> tuple[Tensor, Tensor]:
-    """Return the windows of a text in which something is asked, and k at the bytes of the k-th answer in each, 0 elsewhere.
-
-    Nothing is asked in the first quarter of a window, where little stands before it, nor across two windows.
-    """
-    passages = windows(text, context)
-    answers = torch.zeros_like(passages)
+    answers = torch.zeros((len(text) - 1) // context, context + 1, dtype=torch.long)
     for one in re.finditer(problem, text, re.MULTILINE):
         window, at = divmod(one.start(1) - 1, context)
         end = at + len(one[1])
-        if window < len(passages) and context // 4 <= at and end <= context:
+        if window < len(answers) and context // 4 <= at and end <= context:
             answers[window, at + 1 : end + 1] = answers[window].max() + 1
-    asked = answers.any(1)
-    return passages[asked], answers[asked]
+    return answers
 
 
 def _parts(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

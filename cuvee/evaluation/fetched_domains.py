@@ -61,7 +61,7 @@ Sum = str
 
 
 def sums() -> Iterator[tuple[str, list[Sum]]]:
-    """Yield documents: a name, and sums that are on its side, so that none is trained on and scored."""
+    """Yield documents: a name, and sums on its side: none is trained on and scored, nor is its twin, 7+12 of 12+7."""
     generator = random.Random(0)
     waiting: dict[str, list[Sum]] = {"train": [], "validation": [], "test": []}
     for place in range(_DOCUMENTS_OF_SUMS):
@@ -70,8 +70,8 @@ def sums() -> Iterator[tuple[str, list[Sum]]]:
         while len(own) < _SUMS_A_DOCUMENT:
             one, other = generator.randint(0, _LARGEST), generator.randint(0, _LARGEST)
             sign = generator.choice("+-")
-            problem = f"{one}{sign}{other}"
-            waiting[side_of(problem)].append(f"{problem}={one + other if sign == '+' else one - other}")
+            twins = f"{min(one, other)}{sign}{max(one, other)}"
+            waiting[side_of(twins)].append(f"{one}{sign}{other}={one + other if sign == '+' else one - other}")
         yield name, [own.pop() for _ in range(_SUMS_A_DOCUMENT)]
 
 

@@ -10,7 +10,7 @@ import cuvee
 from cuvee.evaluation import images, texts
 from cuvee.evaluation.glyphs import GREEK, draw_signs
 from cuvee.evaluation.suites import Corruption
-from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, prototypes
+from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, prototypes, unlike
 from cuvee.evaluation.suites.suite import silently
 from cuvee.evaluation.suites.vision import FORMS, SUITE, SUITE_RESNET, build_vision
 from cuvee.evaluation.texts import TextTask, split_texts
@@ -194,3 +194,11 @@ def test_signs_are_drawn_once_and_kept(tmp_path, monkeypatch):
     images._drawn_signs.cache_clear()
     assert all(np.array_equal(one, other) for one, other in zip(first, images.GREEK.pictures("test", 30), strict=True))
     images._drawn_signs.cache_clear()
+
+
+def test_examples_that_look_the_same_to_an_encoder_are_on_one_side():
+    test = Labelled(torch.tensor([[1, 2], [3, 4], [5, 6]]), torch.tensor([0, 1, 2]))
+    train = Labelled(torch.tensor([[3, 4], [6, 5]]), torch.tensor([0, 0]))
+    kept = unlike(test, train, Labelled(torch.tensor([[5, 6]]), torch.tensor([2])))
+    assert kept.inputs.tolist() == [[1, 2]]
+    assert kept.labels.tolist() == [0]

@@ -1,5 +1,6 @@
 """What every suite promises: the same items for all, nothing on the disk, the base's shape, and models that learn."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import cuvee
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sources import read_all
 from cuvee.errors import IncompatibleModels, ResourceError
-from cuvee.evaluation.byte_text import answers_by_window, answers_in, exact_answers
+from cuvee.evaluation.byte_text import answers_by_window, exact_answers, novel, windows
 from cuvee.evaluation.candidates import holding, skeleton
 from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, read_corpus, side_of
 from cuvee.evaluation.fetched_domains import sums
@@ -194,13 +195,14 @@ def test_adapters_are_those_of_peft(tmp_path, built, corpora):
 # --- Sums -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_sum_is_trained_on_and_scored():
+def test_no_sum_is_trained_on_and_scored_nor_its_twin():
     by_side = {"train": set(), "validation": set(), "test": set()}
     for name, problems in sums():
-        by_side[side_of(name)] |= set(problems)
         for problem in problems:
             question, _, answer = problem.partition("=")
             assert eval(question) == int(answer)  # noqa: S307 - digits and a sign
+            one, sign, other = re.split(r"([+-])", question)
+            by_side[side_of(name)] |= {question, other + sign + one}
     train, validation, test = by_side.values()
     assert min(map(len, by_side.values())) > 1000
     assert not train & test and not train & validation and not validation & test
@@ -208,10 +210,7 @@ def test_no_sum_is_trained_on_and_scored():
 
 def test_words_are_asked_for_after_their_first_two_letters_where_enough_stands_before(built):
     text = b"# about weights\n- name: weight\n  of layers, the rest\n"
-    passages, answers = answers_by_window(text, 16, rb"\b\w\w(\w{2,}\W)")
-    asked = [
-        [bytes(p[a == k].tolist()) for k in range(1, int(a.max()) + 1)] for p, a in zip(passages, answers, strict=True)
-    ]
+    asked = _answers(text, 16, rb"\b\w\w(\w{2,}\W)")
     # "about" stands too early, and "rest" goes on beyond the third window
     assert asked == [[b"ights\n"], [b"ight\n"], [b"yers,"]]
     found = built.score(built.tensors(built.experts["yaml"]), "words")
@@ -234,10 +233,47 @@ def test_a_passage_of_several_answers_scores_their_share():
     assert exact_answers(model, written, answers).tolist() == pytest.approx([2 / 3])
 
 
-def test_passages_of_sums_end_with_the_answer_and_begin_with_others():
+def test_every_sum_of_a_window_is_asked_for_but_those_at_its_beginning():
     text = b"".join(b"%d+%d=%d\n%d-%d=%d\n" % (n, n + 1, 2 * n + 1, n, n + 1, -1) for n in range(10, 30))
-    passages, is_answer = answers_in(text, 32, rb"^\d+-\d+=(-?\d+\n)")
-    assert passages.shape == is_answer.shape
-    for passage, answer in zip(passages, is_answer, strict=True):
-        assert bytes(passage[answer > 0].tolist()) == b"-1\n"
-        assert bytes(passage.tolist()).count(b"=") >= 3
+    asked = _answers(text, 48, rb"^\d+-\d+=(-?\d+\n)")
+    assert {answer for window in asked for answer in window} == {b"-1\n"}
+    assert min(map(len, asked)) >= 2
+
+
+def _answers(text, context, problem):
+    """The answers of each window, in order."""
+    both = zip(windows(text, context), answers_by_window(text, context, problem), strict=True)
+    return [[bytes(p[a == k].tolist()) for k in range(1, int(a.max()) + 1)] for p, a in both]
+
+
+# --- What is known from training ------------------------------------------------------------------------------------
+
+
+def test_a_passage_is_novel_unless_64_of_its_bytes_in_a_row_were_read():
+    text = bytes(torch.randint(0, 256, (1000,), generator=torch.Generator().manual_seed(0)).tolist())
+    filler = bytes(range(200, 256)) * 2
+
+    def passage(shared):
+        return (filler[:10] + text[300 : 300 + shared] + filler)[:100]
+
+    passages = torch.tensor([list(passage(shared)) for shared in (0, 63, 64, 90)])
+    assert novel(passages, [b"short", text]).tolist() == [True, True, False, False]
+    assert novel(passages, [text[:363], text[301:]]).tolist() == [True, True, True, False]
+    assert novel(passages[:, :20], [text]).all()
+
+
+def test_no_window_is_scored_that_a_model_has_read(tmp_path, corpora):
+    form = replace(
+        FORM,
+        shape=replace(FORM.shape, context=64),
+        base=replace(FORM.base, steps=1),
+        expert=replace(FORM.expert, steps=1),
+    )
+    yaml = corpora["yaml"]
+    whole, known = (
+        build_lm(SUITE, tmp_path, 0, form, {**corpora, "yaml": replace(yaml, train=train)}, silently)
+        for train in (b"nothing " * 100, yaml.train + yaml.test[640 : 640 + 65])
+    )
+    for task in ("yaml", "words"):
+        counts = [built.score(built.tensors(built.base), task).n for built in (whole, known)]
+        assert 0 < counts[1] < counts[0]

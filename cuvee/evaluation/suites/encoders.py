@@ -27,7 +27,7 @@ from cuvee.evaluation.training import Training, generator_of_step
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["EncoderTask", "Labelled", "accuracy", "build_encoders", "features_of", "prototypes"]
+__all__ = ["EncoderTask", "Labelled", "accuracy", "build_encoders", "features_of", "prototypes", "unlike"]
 
 _HEADS = "heads.safetensors"
 _SHARPNESS = 16.0
@@ -47,6 +47,16 @@ class Labelled:
     inputs: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
     documents: Tensor | None = field(default=None, repr=False)
+
+
+def unlike(examples: Labelled, *others: Labelled) -> Labelled:
+    """Return the examples whose inputs, (n, m) tokens, none of the others has.
+
+    Texts that are not the same may be so to an encoder, which reads their beginning and no capitals.
+    """
+    known = {tuple(row) for one in others for row in one.inputs.tolist()}
+    kept = torch.tensor([tuple(row) not in known for row in examples.inputs.tolist()])
+    return Labelled(examples.inputs[kept], examples.labels[kept])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,10 @@ import torch
 from cuvee.evaluation.byte_text import (
     Portion,
     answers_by_window,
-    answers_in,
     bits_of_windows,
     exact_answers,
     noisy,
+    novel,
     passage_loss,
     windows,
 )
@@ -46,7 +46,6 @@ __all__ = ["SUITE", "SUITE_LORA", "Form", "build_lm", "form", "read_corpora", "t
 
 _NOISE = (0.02, 0.05, 0.1, 0.2, 0.3)
 """Share of bytes that the model sees wrong, by severity."""
-_ANSWERS = 128
 
 
 @dataclass(frozen=True)
@@ -235,7 +234,7 @@ def tasks_of(form: Form) -> list[Task]:
     own = {domain.name for domain in form.expertise}
     tasks += [
         Task(name, title, "expert", "exact answers", True, domain)
-        for name, (title, domain, _, _) in _EXACT.items()
+        for name, (title, domain, _) in _EXACT.items()
         if domain in own
     ]
     return tasks
@@ -246,19 +245,20 @@ def _listed(*, quick: bool) -> list[Task]:
 
 
 _EXACT = {
-    "addition": ("Additions", SUMS.name, answers_in, rb"^\d+\+\d+=(-?\d+\n)"),
-    "subtraction": ("Subtractions", SUMS.name, answers_in, rb"^\d+-\d+=(-?\d+\n)"),
-    "words": ("YAML words", "yaml", answers_by_window, rb"\b\w\w(\w{2,}\W)"),
+    "addition": ("Additions", SUMS.name, rb"^\d+\+\d+=(-?\d+\n)"),
+    "subtraction": ("Subtractions", SUMS.name, rb"^\d+-\d+=(-?\d+\n)"),
+    "words": ("YAML words", "yaml", rb"\b\w\w(\w{2,}\W)"),
 }
-"""Tasks of exact answers: title, domain, how passages are cut, and what is asked: a sum's result, a word but two letters."""
+"""Tasks of exact answers: title, domain, and what is asked: a sum's result, a word but two letters."""
 
 
 class _Scorer:
-    """Scores language models on windows of held-out text, in one shuffled order."""
+    """Scores language models on windows of held-out text that is not known from training text, in one shuffled order."""
 
     def __init__(self, form: Form, corpora: Mapping[str, Corpus], device: str) -> None:
         self._bones = skeleton(TinyLlama(form.shape))
         self._corpora = corpora
+        self._read = [corpora[domain.name].train for domain in (form.general, *form.expertise)]
         self._device = device
         self._passages = cache(self._cut)
 
@@ -277,18 +277,30 @@ class _Scorer:
 
     def _cut(self, task: str, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the passages of a task, and where a model has to answer; both shuffled."""
-        _, domain, cut, problem = _EXACT.get(task, ("", task, None, b""))
+        _, domain, problem = _EXACT.get(task, ("", task, None))
+        text = self._held_out(domain, split)
+        chosen = self._novel[domain, split]
+        answers = None
+        if problem is not None:
+            answers = answers_by_window(text, self._bones.shape.context, problem)
+            chosen = chosen & answers.any(1)
+        order = torch.randperm(int(chosen.sum()), generator=torch.Generator().manual_seed(0))
+        passages = windows(text, self._bones.shape.context)[chosen][order]
+        return passages, None if answers is None else answers[chosen][order]
+
+    @cached_property
+    def _novel(self) -> dict[tuple[str, Split], Tensor]:
+        """Which windows of a domain's held-out text no model has read, not even in part."""
+        sides: list[tuple[str, Split]] = [
+            (domain, split) for domain in self._corpora for split in ("validation", "test")
+        ]
+        cut = [windows(self._held_out(*side), self._bones.shape.context) for side in sides]
+        flags = torch.split(novel(torch.cat(cut), self._read), [len(one) for one in cut])
+        return dict(zip(sides, flags, strict=True))
+
+    def _held_out(self, domain: str, split: Split) -> bytes:
         corpus = self._corpora[domain]
-        text = corpus.test if split == "test" else corpus.validation
-        if cut is None:
-            passages, answers = windows(text, self._bones.shape.context), None
-        else:
-            passages, answers = cut(text, self._bones.shape.context, problem)
-        order = torch.randperm(len(passages), generator=torch.Generator().manual_seed(0))
-        if answers is not None:
-            order = order[:_ANSWERS]
-            return passages[order], answers[order]
-        return passages[order], None
+        return corpus.test if split == "test" else corpus.validation
 
 
 def _told(form: Form) -> list[str]:

@@ -17,7 +17,7 @@ from cuvee.evaluation import texts
 from cuvee.evaluation.devices import marks
 from cuvee.evaluation.model_folders import save_folder
 from cuvee.evaluation.packages import Package, members
-from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, accuracy, build_encoders
+from cuvee.evaluation.suites.encoders import EncoderTask, Labelled, accuracy, build_encoders, unlike
 from cuvee.evaluation.suites.making import Check, digest
 from cuvee.evaluation.suites.suite import Built, Corruption, Kind, Progress, Suite, Task
 from cuvee.evaluation.texts import TextTask
@@ -147,7 +147,15 @@ def read_tasks(form: Form) -> list[EncoderTask]:
     def read(task: TextTask, kind: Kind) -> EncoderTask:
         sides = texts.split_texts(task, train=form.train, validation=form.validation, test=form.test)
         train, validation, test = map(labelled, (sides.train, sides.validation, sides.test))
-        return EncoderTask(task.name, task.title, kind, len(sides.labels), train, validation, test)
+        return EncoderTask(
+            task.name,
+            task.title,
+            kind,
+            len(sides.labels),
+            train,
+            unlike(validation, train, test),
+            unlike(test, train),
+        )
 
     return [_finding(tokens, form), *(read(task, kind) for task, kind in form.kinds)]
 
