@@ -7,6 +7,7 @@ adapted or a dequantised one wraps others. The engine knows nothing but this.
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "Model",
     "ModelFile",
     "Scratch",
+    "Slice",
     "StoredTensor",
     "TensorSource",
     "as_tensor",
@@ -291,6 +293,41 @@ class Cropped:
         rows = self.source.read(first * stored_width, last * stored_width, scratch, slot)
         corner = rows.view(last - first, stored_width)[:, :width].reshape(-1)
         return corner[start - first * width : stop - first * width]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One of the slices of a tensor along dimension 0."""
+
+    source: TensorSource
+    number: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one slice."""
+        return self.source.shape[1:]
+
+    @property
+    def dtype(self) -> DType:
+        """The source's."""
+        return self.source.dtype
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The source's."""
+        return self.source.place
+
+    @property
+    def _first(self) -> int:
+        return self.number * math.prod(self.shape)
+
+    def read_raw(self, start: int, stop: int, scratch: Scratch, slot: object) -> NDArray[np.uint8]:
+        """Return the bytes of the flat elements `[start, stop)` of the slice."""
+        return read_raw(self.source, self._first + start, self._first + stop, scratch, slot)
+
+    def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
+        """Return the flat elements `[start, stop)` of the slice."""
+        return self.source.read(self._first + start, self._first + stop, scratch, slot)
 
 
 @dataclass

@@ -193,7 +193,14 @@ def _as_matrices(planned: MergePlan) -> str:
 
     if planned.prepared.method.unit is not MATRIX:
         return ""
-    return f" ({sum(planned.formula.on_matrix(task) is not None for task in planned.tasks)} as matrices)"
+    tensors, matrices = _count_matrices(planned)
+    return f" ({tensors} as {matrices} matrices)" if matrices > tensors else f" ({tensors} as matrices)"
+
+
+def _count_matrices(planned: MergePlan) -> tuple[int, int]:
+    """Return how many tensors are matrices to the method, or hold those of several experts, and how many matrices."""
+    found = [task for task in planned.tasks if planned.formula.on_matrix(task) is not None]
+    return len(found), sum(task.experts or 1 for task in found)
 
 
 def _as_object(planned: MergePlan, guess: Estimate) -> dict[str, Any]:
@@ -211,7 +218,7 @@ def _as_object(planned: MergePlan, guess: Estimate) -> dict[str, Any]:
         "tensors": {
             "merged": sum(not t.is_copy for t in tasks),
             "copied": sum(t.is_copy for t in tasks),
-            "matrices": sum(planned.formula.on_matrix(t) is not None for t in tasks),
+            "matrices": _count_matrices(planned)[1],
         },
         "arguments": [
             {"tensors": len(group), "such_as": group[0].name, "values": group[0].arguments}

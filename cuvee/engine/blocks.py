@@ -23,7 +23,6 @@ from cuvee.methods.combination import Stored, plain
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType, torch_dtype
 from cuvee.tensors.either import as_tensor
-from cuvee.tensors.layout import Layout
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.rows import Combination, InFile, Row
 
@@ -152,14 +151,11 @@ def _read_part(
     number: int, one: Input, first: int, last: int, dtype: DType, worker: Worker, observer: Observer | None
 ) -> Computed:
     """Return the elements `[first, last)` of one input of a copy, as `dtype`."""
-    stored, layout = one.source.dtype, Layout(one.source.shape)
-    # A leaf of the input may lie across the block's ends: it is digested with the block that it begins in.
-    whole, end = (min(-(-place // layout.leaf) * layout.leaf, layout.numel) for place in (first, last))
+    stored = one.source.dtype
     with worker.timed("read"):
-        raw = read_raw(one.source, first, end, worker.scratch, "copy")
-    if observer and whole < end:
-        observer.read(number, whole, raw[(whole - first) * stored.itemsize :])
-    raw = raw[: (last - first) * stored.itemsize]
+        raw = read_raw(one.source, first, last, worker.scratch, "copy")
+    if observer:
+        observer.read(number, first, raw)
     non_finite = _count_non_finite(raw, stored)
     if observer:
         observer.decoded(number, non_finite)
@@ -293,7 +289,7 @@ def _load(
         with worker.timed("read"):
             raw = read_raw(one.source, start, stop, worker.scratch, "read")
         if observer:
-            observer.read(number, start, raw)
+            observer.read(number, task.begin + start, raw)
         base = values[0] if task.base and number and not one.is_delta else None
         non_finite = decode(raw, one.source.dtype, base, values[number])
         total += non_finite

@@ -78,6 +78,7 @@ def choose_budget(
     Raises:
         ResourceError: not even the smallest blocks fit; the tensor and the amount are named.
     """
+    tasks = [next(formula.apart(task)) for task in tasks]
     on_cpu = CPU_BLOCK if measures or decodes else STREAM_BLOCK
     full = on_cpu if device == "cpu" else CUDA_BLOCK
     blocks = [full >> shift for shift in range((full // LEAF_ELEMENTS).bit_length())]

@@ -51,8 +51,9 @@ class Estimate:
 def estimate(plan: Plan) -> Estimate:
     """Estimate a plan's wall time from a sample of a few MB."""
     again = plan.bytes_read * max(0, plan.tally.visits - plan.tally.rounds)
-    whole = [task for task in plan.tasks if plan.formula.needs_whole(task)]
-    merged = [task for task in plan.tasks if not task.is_copy and not plan.formula.needs_whole(task)]
+    tasks = [one for task in plan.tasks if not task.is_copy for one in plan.formula.apart(task)]
+    whole = [task for task in tasks if plan.formula.needs_whole(task)]
+    merged = [task for task in tasks if not plan.formula.needs_whole(task)]
     compute = sum(t.layout.numel for t in merged) * _sampled_seconds(plan, merged, _sample)
     compute += sum(_products(t) for t in whole) * _sampled_seconds(plan, whole, _sample_matrix, runs=1)
     return Estimate(

@@ -17,7 +17,7 @@ from typing import Any
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.safetensors_format import open_safetensors
 from cuvee.checkpoints.sidecars import digest_of
-from cuvee.checkpoints.sources import MemoryTensor, Model, ModelFile, TensorSource, read_all
+from cuvee.checkpoints.sources import MemoryTensor, Model, ModelFile, Slice, TensorSource, read_all
 from cuvee.engine.tasks import Formula, Task
 from cuvee.errors import CheckpointError, IncompatibleModels, MethodError, raise_all
 from cuvee.methods.needs import collect_command
@@ -28,6 +28,7 @@ from cuvee.tensors.lazy_torch import torch
 __all__ = [
     "SHARED",
     "TEXTS",
+    "DirectStatistics",
     "GivenStatistics",
     "TrialStatistics",
     "beside_factors",
@@ -43,8 +44,45 @@ _HELD_BYTES = 1 << 20
 _SQUARE = ("gram", "outgram", "fisher", "adapter")
 
 
+class DirectStatistics(Mapping[str, Any]):
+    """Statistics in memory under the names that methods ask for; what is stacked as a tensor of several experts is, by each."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self._given or key not in self:
+            return self._given[key]
+        stack, number = _of_stack(key)
+        return self._given[stack][number]
+
+    def __contains__(self, key: object) -> bool:
+        stack, number = _of_stack(str(key))
+        return key in self._given or (stack in self._given and number in _numbers(self._given[stack].shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+
+def _of_stack(name: str) -> tuple[str, int]:
+    """Return of `stack[3]`, an expert's matrix, what it is part of and its number there; of another name nothing."""
+    stack, _, number = name.removesuffix("]").rpartition("[")
+    return (stack, int(number)) if name.endswith("]") and number.isdecimal() else ("", 0)
+
+
+def _numbers(shape: Sequence[int]) -> range:
+    """Return the numbers of the slices that a tensor has along dimension 0."""
+    return range(shape[0] if len(shape) > 1 else 0)
+
+
 class GivenStatistics(Mapping[str, Any]):
-    """The statistics of all models under the names that methods ask for. Small ones stay in memory once they are read."""
+    """The statistics of all models under the names that methods ask for. Small ones stay in memory once they are read.
+
+    Of one that is stacked as a tensor of several experts is, that of one expert is read alone.
+    """
 
     def __init__(self, models: Mapping[int, Model]) -> None:
         self._models = models
@@ -80,7 +118,12 @@ class GivenStatistics(Mapping[str, Any]):
         owner, _, name = rest.partition("/")
         number = owner.removeprefix("model")
         model = self._models.get(int(number)) if number.isdecimal() else None
-        return None if model is None else model.tensors.get(f"{kind}/{name}")
+        if model is None:
+            return None
+        found = model.tensors.get(f"{kind}/{name}")
+        stack, expert = _of_stack(name)
+        whole = model.tensors.get(f"{kind}/{stack}") if found is None else None
+        return Slice(whole, expert) if whole is not None and expert in _numbers(whole.shape) else found
 
 
 class TrialStatistics(Mapping[str, Any]):

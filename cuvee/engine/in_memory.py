@@ -11,7 +11,7 @@ import numpy as np
 from cuvee.checkpoints.sources import MemoryTensor, Model, as_tensor
 from cuvee.engine.adapters import check_adapters
 from cuvee.engine.blocks import Computed
-from cuvee.engine.given import beside_factors
+from cuvee.engine.given import DirectStatistics, beside_factors
 from cuvee.engine.keeping import KeptInMemory
 from cuvee.engine.matching import BASE
 from cuvee.engine.models import model_from_values
@@ -49,8 +49,8 @@ class _Collecting(Handler):
     def observer(self, task: Task) -> FiniteRecord | None:
         return self._records.get(task.name)
 
-    def visited(self, task: Task, visit: int) -> None:
-        if visit == 0 and task.name in self._records:
+    def observed(self, task: Task) -> None:
+        if task.name in self._records:
             self._records[task.name].check_inputs()
 
     def begin(self, task: Task) -> None:
@@ -136,7 +136,7 @@ def merge_tensors(
     plain = formula_of(recipe, prepared, matched, "cpu")
     formula = replace(
         plain,
-        statistics=beside_factors(opened) if prepared.method.on is ADAPTERS else statistics or {},
+        statistics=beside_factors(opened) if prepared.method.on is ADAPTERS else DirectStatistics(statistics or {}),
         device=_device(opened.values()),
         kept=KeptInMemory(),
         decompositions=decompositions,

@@ -86,7 +86,7 @@ def _load(
         with worker.timed("read"):
             raw = read_raw(source, start, stop, worker.scratch, "matrix")
         if observer:
-            observer.read(number, start, raw)
+            observer.read(number, task.begin + start, raw)
         non_finite = decode(raw, source.dtype, None if below is None else below[start:stop], flat[start:stop])
         total += non_finite
         if observer:

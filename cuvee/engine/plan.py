@@ -39,7 +39,7 @@ from cuvee.engine.tasks import Formula, Task
 from cuvee.engine.trial import try_out
 from cuvee.errors import IncompatibleModels, raise_all
 from cuvee.methods.calls import CONTINUAL
-from cuvee.methods.registry import ADAPTERS, MATRIX
+from cuvee.methods.registry import ADAPTERS
 from cuvee.recipes import Prepared, Recipe, prepare
 from cuvee.recipes.describing import describe_recipe
 from cuvee.recipes.parts import is_same
@@ -216,7 +216,6 @@ def plan(
         *prepared.warnings,
         *matched.warnings,
         *slowness(device),
-        *_stacked(tasks, formula),
         *check_statistics(formula, statistics, tasks),
         *(f"{model.label}: {note}" for model in models.values() for note in model.notes),
         *kinship(tasks, {number: model.label for number, model in models.items()}),
@@ -380,18 +379,6 @@ def formula_of(recipe: Recipe, prepared: Prepared, matched: Matched, device: str
 def _profile(tasks: Sequence[Task], formula: Formula) -> str:
     """Return where the bytes are the same: products of matrices are summed as the machine's BLAS likes."""
     return f"torch:{torch.__version__}" if any(formula.needs_whole(task) for task in tasks) else "portable-1"
-
-
-def _stacked(tasks: Sequence[Task], formula: Formula) -> list[str]:
-    """Return what methods on matrices make of tensors that hold the matrices of several experts: no matrices."""
-    found = [task for task in tasks if task.experts and not task.is_copy and len(task.layout.shape) > 2]
-    if formula.method.unit is not MATRIX or not found:
-        return []
-    how = (found[0].arguments or {}).get("others", "mean")
-    return [
-        f"{found[0].name!r} (of {len(found)} such tensors) holds the matrices of {found[0].experts} experts in one: "
-        f"{formula.method.name} does not take it apart, and merges it as what is no matrix (others: {how})"
-    ]
 
 
 def slowness(device: str = "cpu") -> list[str]:

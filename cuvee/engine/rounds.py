@@ -31,7 +31,7 @@ _MOST_VISITS = 1000
 class Handler:
     """What happens around the computation. The default does nothing; the engine's runs override what they need.
 
-    Every method may be called from any worker thread; `begin` and `finish` once a task.
+    Every method may be called from any worker thread; `begin`, `observed` and `finish` once a task.
     """
 
     def begin(self, task: Task) -> None:
@@ -41,8 +41,11 @@ class Handler:
         """Return who is told what the first visit of the task reads."""
         return None
 
-    def visited(self, task: Task, visit: int) -> None:
-        """A visit of all blocks has ended; the first one has observed all the inputs."""
+    def visited(self, task: Task) -> None:
+        """A visit of all blocks of a task, or of one expert's matrix, has ended."""
+
+    def observed(self, task: Task) -> None:
+        """The observer of a task has been told all of its inputs."""
 
     def deliver(self, task: Task, start: int, block: Computed) -> None:
         """The output from flat element `start` on is there."""
@@ -75,9 +78,19 @@ class Tally:
 
 
 @dataclass
+class _Output:
+    """One tensor of the output, and how many of the tasks that make it are yet to be visited, and to be finished."""
+
+    task: Task
+    unseen: int
+    unfinished: int
+
+
+@dataclass
 class _Progress:
     """One task on its way."""
 
+    output: _Output
     task: Task
     blocks: list[tuple[int, int]]
     answers: dict[Key, Any] = field(default_factory=dict)
@@ -178,12 +191,14 @@ class _Rounds:
                     return None
 
     def _open(self, task: Task) -> None:
-        progress = _Progress(task, self._blocks(task))
         self.handler.begin(task)
-        if not progress.blocks:
+        if not task.layout.numel:
             self.handler.finish(task)
             return
-        self._enqueue(progress)
+        parts = list(self.formula.apart(task))
+        output = _Output(task, len(parts), len(parts))
+        for part in reversed(parts):
+            self._enqueue(_Progress(output, part, self._blocks(part)))
 
     def _enqueue(self, progress: _Progress) -> None:
         progress.begin_visit()
@@ -192,7 +207,7 @@ class _Rounds:
         self.changed.notify_all()
 
     def _run(self, progress: _Progress, number: int, worker: Worker) -> None:
-        task = progress.task
+        task, whole = progress.task, progress.output.task
         start, stop = progress.blocks[number]
         call = self.formula.call(
             task.place(start, stop), ChainMap(progress.answers, self.answers), ChainMap(progress.states, self.states)
@@ -200,14 +215,14 @@ class _Rounds:
         call.memory = self.memory
         call.buffers = worker.buffers
         try:
-            observer = self.handler.observer(task) if progress.visit == 0 else None
+            observer = self.handler.observer(whole) if progress.visit == 0 else None
             with worker.timed("compute"):  # what of it is reading is taken off at the end
                 compute = merge_matrix if self.formula.on_matrix(task) else compute_block
                 block = compute(task, self.formula, call, worker, observer)
             with worker.timed("write"):
-                self.handler.deliver(task, start, block)
+                self.handler.deliver(whole, task.begin + start, block)
                 if call.left is not None:
-                    self.handler.left(task, start, call.left)
+                    self.handler.left(whole, task.begin + start, call.left)
         except Pending:
             pass
         except CuveeError as error:
@@ -222,12 +237,19 @@ class _Rounds:
             self.changed.notify_all()
 
     def _end_visit(self, progress: _Progress) -> None:
-        self.handler.visited(progress.task, progress.visit)
+        self.handler.visited(progress.task)
+        output = progress.output
+        if progress.visit == 0:
+            output.unseen -= 1
+            if not output.unseen:
+                self.handler.observed(output.task)
         progress.visit += 1
         self.tally.visits += 1
         if not progress.misses:
             self.memory.forget(progress.task.name)
-            self.handler.finish(progress.task)
+            output.unfinished -= 1
+            if not output.unfinished:
+                self.handler.finish(output.task)
             return
         if progress.visit > _MOST_VISITS:
             raise MethodError("the method never ends", where=f"tensor {progress.task.name!r}")

@@ -155,9 +155,10 @@ class _Writing(Handler):
     def observer(self, task: Task) -> Observer:
         return self._records[task.name]
 
-    def visited(self, task: Task, visit: int) -> None:
-        if visit == 0:
-            self._records[task.name].check_inputs()
+    def observed(self, task: Task) -> None:
+        self._records[task.name].check_inputs()
+
+    def visited(self, task: Task) -> None:
         self.visited_bytes += task.layout.numel * task.dtype.itemsize
 
     def deliver(self, task: Task, start: int, block: Computed) -> None:

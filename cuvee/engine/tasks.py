@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cuvee.checkpoints.sources import TensorSource
+from cuvee.checkpoints.sources import Slice, TensorSource
 from cuvee.methods.calls import Call, Decompositions, Kept, Place, current
 from cuvee.methods.combination import Matrices, plain
 from cuvee.methods.measuring import each, each_loaded
@@ -64,6 +64,8 @@ class Task:
         arguments: the method's parameters for this tensor; None: the inputs are copied.
         layer, layers, role, fused, transposed: see `Place`.
         experts: how many matrices are stacked along dimension 0, 0 where none are.
+        of: of one of them that is worked on by itself, the task that it belongs to.
+        begin: the flat element of that one's tensor where this one begins.
     """
 
     name: str
@@ -78,6 +80,8 @@ class Task:
     fused: Fused | None = None
     transposed: bool = False
     experts: int = 0
+    of: Task | None = None
+    begin: int = 0
 
     @property
     def is_copy(self) -> bool:
@@ -114,13 +118,17 @@ class Task:
         return {name: value for name, value in (self.arguments or {}).items() if name in method.own}
 
     def as_matrix(self, piece: Method | Edit, parameters: Mapping[str, Any]) -> tuple[int, int] | None:
-        """Return its outputs and inputs where it is a linear map to a method or an edit that works on matrices, else None."""
-        shape, named = self.layout.shape, parameters.get("not_matrix", EMBEDDINGS)
-        if piece.unit is not MATRIX or self.is_copy or self.experts or len(shape) < 2:
+        """Return its outputs and inputs where it is a linear map to a method or an edit that works on matrices, else None.
+
+        Of a tensor that holds several experts, those of each.
+        """
+        shape = self.layout.shape[1:] if self.experts else self.layout.shape
+        named = parameters.get("not_matrix", EMBEDDINGS)
+        if piece.unit is not MATRIX or self.is_copy or len(shape) < 2:
             return None
         if len(shape) > 2 and parameters["conv"] != "flatten":
             return None
-        if (self.role in _NO_LINEAR_MAPS) if named == EMBEDDINGS else (self.name in named):
+        if (self.role in _NO_LINEAR_MAPS) if named == EMBEDDINGS else ((self.of or self).name in named):
             return None
         rows, columns = shape[0], math.prod(shape[1:])
         if min(rows, columns) <= 1:
@@ -130,6 +138,24 @@ class Task:
     def as_stored(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the rows and columns of the matrix on the disk that stands for a linear map."""
         return shape[::-1] if self.transposed else shape
+
+    def expert(self, number: int) -> Task:
+        """Return the task of one expert's matrix."""
+        layout = Layout(self.layout.shape[1:])
+
+        def own(one: Input) -> Input:
+            return replace(one, source=Slice(one.source, number))
+
+        return replace(
+            self,
+            name=f"{self.name}[{number}]",
+            layout=layout,
+            inputs=tuple(map(own, self.inputs)),
+            base=self.base and own(self.base),
+            experts=0,
+            of=self,
+            begin=number * layout.numel,
+        )
 
     def place(self, start: int, stop: int) -> Place:
         """Return the place of a block."""
@@ -167,14 +193,24 @@ class Formula:
         return {"mask", *self.method.needs, *self.method.uses, *(kind for step, _ in steps for kind in step.uses)}
 
     def on_matrix(self, task: Task) -> tuple[int, int] | None:
-        """Return rows and columns of a tensor that the method is given as `Matrices`, else None."""
+        """Return rows and columns of a tensor, or of each expert in it, that the method is given as `Matrices`, else None."""
         return task.as_matrix(self.method, task.arguments or {})
 
     def needs_whole(self, task: Task) -> bool:
         """True where the method or an edit must see all of a tensor at once."""
-        edits = (*self.before, *self.after)
         if task.arguments is not None and self.asks_for_whole(task.arguments):
             return True
+        return self._works_on_matrices(task)
+
+    def apart(self, task: Task) -> Iterator[Task]:
+        """Yield what is worked on one after the other: each expert's matrix where a tensor holds several, else the task."""
+        if task.experts and self._works_on_matrices(task):
+            yield from map(task.expert, range(task.experts))
+        else:
+            yield task
+
+    def _works_on_matrices(self, task: Task) -> bool:
+        edits = (*self.before, *self.after)
         return self.on_matrix(task) is not None or any(task.as_matrix(*step) is not None for step in edits)
 
     def asks_for_whole(self, arguments: Mapping[str, Any]) -> bool:

@@ -28,7 +28,7 @@ def try_out(tasks: Sequence[Task], formula: Formula) -> Tally:
     formula = dataclasses.replace(formula, device="cpu", decompositions=None, statistics=given)
     tally = Tally()
     seen: set[str] = set()
-    for task in tasks:
+    for task in (next(formula.apart(one)) for one in tasks):
         kind = (len(task.layout.shape), formula.needs_whole(task))
         key = repr((task.arguments, len(task.all_inputs), task.base is None, kind))
         if task.is_copy or key in seen or len(seen) >= _TRIALS:

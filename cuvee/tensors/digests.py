@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -29,11 +30,33 @@ class TensorDigest:
         self._dtype = dtype
         self._layout = layout
         self._leaves = np.zeros((layout.leaves, _SIZE), np.uint8)
+        self._parts: dict[int, dict[int, bytes]] = {}
+        self._lock = threading.Lock()
 
     def add(self, start: int, raw: NDArray[np.uint8]) -> None:
-        """Add the bytes of the flat elements from `start` on; a run of whole leaves."""
-        width = self._dtype.itemsize
-        _digest_leaves(raw, self._layout.leaf * width, self.place(start, start + len(raw) // width))
+        """Add the bytes of the flat elements from `start` on; what is no whole leaf is held until the rest is there."""
+        width, leaf, numel = self._dtype.itemsize, self._layout.leaf, self._layout.numel
+        stop = start + len(raw) // width
+        whole = min(-(-start // leaf) * leaf, stop)
+        end = stop if stop == numel else max(whole, stop // leaf * leaf)
+        if whole < end:
+            leaves = raw[(whole - start) * width : (end - start) * width]
+            _digest_leaves(leaves, leaf * width, self.place(whole, end))
+        for first, last in ((start, whole), (end, stop)):
+            if first < last:
+                self._add_part(first, raw[(first - start) * width : (last - start) * width])
+
+    def _add_part(self, start: int, raw: NDArray[np.uint8]) -> None:
+        """Add a part of one leaf; digest the leaf when all its parts are there."""
+        number, leaf = start // self._layout.leaf, self._layout.leaf
+        size = (min((number + 1) * leaf, self._layout.numel) - number * leaf) * self._dtype.itemsize
+        with self._lock:
+            parts = self._parts.setdefault(number, {})
+            parts[start] = raw.tobytes()
+            if sum(map(len, parts.values())) == size:
+                joined = b"".join(parts[at] for at in sorted(parts))
+                self._leaves[number] = np.frombuffer(blake3(joined).digest(), np.uint8)
+                del self._parts[number]
 
     def place(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return where the digests of the leaves that begin in the flat elements `[start, stop)` go: (leaves, 32)."""

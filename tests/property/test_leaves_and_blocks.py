@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -100,6 +101,24 @@ def test_a_digest_does_not_depend_on_blocks_or_their_order(shape, order, element
         start, stop = blocks[number]
         pieces.add(start, raw(values[start:stop]))
     assert whole.hexdigest() == pieces.hexdigest()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from([(9, 30000), (2, 70000, 2), (40, 7, 11), (70000,)]),
+    st.lists(st.floats(0, 1), max_size=6),
+    st.randoms(),
+)
+def test_a_digest_does_not_depend_on_where_what_is_added_begins_and_ends(shape, cuts, random):
+    values = torch.arange(math.prod(shape), dtype=torch.float32) * 0.37
+    whole, pieces = (TensorDigest(DTYPES["F32"], Layout(shape)) for _ in range(2))
+    whole.add(0, raw(values))
+    ends = sorted({0, len(values), *(int(cut * len(values)) for cut in cuts)})
+    runs = list(itertools.pairwise(ends))
+    random.shuffle(runs)
+    for start, stop in runs:
+        pieces.add(start, raw(values[start:stop]))
+    assert whole.hexdigest() == pieces.hexdigest() and whole.marks() == pieces.marks()
 
 
 def test_a_digest_tells_dtype_shape_and_every_byte_apart():

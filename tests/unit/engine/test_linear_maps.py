@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cuvee
-from cuvee.cli import main
 from cuvee.engine.continuing import plan_continued
 from cuvee.methods.registry import MATRIX, NONE, edits, methods
 from cuvee.statistics.networks import linear_maps
@@ -142,40 +141,6 @@ def test_tables_and_heads_are_no_linear_maps(name, others):
     torch.testing.assert_close(got, torch.stack([one[name] for one in models[1:]]).mean(0), rtol=0, atol=1e-5)
     as_matrix = cuvee.merge_tensors("tsv_m", models[1:], models[0], context=config, not_matrix=[])[name]
     assert not torch.allclose(as_matrix, got, atol=1e-2)
-
-
-EXPERTS = {
-    "model.layers.0.mlp.experts.gate_up_proj": (4, WIDTH, 24),
-    "model.layers.0.mlp.experts.down_proj": (4, 12, WIDTH),
-    "model.layers.0.mlp.router.weight": (4, WIDTH),
-    "model.layers.0.self_attn.o_proj.weight": (WIDTH, WIDTH),
-}
-
-
-def test_a_plan_says_what_is_a_matrix_and_that_stacked_experts_are_none(tmp_path, capsys):
-    folders = []
-    for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
-        model = {name: torch.randn(shape, generator=generator) for name, shape in EXPERTS.items()}
-        folders.append(write(tmp_path / f"e{seed}", model, {"model_type": "gpt_oss", "hidden_size": WIDTH}))
-    planned = cuvee.plan(
-        cuvee.Recipe("tsv_m", models=folders[1:], base_model=folders[0], parameters={"conv": "flatten"})
-    )
-    assert [task.name for task in planned.tasks if planned.formula.on_matrix(task)] == [
-        "model.layers.0.mlp.router.weight",
-        "model.layers.0.self_attn.o_proj.weight",
-    ]
-    (warning,) = (one for one in planned.warnings if "experts" in one)
-    assert "(of 2 such tensors) holds the matrices of 4 experts" in warning and "others: mean" in warning
-    recipe = tmp_path / "r.yml"
-    recipe.write_text(
-        planned.recipe.text or json.dumps({"merge_method": "tsv_m", "base_model": folders[0], "models": folders[1:]})
-    )
-    with pytest.raises(SystemExit):
-        main(["plan", str(recipe)])
-    assert "4 merged (2 as matrices), 0 copied" in " ".join(capsys.readouterr().out.split())
-    linear = cuvee.plan(cuvee.Recipe("linear", models=folders))
-    assert not any("experts" in one for one in linear.warnings)
 
 
 def test_a_plan_of_grams_knows_the_linear_maps_of_gpt2(tmp_path):
