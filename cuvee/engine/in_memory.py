@@ -40,7 +40,7 @@ class _Collecting(Handler):
         labels: of the models, by number; without them nobody looks for NaN and Inf.
     """
 
-    def __init__(self, labels: Mapping[int, str] | None = None) -> None:
+    def __init__(self, labels: Mapping[int, str] | None) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._raw: dict[str, NDArray[np.uint8]] = {}
         self._labels = labels
@@ -147,19 +147,26 @@ def merge_tensors(
     return {name: handler.tensors[name] for name in sorted(handler.tensors)}
 
 
-def compute(plan: MergePlan) -> dict[str, Tensor]:
+def compute(plan: MergePlan, *, allow_nan: bool = False) -> dict[str, Tensor]:
     """Carry out a plan in memory.
 
     Stages that cannot be computed as they are read are computed first, and held.
 
+    Args:
+        plan: of the merge.
+        allow_nan: let NaN and Inf through.
+
     Returns:
         name -> tensor, on the CPU: those that `run` would publish, bit for bit.
+
+    Raises:
+        NonFinite: a tensor of a model, or of the output, holds NaN or Inf.
     """
     for stage in stages_of(plan.models.values()):
         if not stage.is_ready:
-            made = compute(stage.plan)
+            made = compute(stage.plan, allow_nan=allow_nan)
             stage.opened = Model(stage.name, {n: MemoryTensor(made[n], rank) for rank, n in enumerate(made)})
-    handler = _Collecting()
+    handler = _Collecting(None if allow_nan else plan.labels)
     run_rounds(
         plan.tasks,
         replace(plan.formula, kept=KeptInMemory()),

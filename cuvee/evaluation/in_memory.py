@@ -37,7 +37,12 @@ class InMemory:
 
 
 def in_memory(
-    model: str | os.PathLike[str] | Recipe, *, device: str = "cpu", offline: bool = False, token: str | None = None
+    model: str | os.PathLike[str] | Recipe,
+    *,
+    device: str = "cpu",
+    offline: bool = False,
+    token: str | None = None,
+    allow_nan: bool = False,
 ) -> InMemory:
     """Return a model with all its tensors.
 
@@ -46,6 +51,7 @@ def in_memory(
         device: where a recipe is merged.
         offline: never ask the hub.
         token: for the hub.
+        allow_nan: let NaN and Inf of a merge through.
 
     Raises:
         CuveeError: it cannot be read, or the recipe cannot be merged.
@@ -56,7 +62,7 @@ def in_memory(
 
         planned = plan(model, device=device, offline=offline, token=token)
         label = "the recipe" if isinstance(model, Recipe) else os.fspath(model)
-        return InMemory(label, compute(planned), planned.config, planned.sidecars)
+        return InMemory(label, compute(planned, allow_nan=allow_nan), planned.config, planned.sidecars)
     assert not isinstance(model, Recipe)
     opened = open_model(model, offline=offline, token=token)
     try:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+import torch
 from models import assert_equal, read_folder, write_family
+from safetensors.torch import load_file, save_file
 
 import cuvee
 from cuvee.engine.in_memory import compute
+from cuvee.errors import NonFinite
 from cuvee.evaluation.in_memory import in_memory
 
 SETTINGS = {
@@ -71,3 +75,34 @@ def test_a_recipe_is_read_as_the_model_that_it_makes(family):
     assert merged.config == read.config == json.loads((family / "out" / "config.json").read_text())
     assert {one.name for one in merged.sidecars} == {one.name for one in read.sidecars} == {"tokenizer.json"}
     assert merged.label == "recipe.yml"
+
+
+@pytest.mark.parametrize("recipe", [recipe_of("linear"), recipe_of("ties"), STAGES])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_inf_are_refused_as_a_run_refuses_them(family, recipe, value):
+    (family / "recipe.yml").write_text(recipe)
+    file = family / "code" / "model.safetensors"
+    tensors = load_file(file)
+    spoiled = min(tensors)
+    tensors[spoiled].view(-1)[1] = value
+    save_file(tensors, file)
+    with pytest.raises(NonFinite) as by_run:
+        cuvee.merge("recipe.yml", "out")
+    with pytest.raises(NonFinite) as in_memory_:
+        compute(cuvee.plan("recipe.yml"))
+    assert in_memory_.value.found == by_run.value.found and spoiled in by_run.value.found
+    assert "allow_nan=True" in in_memory_.value.right
+    with pytest.raises(NonFinite):
+        in_memory("recipe.yml")
+    merged = compute(cuvee.plan("recipe.yml"), allow_nan=True)
+    cuvee.merge("recipe.yml", "out", allow_nan=True)
+    published = read_folder(family / "out")
+    for found in (merged, in_memory("recipe.yml", allow_nan=True).tensors):
+        assert all(torch.equal(one.nan_to_num(7.0), found[name].nan_to_num(7.0)) for name, one in published.items())
+
+
+def test_what_only_the_merge_makes_infinite_is_refused_too(family):
+    recipe = recipe_of("linear").replace("{weight: 1}", "{weight: 1e6, normalize: false}")
+    (family / "recipe.yml").write_text(recipe + "dtype: float16\n")
+    with pytest.raises(NonFinite, match="the merge makes"):
+        compute(cuvee.plan("recipe.yml"))
