@@ -55,7 +55,7 @@ def _made(suite: Suite, seed: int, *, quick: bool, quiet: bool, device: str) -> 
     from cuvee.evaluation.bars import training_shown
 
     with training_shown(screen(stderr=True), quiet=quiet) as progress:
-        return suite.build(seed=seed, quick=quick, progress=progress, device=device)
+        return suite.build(seed=seed, quick=quick, progress=progress, device=device, mend=True)
 
 
 def _described(suite: Suite) -> dict[str, object]:

@@ -56,14 +56,19 @@ def evaluate(
     Args:
         model: a folder, a file, a hub id, or a recipe.
     """
-    from cuvee.evaluation.in_memory import check_readable
+    from cuvee.evaluation.in_memory import shapes_in
+    from cuvee.evaluation.suites import suite as find
 
     suites, names = _asked(tasks, quick=quick)
     if suites and not names and (base or expert):
         raise ResourceError("--base and --expert are for tasks of lm-evaluation-harness; a suite has its own")
     need_device(device)
-    for reference in filter(None, (model, base, *expert)):
-        check_readable(reference, offline=offline, token=token)  # before hours are spent on a suite, or on the first
+    # before hours are spent on a suite, or on the first
+    shapes = shapes_in(model, offline=offline, token=token)
+    for suite in suites:
+        find(suite).need_fit(shapes, quick=quick, where=model)
+    for reference in filter(None, (base, *expert)):
+        shapes_in(reference, offline=offline, token=token)
     asked_of_harness: list[Line] = []
     notes: list[str] = []
     if names:

@@ -16,7 +16,7 @@ from cuvee.recipes import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["InMemory", "check_readable", "in_memory"]
+__all__ = ["InMemory", "in_memory", "shapes_in"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,10 @@ def in_memory(
         opened.close()
 
 
-def check_readable(model: str | os.PathLike[str] | Recipe, *, offline: bool = False, token: str | None = None) -> None:
-    """Open a model, or plan its recipe, reading headers only.
+def shapes_in(
+    model: str | os.PathLike[str] | Recipe, *, offline: bool = False, token: str | None = None
+) -> dict[str, Sequence[int]]:
+    """Return the shapes of a model's tensors by name: it is opened, or its recipe planned, and headers are read.
 
     Raises:
         CuveeError: it cannot be read or merged.
@@ -81,10 +83,13 @@ def check_readable(model: str | os.PathLike[str] | Recipe, *, offline: bool = Fa
     if _is_recipe(model):
         from cuvee.engine.plan import plan
 
-        plan(model, offline=offline, token=token)
-    else:
-        assert not isinstance(model, Recipe)
-        open_model(model, offline=offline, token=token).close()
+        return {task.name: task.layout.shape for task in plan(model, offline=offline, token=token).tasks}
+    assert not isinstance(model, Recipe)
+    opened = open_model(model, offline=offline, token=token)
+    try:
+        return {name: source.shape for name, source in opened.tensors.items()}
+    finally:
+        opened.close()
 
 
 def _is_recipe(model: str | os.PathLike[str] | Recipe) -> bool:

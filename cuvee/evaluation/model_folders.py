@@ -14,7 +14,7 @@ from cuvee.evaluation.tiny_llama import Shape, TinyLlama
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["as_json", "is_model", "load_model", "save_adapter", "save_folder", "save_model"]
+__all__ = ["as_json", "is_adapter", "is_model", "load_model", "save_adapter", "save_folder", "save_model"]
 
 _WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
@@ -56,6 +56,11 @@ def save_model(model: TinyLlama, folder: Path) -> None:
         "tokenizer_config.json": as_json({"tokenizer_class": "PreTrainedTokenizerFast"}),
     }
     save_folder(folder, model.state_dict(), files)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter."""
+    return (folder / _ADAPTER).is_file()
 
 
 def is_model(folder: Path) -> bool:

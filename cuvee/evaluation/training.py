@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
 from cuvee.checkpoints import fs
@@ -25,6 +26,8 @@ __all__ = ["Training", "generator_of_step", "train"]
 
 _GRADIENT_NORM = 1.0
 _SNAPSHOT_EVERY_S = 30.0
+_DIGEST = 32
+"""Bytes of the digest that a snapshot begins with."""
 _IN_A_LAYER = re.compile(r"\.layers?\.\d+\.")
 
 
@@ -73,7 +76,7 @@ def train(
         loss_of: returns the loss of the step of this number.
         on_step: called after each step with the number of steps done and the loss; may raise to stop.
         snapshot: a file that keeps the state now and then, and is read first if it is there. The caller removes it
-            once the trained model is saved.
+            once the trained model is saved. One that is damaged is as none.
     """
     state = _Optimizers(model, training)
     first = state.load(snapshot) if snapshot is not None and fs.is_file(snapshot) else 0
@@ -124,11 +127,14 @@ class _Optimizers:
         parts = {"model": self._model.state_dict(), "adam": self._adam.state_dict(), "muon": self._muon.averages}
         torch.save({"done": done, **parts}, data)
         fs.mkdir(path.parent)
-        fs.replace_file(path, data.getvalue())
+        fs.replace_file(path, blake3(data.getvalue()).digest() + data.getvalue())
 
     def load(self, path: Path) -> int:
-        """Take a snapshot up; returns the number of steps that are done."""
-        kept = torch.load(path, weights_only=True)
+        """Take a snapshot up; returns the number of steps that are done: none where it is damaged, and not taken up."""
+        data = fs.read_file(path)
+        if blake3(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            return 0
+        kept = torch.load(io.BytesIO(data[_DIGEST:]), weights_only=True)
         self._model.load_state_dict(kept["model"])
         self._adam.load_state_dict(kept["adam"])
         self._muon.averages = kept["muon"]

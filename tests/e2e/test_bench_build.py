@@ -45,6 +45,7 @@ def test_a_suite_is_built_and_found_again(home):
     assert built.key == said["key"]
     assert all(steps == 0 for _, _, steps, _ in told)  # all was there
     base = built.tensors(built.base)
+    assert {name: tuple(one.shape) for name, one in base.items()} == built.suite.shaper(quick=True)
     gains = {
         name: built.score(built.tensors(reference), name).value - built.score(base, name).value
         for name, reference in built.experts.items()
@@ -78,6 +79,7 @@ def test_the_text_encoder_is_the_real_one_and_its_experts_move(home):
     assert base["embeddings.word_embeddings.weight"].shape == (30522, 384)
     moved = {name for name in base if not torch.equal(base[name], expert[name])}
     assert "encoder.layer.0.attention.self.query.weight" in moved
+    assert {name: tuple(one.shape) for name, one in base.items()} == text_encoder.SUITE.shaper(quick=True)
     assert not any("pooler" in name for name in moved)
     assert built.score(base, "finding").value > 0.5  # chance is 1 in 24
     assert built.score(base, "reuters").value > 0.5  # of 8 classes, by prototypes

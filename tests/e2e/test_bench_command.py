@@ -5,8 +5,9 @@ import json
 import pytest
 
 from cuvee.cli.app import main
+from cuvee.evaluation.model_folders import save_model
 from cuvee.evaluation.suites import lm
-from cuvee.evaluation.tiny_llama import Shape
+from cuvee.evaluation.tiny_llama import Shape, TinyLlama
 from cuvee.evaluation.training import Training
 
 FORM = lm.Form(
@@ -107,6 +108,37 @@ def test_a_wrong_task_is_told_before_anything_is_made(home, capsys, tasks, words
     assert cuvee_line("evaluate", str(home), "--tasks", *tasks) == 2
     assert words in capsys.readouterr().err
     assert not (home / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("quick", "right"),
+    [((), "add --quick: the model has the shape of the quick form"), (("--quick",), "a model of the suite's shape")],
+)
+def test_a_model_of_another_shape_is_told_before_anything_is_made(home, capsys, quick, right):
+    shape = FORM.shape if not quick else Shape(hidden=8, intermediate=24, layers=1, heads=2, key_value_heads=1)
+    save_model(TinyLlama(shape), home / "m")
+    recipe = home / "m.yml"
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {home}/m, parameters: {{weight: 1.0}}}}]\n")
+    for model in (home / "m", recipe):
+        assert cuvee_line("evaluate", str(model), "--tasks", "lm/python", *quick) == 2
+        said = capsys.readouterr().err
+        assert "the suite lm cannot score this model: " in said and f"where: {model}" in said and right in said
+    assert not (home / "home").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_expert_is_not_scored_and_the_command_that_is_named_mends_it(home, capsys):
+    folder = lm.SUITE.build(quick=True).folder
+    weights = folder / "yaml" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    for command in (("bench", "run", "lm", "--quick", "--methods", "linear"), ("evaluate", str(folder / "base"))):
+        more = () if command[0] == "bench" else ("--tasks", "lm/yaml", "--quick")
+        assert cuvee_line(*command, *more) == 2
+        said = capsys.readouterr().err
+        assert f"where: {weights}" in said and "right: cuvee bench build lm --quick, which makes it again" in said
+    assert cuvee_line("bench", "build", "lm", "--quick") == 0
+    assert weights.read_bytes() == whole
 
 
 @pytest.mark.slow

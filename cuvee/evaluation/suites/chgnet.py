@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.checkpoints import fs
 from cuvee.errors import CheckpointError
+from cuvee.evaluation.candidates import Shapes
 from cuvee.evaluation.packages import Package, members
 from cuvee.evaluation.suites.making import digest
 from cuvee.evaluation.suites.suite import BASE, Built, Progress, Suite, Task
@@ -107,6 +108,10 @@ def _listed(*, quick: bool) -> list[Task]:
     return []
 
 
+def _shaped(*, quick: bool) -> Shapes:
+    raise AssertionError("a suite without tasks scores no model")
+
+
 def _unscored(*_: Any, **__: Any) -> NDArray[np.float32]:
     raise AssertionError("a suite without tasks scores nothing")
 
@@ -116,6 +121,7 @@ SUITE = Suite(
     "CHGNet and its fine-tune to r2SCAN, to compare and to merge; no tasks",
     _build,
     _listed,
+    _shaped,
     [CHGNET],
     [CHGNET],
 )

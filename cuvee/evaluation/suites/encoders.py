@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cuvee.checkpoints import fs
-from cuvee.evaluation.candidates import holding, skeleton
+from cuvee.evaluation.candidates import Shapes, holding, skeleton
+from cuvee.evaluation.damage import keep_digests, need_whole
 from cuvee.evaluation.devices import at_once, repeatable
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.suites.making import Check, make_models, trained, weaker
@@ -131,6 +132,7 @@ def build_encoders(
     seed: int,
     tasks: Sequence[EncoderTask],
     *,
+    shapes: Shapes,
     make_base: Callable[[Path, Check], None],
     load: Callable[[Path], nn.Module],
     save: Callable[[nn.Module, Path], None],
@@ -151,6 +153,7 @@ def build_encoders(
         folder: of this form, data and seed; its name is their digest.
         seed: of the training.
         tasks: all of them.
+        shapes: of an encoder.
         make_base: writes the base to a folder.
         load: reads an encoder, ready to be trained.
         save: writes one.
@@ -166,7 +169,14 @@ def build_encoders(
     """
     by_name = {task.name: task for task in tasks}
     experts = [task.name for task in tasks if task.kind == "expert"]
-    make_models(folder, [BASE], lambda name, check: make_base(folder / name, check), progress, threads=base_threads)
+    make_models(
+        folder,
+        [BASE],
+        lambda name, check: make_base(folder / name, check),
+        progress,
+        shapes=shapes,
+        threads=base_threads,
+    )
     heads = _heads(folder, tasks, load, encode, progress, device)
 
     def make_expert(name: str, check: Check) -> None:
@@ -191,7 +201,7 @@ def build_encoders(
             shares=shares,
         )
 
-    make_models(folder, experts, make_expert, progress)
+    make_models(folder, experts, make_expert, progress, shares=shares, shapes=shapes)
     return Built(
         suite,
         seed,
@@ -220,6 +230,7 @@ def _heads(
     from safetensors.torch import save as pack
 
     file = folder / _HEADS
+    need_whole([file])
     if not fs.exists(file):
         base = load(folder / BASE).to(device).eval()
         with_head = [task for task in tasks if task.train is not None and task.classes]
@@ -236,6 +247,7 @@ def _heads(
 
         made = dict(zip((task.name for task in with_head), each_on_a_core(make, with_head), strict=True))
         fs.replace_file(file, pack(made))
+        keep_digests(file)
     return parse(fs.read_file(file))
 
 

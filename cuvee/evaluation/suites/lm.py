@@ -25,7 +25,7 @@ from cuvee.evaluation.byte_text import (
     passage_loss,
     windows,
 )
-from cuvee.evaluation.candidates import holding, skeleton
+from cuvee.evaluation.candidates import Shapes, holding, shapes_of, skeleton
 from cuvee.evaluation.devices import marks
 from cuvee.evaluation.domains import ENGLISH, EXPERTISE, UNSEEN, Corpus, Domain, read_corpus
 from cuvee.evaluation.fetched_domains import BIBLE, MANUALS, SUMS, manual_package
@@ -184,9 +184,10 @@ def build_lm(
         told = {"progress": progress, "check": check, "in_words": _in_words}
         trained(model, folder / name, loss_of, training, save, shares=shares, **told)  # type: ignore[arg-type]
 
-    make_models(folder, [BASE], make_base, progress, threads=form.threads)
+    shapes = shapes_of(TinyLlama(form.shape))
+    make_models(folder, [BASE], make_base, progress, shapes=shapes, threads=form.threads)
     experts = [name + ending for name in domains]
-    make_models(folder, experts, make_expert, progress)
+    make_models(folder, experts, make_expert, progress, shares=form.shares, shapes=None if by_lora else shapes)
     before = f"{folder / BASE}+" if by_lora else ""
     own = {name: str(folder / (name + ending)) for name in domains}
     earlier = weaker(folder, experts, form.shares)
@@ -242,6 +243,10 @@ def tasks_of(form: Form) -> list[Task]:
 
 def _listed(*, quick: bool) -> list[Task]:
     return tasks_of(form(quick=quick))
+
+
+def _shaped(*, quick: bool) -> Shapes:
+    return shapes_of(TinyLlama(form(quick=quick).shape))
 
 
 _EXACT = {
@@ -313,6 +318,7 @@ SUITE = Suite(
     "a language model of bytes, and experts in kinds of text",
     _build,
     _listed,
+    _shaped,
     _PACKAGES,
     data=_told(FULL),
     quick_data=_told(QUICK),
@@ -322,6 +328,7 @@ SUITE_LORA = Suite(
     "a language model of bytes, and LoRA adapters as experts in kinds of text",
     _build,
     _listed,
+    _shaped,
     _PACKAGES,
     data=_told(FULL),
     quick_data=_told(QUICK),

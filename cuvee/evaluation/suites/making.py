@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.publishing import locked
-from cuvee.evaluation.model_folders import is_model
+from cuvee.evaluation.candidates import Shapes
+from cuvee.evaluation.damage import digests_file, keep_digests, kept_digests, need_whole
 from cuvee.evaluation.parallel import each_on_a_core
-from cuvee.evaluation.suites.suite import Progress
+from cuvee.evaluation.suites.suite import BASE, Progress
 from cuvee.evaluation.training import Training, train
 
 __all__ = ["Check", "digest", "make_models", "trained", "weaker", "weaker_name"]
@@ -36,30 +37,52 @@ def make_models(
     make: Callable[[str, Check], None],
     progress: Progress,
     *,
-    at_most: int | None = None,
+    shares: Sequence[float] = (),
+    shapes: Shapes | None = None,
     threads: int = 1,
 ) -> None:
     """Make the models that are not in the folder yet.
+
+    A base that is made again, and comes out as another one, takes with it what came from the one before.
 
     Args:
         folder: holds a folder for each.
         names: of the models.
         make: makes the one of a name; calls what it is given now and then, which raises when it shall stop.
         progress: is told which were there.
-        at_most: how many at once; None: as many as there are cores.
+        shares: of its training after which each is kept too.
+        shapes: of the models; None: they are not looked at.
         threads: of torch, for each.
 
     Raises:
         ResourceError: another process is making them.
+        DamagedModels: a model is there, and not as it was made.
     """
-    missing = [name for name in names if not is_model(folder / name)]
+    places = {name: [folder / one for one in (name, *(weaker_name(name, share) for share in shares))] for name in names}
+    need_whole([place for own in places.values() for place in own], shapes)
+    missing = [name for name, own in places.items() if not all(map(fs.exists, own))]
     for name in names:
         if name not in missing:
             progress(name, 0, 0, "")
+
+    def made(name: str, check: Check) -> None:
+        make(name, check)
+        for place in places[name]:
+            keep_digests(place)
+
     if missing:
         # Two builds of one suite at once would train the same models, and trip over each other's snapshots.
         with locked(folder):
-            each_on_a_core(lambda name, check: make(name, check), missing, at_most=at_most, threads=threads)
+            base = kept_digests(folder / BASE)
+            each_on_a_core(made, missing, threads=threads)
+            if base not in (None, kept_digests(folder / BASE)):
+                _remove_all_but(folder, [BASE, digests_file(folder / BASE).name])
+
+
+def _remove_all_but(folder: Path, names: Sequence[str]) -> None:
+    for name in fs.listdir(folder):
+        if name not in names:
+            fs.remove_tree(folder / name)
 
 
 def trained(
@@ -91,7 +114,7 @@ def trained(
     at = {max(1, round(share * training.steps)): folder.with_name(weaker_name(folder.name, share)) for share in shares}
 
     def on_step(done: int, loss: float) -> None:
-        if done in at and not is_model(at[done]):
+        if done in at and not fs.exists(at[done]):
             save(at[done])
         check()
         progress(folder.name, done, training.steps, in_words(loss))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cuvee.errors import ResourceError
 from cuvee.evaluation.ani import MEMBERS, MOLECULES, TORCHANI, Ani, conformers, environments, network
-from cuvee.evaluation.candidates import holding, skeleton
+from cuvee.evaluation.candidates import Shapes, holding, shapes_of, skeleton
 from cuvee.evaluation.devices import marks
 from cuvee.evaluation.model_folders import as_json, save_folder
 from cuvee.evaluation.suites.making import Check, digest, make_models
@@ -66,7 +66,7 @@ def _build(suite: Suite, home: Path, seed: int, *, quick: bool, progress: Progre
         save_folder(folder / name, tensors, {"config.json": as_json(config)})
         progress(name, 1, 1, "")
 
-    make_models(folder, [BASE, *names], unpack, progress)
+    make_models(folder, [BASE, *names], unpack, progress, shapes=_shaped(quick=quick))
     return Built(
         suite,
         seed,
@@ -90,6 +90,10 @@ def _listed(suite: str) -> Callable[..., list[Task]]:
     base = Task("1x", "Energies as ANI-1x", "base", _METRIC, False)
     own = [Task(name, "Energies as ANI-1ccx", "expert", _METRIC, False, name) for name in _experts(suite)]
     return lambda *, quick: [base, *own]
+
+
+def _shaped(*, quick: bool) -> Shapes:
+    return shapes_of(Ani())
 
 
 _METRIC = "error in kcal/mol"
@@ -150,6 +154,7 @@ SUITE = Suite(
     "ANI-1x and ANI-1ccx, which was fine-tuned from it",
     _build,
     _listed("pairs"),
+    _shaped,
     [TORCHANI],
     [TORCHANI],
     data=_TOLD,
@@ -159,6 +164,7 @@ SUITE_SEEDS = Suite(
     "ANI-1x, ANI-1ccx, and experts from bases of other seeds",
     _build,
     _listed("pairs-seeds"),
+    _shaped,
     [TORCHANI],
     [TORCHANI],
     data=_TOLD,

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from cuvee.errors import ResourceError, nearest
+from cuvee.errors import IncompatibleModels, ResourceError, nearest
 from cuvee.tensors.devices import need_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from cuvee.evaluation.candidates import Shapes
     from cuvee.evaluation.packages import Package
 
 __all__ = ["BASE", "Built", "Corruption", "Kind", "Progress", "Score", "Split", "Suite", "Task", "silently"]
@@ -195,6 +197,13 @@ class Lister(Protocol):
         """Return the tasks of a form, in the order in which tables have them; nothing is read or made for it."""
 
 
+class Shaper(Protocol):
+    """Says what the models of a suite look like."""
+
+    def __call__(self, *, quick: bool) -> Shapes:
+        """Return the shapes of a form's tensors by name; nothing is read or made for it."""
+
+
 class Builder(Protocol):
     """Makes the models of a suite."""
 
@@ -215,12 +224,14 @@ class Suite:
         quick_data: of the quick form; None: the same.
         builder: makes its models.
         lister: says what they are scored on.
+        shaper: says what they look like.
     """
 
     name: str
     title: str
     builder: Builder = field(repr=False)
     lister: Lister = field(repr=False)
+    shaper: Shaper = field(repr=False)
     packages: Sequence[Package] = ()
     quick_packages: Sequence[Package] = ()
     data: Sequence[str] = ()
@@ -250,6 +261,31 @@ class Suite:
                 raise ResourceError(f"{found} in its {form} form", right=f"{right}; or {nearest(name, known)}")
             raise ResourceError(found, right=nearest(name, known))
 
+    def need_fit(self, found: Shapes, *, quick: bool, where: str) -> None:
+        """Return if a model can be scored, before anything is made.
+
+        Args:
+            found: the shapes of its tensors by name.
+            quick: by the quick form.
+            where: the model is.
+
+        Raises:
+            IncompatibleModels: it has another shape than the suite's models.
+        """
+        from cuvee.evaluation.candidates import need_shapes
+
+        try:
+            need_shapes(self.shaper(quick=quick), found)
+        except IncompatibleModels as problem:
+            right = problem.right
+            with suppress(IncompatibleModels):
+                need_shapes(self.shaper(quick=not quick), found)
+                form, what = ("full", "leave out --quick") if quick else ("quick", "add --quick")
+                right = f"{what}: the model has the shape of the {form} form"
+            raise IncompatibleModels(
+                f"the suite {self.name} cannot score this model: {problem.found}", where=where, right=right
+            ) from None
+
     def sources(self, *, quick: bool) -> list[str]:
         """Return what a form is made of, one line each."""
         data = self.data if not quick or self.quick_data is None else self.quick_data
@@ -263,6 +299,7 @@ class Suite:
         quick: bool = False,
         progress: Progress = silently,
         device: str = "cpu",
+        mend: bool = False,
     ) -> Built:
         """Return the suite with its models, making what is not there yet.
 
@@ -272,11 +309,29 @@ class Suite:
             quick: small models, trained for a minute or two.
             progress: is told how far each model is.
             device: where models are trained and scored, "cpu" or "cuda"; what another device trains is another suite.
+            mend: make models again that are damaged.
 
         Raises:
             ResourceError: a package, a library or the device is missing.
+            CheckpointError: a model is damaged, and not to be mended.
         """
+        from cuvee.evaluation.damage import DamagedModels
         from cuvee.evaluation.home import cuvee_home
 
         need_device(device)
-        return self.builder(self, home or cuvee_home(), seed, quick=quick, progress=progress, device=device)
+        while True:
+            try:
+                return self.builder(self, home or cuvee_home(), seed, quick=quick, progress=progress, device=device)
+            except DamagedModels as damaged:
+                if not mend:
+                    damaged.right = f"{self._command(seed, quick=quick, device=device)}, which makes it again"
+                    raise
+                damaged.remove()
+
+    def _command(self, seed: int, *, quick: bool, device: str) -> str:
+        """Return what to type to make the models of a seed."""
+        parts = ["cuvee bench build", self.name]
+        parts += ["--quick"] if quick else []
+        parts += [f"--seeds {seed + 1}"] if seed else []
+        parts += [f"--device {device}"] if device != "cpu" else []
+        return " ".join(parts)

