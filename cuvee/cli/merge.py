@@ -222,6 +222,8 @@ def print_report(out: str, planned: Plan, report: Report, clock: Clock) -> None:
         ),
     )
     print_tokens(console, planned.tokens)
+    if report.notes:
+        show(console, "", heading("What the method did"), *map(prose, report.notes))
     print_left_out(console, planned.left_out, planned.dropped)
     if report.non_finite:
         total = sum(report.non_finite.values())
@@ -284,6 +286,7 @@ def report_object(planned: Plan, report: Report, clock: Clock) -> dict[str, Any]
         "dropped": planned.dropped,
         "tokens": planned.tokens,
         "non_finite": report.non_finite,
+        "notes": report.notes,
         "bottleneck": report.bottleneck,
         "visits": report.tally.visits,
         "rounds": report.tally.rounds,

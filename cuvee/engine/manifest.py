@@ -19,6 +19,7 @@ from cuvee.checkpoints import fs
 from cuvee.checkpoints.folders import ADAPTER_WEIGHTS
 from cuvee.engine.given import describe_statistics
 from cuvee.engine.matching import BASE
+from cuvee.engine.notes import notes_in_words
 from cuvee.engine.plan import Plan, slowness
 from cuvee.engine.stages import describe_stages
 from cuvee.errors import CheckpointError, printable
@@ -38,6 +39,7 @@ def build_manifest(
     files: Mapping[str, str],
     inputs: Mapping[int, Mapping[str, str]],
     non_finite: Mapping[str, int],
+    notes: Mapping[str, Mapping[str, Any]] = {},
     continual: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Return the content of cuvee.json, without its seal.
@@ -48,6 +50,7 @@ def build_manifest(
         files: digest of each other file, but for the model card, which is the user's to change.
         inputs: digest of each tensor read, by model and name.
         non_finite: output tensors that hold NaN or Inf, and how many.
+        notes: what the method has noted of output tensors.
         continual: numbers that a continued merge goes on from, beside the files in the folder of that name.
     """
     shards = {name: shard.file for shard in plan.shards for name in shard.tensors}
@@ -72,6 +75,7 @@ def build_manifest(
                     "shape": list(task.layout.shape),
                     "blake3": outputs[task.name],
                     **({"leaves": marks[task.name]} if task.layout.leaves > 1 else {}),
+                    **({"notes": notes[task.name]} if task.name in notes else {}),
                 }
                 for task in sorted(plan.tasks, key=lambda task: task.name.encode("utf-8"))
             },
@@ -158,8 +162,12 @@ def _public_name(label: str) -> str:
     return Path(label).name if Path(label).is_absolute() else label
 
 
-def model_card(plan: Plan) -> bytes:
-    """Return the text of README.md: what the Hugging Face hub shows."""
+def model_card(plan: Plan, notes: Mapping[str, Mapping[str, Any]] = {}) -> bytes:
+    """Return the text of README.md: what the Hugging Face hub shows.
+
+    Args:
+        notes: what the method has noted of output tensors.
+    """
     names = [printable(_public_name(model.label)) for model in plan.models.values()]
     listed = "\n".join(
         f"- `{name}`{' (base)' if n == BASE else ''}" for n, name in zip(plan.models, names, strict=True)
@@ -187,6 +195,9 @@ Made of {len(set(names))} models by {plan.asked.by} with cuvee {__version__}.
 {recipe.strip()}
 ```
 """
+    said = notes_in_words(plan.tasks, notes, dict(zip(plan.models, names, strict=True)))
+    if said:
+        text += "\n## What the method did\n\n" + "\n".join(f"- {line}" for line in said) + "\n"
     if left_out:
         text += f"\n## Not merged\n\n{left_out}\n"
     return text.encode("utf-8", "backslashreplace")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import ChainMap, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,9 @@ class Handler:
     def left(self, task: Task, start: int, left: Left) -> None:
         """The method has left something beside the output, from flat element `start` on."""
 
+    def noted(self, task: Task, notes: Sequence[Mapping[str, Any]]) -> None:
+        """What the method has noted of a task, or of each expert's matrix of it, before it is finished; see `noted`."""
+
     def finish(self, task: Task) -> None:
         """All the blocks of a task were delivered."""
 
@@ -84,6 +87,7 @@ class _Output:
     task: Task
     unseen: int
     unfinished: int
+    notes: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass
@@ -99,6 +103,7 @@ class _Progress:
     left: int = 0
     asked: frozenset[Key] | None = None
     misses: dict[Key, tuple[Miss, Accumulator]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def begin_visit(self) -> None:
         self.left = len(self.blocks)
@@ -197,8 +202,10 @@ class _Rounds:
             return
         parts = list(self.formula.apart(task))
         output = _Output(task, len(parts), len(parts))
-        for part in reversed(parts):
-            self._enqueue(_Progress(output, part, self._blocks(part)))
+        started = [_Progress(output, part, self._blocks(part)) for part in parts]
+        output.notes = [one.notes for one in started]
+        for progress in reversed(started):
+            self._enqueue(progress)
 
     def _enqueue(self, progress: _Progress) -> None:
         progress.begin_visit()
@@ -231,6 +238,7 @@ class _Rounds:
         with self.changed:
             self.active -= 1
             progress.add(call.misses)
+            progress.notes |= call.notes
             progress.left -= 1
             if progress.left == 0:
                 self._end_visit(progress)
@@ -249,6 +257,8 @@ class _Rounds:
             self.memory.forget(progress.task.name)
             output.unfinished -= 1
             if not output.unfinished:
+                if any(output.notes):
+                    self.handler.noted(output.task, output.notes)
                 self.handler.finish(output.task)
             return
         if progress.visit > _MOST_VISITS:

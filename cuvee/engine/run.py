@@ -37,6 +37,7 @@ from cuvee.engine.blocks import Computed, Observer
 from cuvee.engine.keeping import KeptInFolder
 from cuvee.engine.known import Known
 from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, is_sealed, manifest_json, model_card, read_manifest
+from cuvee.engine.notes import notes_in_words, notes_of_tensor
 from cuvee.engine.plan import Plan, plan
 from cuvee.engine.recording import TaskRecord
 from cuvee.engine.rounds import Handler, Tally, run_rounds
@@ -85,6 +86,7 @@ class Report:
         non_finite: output tensors with NaN or Inf that were let through, and how many.
         warnings: for the user.
         digest: of the output model.
+        notes: what the method found, chose or fell back to, in a few lines; the manifest has it of each tensor.
     """
 
     out: Path
@@ -96,6 +98,7 @@ class Report:
     non_finite: Mapping[str, int]
     warnings: Sequence[str]
     digest: str
+    notes: Sequence[str] = ()
 
     @property
     def bottleneck(self) -> str:
@@ -113,6 +116,7 @@ class _Finished:
     inputs: dict[int, dict[str, str]] = field(default_factory=dict)
     non_finite: dict[str, int] = field(default_factory=dict)
     continual: Sequence[float] = ()
+    notes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, Any], output: TensorDigest) -> None:
         self.outputs[record["tensor"]] = record["output"]
@@ -121,6 +125,8 @@ class _Finished:
             self.inputs.setdefault(number, {})[name] = digest
         if record["non_finite"]:
             self.non_finite[record["tensor"]] = record["non_finite"]
+        if "notes" in record:
+            self.notes[record["tensor"]] = record["notes"]
 
 
 class _Writing(Handler):
@@ -144,6 +150,7 @@ class _Writing(Handler):
         self._allow = allow_non_finite
         self._known = Known.of(plan)
         self._records: dict[str, TaskRecord] = {}
+        self._notes: dict[str, dict[str, Any]] = {}
         self._unsynced = 0
         self.done = 0
         self.visited_bytes = 0
@@ -174,6 +181,9 @@ class _Writing(Handler):
             self._continual.write(task.name, start * values.itemsize, values.view(np.uint8))
         self._finished.continual = left.numbers
 
+    def noted(self, task: Task, notes: Sequence[Mapping[str, Any]]) -> None:
+        self._notes[task.name] = {"notes": notes_of_tensor(notes)}
+
     def finish(self, task: Task) -> None:
         record = self._records.pop(task.name)
         record.check_output()
@@ -187,6 +197,7 @@ class _Writing(Handler):
                 for one, digest in zip(task.all_inputs, record.inputs, strict=True)
             ],
             "non_finite": record.non_finite[-1],
+            **self._notes.pop(task.name, {}),
         }
         with os_errors(self._plan_out):
             self._journal.append(line)
@@ -240,7 +251,7 @@ def run(
         with _kept_or_given_back(staging):
             finished, resumed, tally = _merge(plan, staging, allow_nan, progress or (lambda _: None))
             merged = time.perf_counter()
-            files = _write_beside(plan, staging / MODEL_NAME)
+            files = _write_beside(plan, staging / MODEL_NAME, finished.notes)
             manifest = build_manifest(
                 plan,
                 finished.outputs,
@@ -248,6 +259,7 @@ def run(
                 files,
                 finished.inputs,
                 finished.non_finite,
+                finished.notes,
                 finished.continual,
             )
             fs.write_file(staging / MODEL_NAME / MANIFEST_NAME, manifest_json(manifest))
@@ -268,6 +280,7 @@ def run(
         finished.non_finite,
         (*plan.warnings, *left),
         manifest["output"]["digest"],
+        notes_in_words(plan.tasks, finished.notes, plan.labels),
     )
 
 
@@ -530,7 +543,7 @@ def _digest_of_written(writer: ShardWriter, task: Task) -> TensorDigest | None:
     return digest
 
 
-def _write_beside(plan: Plan, folder: Path) -> dict[str, str]:
+def _write_beside(plan: Plan, folder: Path, notes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Write what lies beside the weights, in place of all that is no weights, whoever put it there; return digests."""
     ours = {shard.file for shard in plan.shards} | {CONTINUAL for _ in plan.continual}
     for name in set(fs.listdir(folder)) - ours:
@@ -544,5 +557,5 @@ def _write_beside(plan: Plan, folder: Path) -> dict[str, str]:
         digests["config.json"] = blake3(content).hexdigest()
     if len(plan.shards) > 1:
         fs.write_file(folder / INDEX_NAME, index_json(plan.shards))
-    fs.write_file(folder / "README.md", model_card(plan))
+    fs.write_file(folder / "README.md", model_card(plan, notes))
     return digests

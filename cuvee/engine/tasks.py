@@ -238,7 +238,9 @@ def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | None
     function, arguments = method.function, task.own_arguments(method)
     if task.transposed and isinstance(values, Matrices):
         function = _turned(function)
-    elif method.unit is MATRIX and not isinstance(values, Matrices) and "others" in method.parameters:
+    elif (
+        method.unit is MATRIX and not isinstance(values, Matrices) and "others" in method.parameters.keys() - method.own
+    ):
         function = OTHERS[(task.arguments or {})["others"]]
         arguments = {name: value for name, value in arguments.items() if name == "weight"}
     if base is None:

@@ -37,6 +37,7 @@ __all__ = [
     "apart_from_blocks",
     "current",
     "left_beside",
+    "noted",
     "room",
 ]
 
@@ -164,6 +165,7 @@ class Call:
         decompositions: those that are known already.
         spare: see `room`.
         left: see `left_beside`.
+        notes: see `noted`.
     """
 
     place: Place
@@ -182,6 +184,7 @@ class Call:
     decompositions: Decompositions | None = None
     spare: torch_types.Tensor | None = None
     left: Left | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def model(self, k: int) -> Iterator[None]:
@@ -276,6 +279,23 @@ def left_beside(values: torch_types.Tensor, numbers: Sequence[float]) -> None:
     The method is registered as `continual`: a later merge goes on from them.
     """
     current(values).left = Left(values, numbers)
+
+
+def noted(**facts: Any) -> None:
+    """Have the manifest say of this tensor what the method found, chose or fell back to.
+
+    Args:
+        facts: whole numbers, words, or lists of them, the same from all blocks. What is said while one model is worked on is
+            kept by model. `fallback` is in words, `chosen` a list of models; `engine/notes.py` sums them up.
+    """
+    call = _active.call
+    if call is None or call.alone:
+        return
+    for name, fact in facts.items():
+        if call.path:
+            call.notes.setdefault(name, {})[str(call.model_index)] = fact
+        else:
+            call.notes[name] = fact
 
 
 def room(like: torch_types.Tensor) -> torch_types.Tensor | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from blake3 import blake3
 
 from cuvee.errors import MethodError
-from cuvee.methods.calls import current
+from cuvee.methods.calls import current, noted
 from cuvee.methods.registry import Workspace
 from cuvee.tensors.lazy_torch import torch
 
@@ -214,6 +214,7 @@ def gram_solve(
     unseen = values.new_full((len(q) - len(values),), floor)
     f = response(torch.cat([values.clamp(min=floor), unseen]))[: len(values)] * (values > floor)
     seen = int((f > 0).sum())  # those at the end have no part in the products
+    noted(directions_solved=seen)
     values, q, f = values[:seen], q[:, :seen], f[:seen]
     # Θ = A + (T Q diag(1/λ) − A Q) diag(f) Qᵀ
     along = product(t, q, torch.float64).div_(values).sub_(product(anchor, q, torch.float64))

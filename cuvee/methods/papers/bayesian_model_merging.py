@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cuvee.methods.combination import Matrices
-from cuvee.methods.pieces.regression import BMM, GramNorm, Init, MixedSource, posterior_mean, regression_bytes
+from cuvee.methods.pieces.combine import OTHERS, weighted_sum
+from cuvee.methods.pieces.regression import BMM, GramNorm, Init, MixedSource, posterior_mean, regression_bytes, start
 from cuvee.methods.registry import MATRIX, Bound, Fraction, PerModel, merge_method
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 @merge_method(
     paper=BMM,
     unit=MATRIX,
+    others=None,
     workspace=regression_bytes,
     uses=("gram",),
     cost="1 eigendecomposition; of the input side",
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     status="reconstruction",
 )
 def bayesian_model_merging(
-    deltas: Matrices,
+    deltas: Any,
     *,
     importance: PerModel[Annotated[float, Bound(0)]] = 1.0,
     prior_precision: Annotated[float, Bound(0)] = 1.0,
@@ -35,12 +37,13 @@ def bayesian_model_merging(
     gram: MixedSource = "auto",
     gram_norm: GramNorm = "mean_diagonal",
     mix: Fraction = 0.5,
+    others: Literal["anchor", "mean", "base", "sum"] = "anchor",
 ) -> Tensor:
     """Regress on the inputs of all models, as far as they say something; elsewhere stay at an anchor.
 
     Args:
-        deltas: (K, m, n). Models that have not moved take no part in the regression.
-        importance: of each model in the regression; it does not change the mean of what is no matrix.
+        deltas: (K, m, n), or the (K, …) blocks of what is no matrix. Models that have not moved take no part in the regression.
+        importance: of each model in the regression; it does not change the anchor.
         prior_precision: towards infinity the anchor comes out, towards 0 the regression alone.
         anchor: the sum or the mean of the task vectors, or the base (zero).
         gram: what the inputs are known by: task_vector, without data; data, the statistics gram/model0/<module> and so on,
@@ -48,6 +51,8 @@ def bayesian_model_merging(
         gram_norm: mean_diagonal: the diagonal of C is brought to a mean of 1, so that prior_precision has no unit;
             delta_frobenius: each G_i is divided by its trace, which is ‖τ_i‖² of a task vector; none: as they are.
         mix: the share of data in a hybrid.
+        others: what becomes of what is no matrix: the anchor, whatever it is made of; or the mean of the task vectors,
+            nothing of them, or their sum.
 
     Returns:
         (m, n). A matrix without Gram matrices, where others have some, is the anchor; a hybrid knows it by its task vectors.
@@ -55,4 +60,6 @@ def bayesian_model_merging(
     Raises:
         MethodError: only some models have a Gram matrix of this tensor, or one is of another shape or not finite.
     """
+    if not isinstance(deltas, Matrices):
+        return start(anchor, weighted_sum(deltas), len(deltas)) if others == "anchor" else OTHERS[others](deltas)
     return posterior_mean(deltas, anchor, importance, prior_precision, gram, gram_norm, mix)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.measuring import measured_each
 from cuvee.methods.pieces.fused import by_parts
@@ -89,9 +90,11 @@ def drm(
     if drop == 0:
         return _merged(deltas.values, weights, disjoint=disjoint, elect=False)
     across = direction == "horizontal"
+    ranks: list[int] = []
 
     def merge(part: Matrices) -> Tensor:
         parts, shared = _in_shared_basis(_stacked(part, across=across), rank_rtol)
+        ranks.append(len(shared))
         least = _least(parts, drop)
         out = parts.new_empty(parts.shape[1:])
         rows = max(1, _BLOCK // max(1, parts[:, 0].numel()))  # so that what is voted on stays in the cache
@@ -102,7 +105,9 @@ def drm(
         out = out @ shared
         return out.mT if across else out
 
-    return by_parts(merge, deltas) if split_fused else merge(deltas)
+    merged = by_parts(merge, deltas) if split_fused else merge(deltas)
+    noted(rank=ranks)
+    return merged
 
 
 def _stacked(deltas: Matrices, *, across: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import MATRIX, Paper, PerModel, merge_method
@@ -41,6 +42,7 @@ def iso_c(deltas: Matrices, *, weight: PerModel[float] = 1.0, rank: Literal["aut
 
     def level(s: Tensor) -> Tensor:
         kept = numerical_rank(s, side) if rank == "auto" else side
+        noted(rank=min(kept, len(s)))
         flat = s.new_zeros(len(s))
         flat[:kept] = s[:kept].sum() / max(1, kept)
         return flat

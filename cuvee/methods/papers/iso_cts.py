@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.subspaces import orthogonal_frames
@@ -55,6 +56,7 @@ def iso_cts(
     slots = numerical_rank(shared.s, side) if rank == "auto" else side
     own = _own_directions(slots, len(deltas), common_fraction)
     common = shared.cut(slots - own * len(deltas))
+    noted(rank=len(common.s), own_directions=own)
     parts = [_outside(deltas[k] * w, common, own) for k, w in enumerate(spread(weight, len(deltas)))] if own else []
     frames = orthogonal_frames([*parts, common])
     return (frames.u @ frames.vh) * (float(frames.s.sum()) / max(1, slots))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cuvee.errors import MethodError
-from cuvee.methods.calls import current
+from cuvee.methods.calls import current, noted
 from cuvee.methods.combination import Matrices
 from cuvee.methods.needs import collect_command
 from cuvee.methods.pieces.combine import mean
@@ -115,6 +115,7 @@ def mats(
         return _by_diagonals(values, base, init, init_scale, iterations, rtol)
     asked = _asked(values, objective, offdiag, data=data)
     if asked is None:
+        noted(fallback="the mean: no Gram matrices of it")
         return mean(values)
     start = _start(init, init_scale, asked.total, len(values), base)
     if iterations == "converged":

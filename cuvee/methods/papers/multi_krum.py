@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 
 from cuvee.errors import MethodError
-from cuvee.methods.calls import Scope
+from cuvee.methods.calls import Scope, noted
 from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.geometry import Distances
 from cuvee.methods.pieces.sort import check_trim
@@ -64,4 +64,5 @@ def multi_krum(
     nearest = np.sort(distances, axis=1)[:, : count - f - (2 if variant == "paper" else 1)]
     scores = (nearest**2 if variant == "paper" else nearest).sum(1)
     chosen = np.argsort(scores, kind="stable")[:m]
+    noted(chosen=sorted(map(int, chosen)))
     return linear_combination(values, np.isin(np.arange(count), chosen) / m)

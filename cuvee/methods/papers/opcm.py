@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cuvee.methods.calls import CONTINUAL, Pending, current, left_beside
+from cuvee.methods.calls import CONTINUAL, Pending, current, left_beside, noted
 from cuvee.methods.combination import Matrices, in_places
 from cuvee.methods.measuring import kept, measured, measured_each
 from cuvee.methods.reductions import Sums
@@ -105,4 +105,5 @@ def _apart(delta: Tensor, total: Tensor, alpha: float, rank: str) -> Tensor:
     x = found.u.mT @ delta @ found.vh.mT
     protected = torch.diag(x.diagonal())
     protected[:split, :split] = x[:split, :split]
+    noted(rank=len(found.s), protected=split)
     return delta.sub_(found.u @ protected @ found.vh)

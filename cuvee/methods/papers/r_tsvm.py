@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import mean_of_weighted
 from cuvee.methods.pieces.subspaces import is_narrow, leading_directions, orthogonal_frames, share_of_rank
@@ -59,7 +60,9 @@ def r_tsvm(
     weights = [w * score * len(deltas) for w, score in zip(spread(weight, len(deltas)), scores, strict=True)]
     ranks = _ranks(densities, side, share_of_rank(deltas) * len(deltas))
     spectra = leading_directions(deltas, ranks, weights)
-    return orthogonal_frames([one.cut(numerical_rank(one.s, side)) for one in spectra], polar_rtol).matrix
+    spectra = [one.cut(numerical_rank(one.s, side)) for one in spectra]
+    noted(rank=[len(one.s) for one in spectra])
+    return orthogonal_frames(spectra, polar_rtol).matrix
 
 
 def _outliers_and_density(delta: Tensor, outlier: float, threshold: float) -> tuple[float, float]:

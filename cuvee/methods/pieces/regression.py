@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from cuvee.errors import MethodError
-from cuvee.methods.calls import current
+from cuvee.methods.calls import current, noted
 from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.needs import collect_command
 from cuvee.methods.pieces.combine import weighted_sum
@@ -261,6 +261,7 @@ def posterior_mean(
                 else Matrices((count, columns, columns), lambda k: unit_gram(deltas[k]))
             )
         if grams is None:
+            noted(fallback="the anchor: no Gram matrices of it")
             return start(anchor, weighted_sum(deltas), count) if isinstance(anchor, str) else anchor
         found = from_grams(deltas, grams, weight, normalize=per_model)
     else:
@@ -269,6 +270,7 @@ def posterior_mean(
     if isinstance(anchor, str):
         anchor = start(anchor, found.total, count)
     if trace <= 0:
+        noted(fallback="the anchor: no model has moved")
         return anchor
     if gram_norm == "mean_diagonal":
         found.scale(columns / trace)

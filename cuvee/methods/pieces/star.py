@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from cuvee.methods.calls import noted
 from cuvee.methods.registry import MATRIX, Bound, Paper, Role, edit
 from cuvee.methods.spectral import holding, with_singular_values
 from cuvee.tensors.lazy_torch import torch
@@ -49,6 +50,7 @@ def _stretched(s: Tensor, eta: float, known_rank: int | None) -> Tensor:
     """Return the leading singular values that reach eta percent of their sum, scaled to it, and zeros."""
     reached = s[:known_rank].cumsum(0)
     rank = int((reached[:-1] < reached[-1:] * (eta / 100)).sum()) + 1
+    noted(star_rank=rank)
     stretched = torch.zeros_like(s)
     stretched[:rank] = s[:rank] * (reached[-1:] / reached[rank - 1 : rank])
     return stretched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.spectral import Spectrum, numerical_rank, orthogonalized, svd
 from cuvee.tensors.lazy_torch import torch
@@ -12,8 +13,11 @@ __all__ = ["is_narrow", "leading_directions", "orthogonal_frames", "share_of_ran
 
 
 def is_narrow(deltas: Matrices) -> bool:
-    """Return whether K models would share fewer than 2 K directions, one at most for each: too few to choose from."""
-    return len(deltas) > 1 and min(deltas.shape[1:]) < 2 * len(deltas)
+    """Return whether K models would share fewer than 2 K directions, one at most for each: too few, and the mean is noted."""
+    narrow = len(deltas) > 1 and min(deltas.shape[1:]) < 2 * len(deltas)
+    if narrow:
+        noted(fallback="the mean: min(m, n) < 2 K")
+    return narrow
 
 
 def share_of_rank(deltas: Matrices) -> int:
@@ -37,6 +41,7 @@ def leading_directions(deltas: Matrices, rank: Any, weight: Any = 1.0) -> list[S
         if r == "auto" and len(deltas) > 1:
             spectrum = spectrum.cut(numerical_rank(spectrum.s, min(deltas.shape[1:])))
         found.append(Spectrum(spectrum.u if w >= 0 else -spectrum.u, spectrum.s * abs(w), spectrum.vh))
+    noted(rank=[len(one.s) for one in found])
     return found
 
 

@@ -1,0 +1,114 @@
+"""What methods note of tensors: in the manifest, on the card, in a few lines, and nowhere in the bytes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from models import LLAMA, family, llama_shapes, write_model
+
+import cuvee
+from cuvee.engine.notes import notes_in_words, notes_of_tensor
+from cuvee.methods.calls import Call, Place, activated, noted
+from cuvee.tensors.layout import Layout
+
+UP, NORM, NARROW = "model.layers.0.mlp.up_proj.weight", "model.norm.weight", "model.layers.0.self_attn.k_proj.weight"
+LOW = {"math": 3, "code": 2, "chat": 30}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A base and experts whose task vectors have these ranks, and one that is broken."""
+    root = tmp_path_factory.mktemp("noted")
+    shapes = llama_shapes(LLAMA)
+    base, (one,) = family(1, shapes)
+    generator = torch.Generator().manual_seed(3)
+    write_model(root / "base", base, LLAMA)
+    for name, rank in LOW.items():
+        model = dict(base)
+        for tensor, shape in shapes.items():
+            if len(shape) == 2:
+                left, right = (
+                    torch.randn(shape[0], rank, generator=generator),
+                    torch.randn(rank, shape[1], generator=generator),
+                )
+                model[tensor] = base[tensor] + 0.01 * left @ right
+        write_model(root / name, model, LLAMA)
+    write_model(root / "again", one, LLAMA)
+    write_model(root / "bad", {name: 100 * torch.randn(one[name].shape, generator=generator) for name in one}, LLAMA)
+    return root
+
+
+def merged(folders, out, method, names=tuple(LOW), base="base", **given):
+    before = given.pop("before", ())
+    recipe = cuvee.Recipe(
+        method,
+        models=[str(folders / name) for name in names],
+        base_model=base and str(folders / base),
+        parameters=given,
+        before=before,
+    )
+    report = cuvee.merge(recipe, out)
+    tensors = json.loads((out / "cuvee.json").read_text())["output"]["tensors"]
+    return (
+        report,
+        {name: one["notes"] for name, one in tensors.items() if "notes" in one},
+        (out / "README.md").read_text(),
+    )
+
+
+def test_ranks_and_fallbacks_are_said_of_each_tensor_and_summed_up(folders, tmp_path):
+    report, notes, card = merged(folders, tmp_path / "out", "tsv_m")
+    assert notes[UP] == {"rank": [3, 2, 16 // 3]}
+    assert NORM not in notes
+    assert list(report.notes) == [
+        "rank: attention_k 2, attention_o 2 to 5, attention_q 2 to 5, attention_v 2, "
+        "mlp_down 2 to 5, mlp_gate 2 to 5, mlp_up 2 to 5"
+    ]
+    assert all(f"- {line}" in card for line in report.notes)
+
+
+def test_what_becomes_the_mean_says_why(folders, tmp_path):
+    names = (*LOW, "again", *LOW)
+    report, notes, _ = merged(folders, tmp_path / "out", "tsv_m", names)
+    assert notes[NARROW] == {"fallback": "the mean: min(m, n) < 2 K"}
+    assert report.notes[-1] == "4 matrices became the mean: min(m, n) < 2 K"
+
+
+def test_a_filter_says_of_each_model_its_own(folders, tmp_path):
+    _, notes, _ = merged(folders, tmp_path / "out", "iso_c", before=[{"star": {"eta": 99}}])
+    assert notes[UP]["star_rank"].keys() == {"0", "1", "2"}
+    assert notes[UP]["star_rank"]["0"] == 3 and notes[UP]["rank"] == 16
+
+
+def test_the_models_that_are_chosen_are_named(folders, tmp_path):
+    names = ("math", "bad", "code", "chat", "again")
+    report, notes, card = merged(folders, tmp_path / "out", "multi_krum", names, None, m=3)
+    assert {tuple(one["chosen"]) for one in notes.values()} and not any(1 in one["chosen"] for one in notes.values())
+    count = len(llama_shapes(LLAMA))
+    assert len(notes) == count
+    (line,) = report.notes
+    assert f"{folders / 'bad'} in 0 of {count}" in line and f"bad in 0 of {count}" in card
+
+
+def test_a_method_that_notes_nothing_leaves_nothing(folders, tmp_path):
+    report, notes, card = merged(folders, tmp_path / "out", "ties", density=0.5)
+    assert not report.notes and not notes and "What the method did" not in card
+
+
+def test_notes_of_experts_are_listed_under_each_name():
+    assert notes_of_tensor([{"rank": 3}, {"fallback": "the mean"}]) == {
+        "rank": [3, None],
+        "fallback": [None, "the mean"],
+    }
+    assert notes_in_words([], {}, {}) == []
+
+
+def test_what_is_noted_outside_a_merge_is_nobodys():
+    noted(rank=3)
+    layout = Layout((2, 2))
+    call = Call(Place("x", layout, 0, 4))
+    with activated(call), call.model(1):
+        noted(rank=3)
+    assert call.notes == {"rank": {"1": 3}}
