@@ -193,17 +193,14 @@ def _combine_stored(
         elements = _elements(task, number, start, stop, worker, observer)
         rows.append(Row(elements, one.source.dtype.name, shape, rows[0] if task.base and number else None))
     models, base = (rows[1:], rows[0]) if task.base else (rows, None)
-    stored, arguments = Stored(models), task.own_arguments(formula.method)
-    if formula.method.wants_base and base is not None:
-        arguments["base"] = base
     try:
         with activated(call):
-            merged = formula.method.function(stored, **arguments)
+            merged = apply_formula(task, formula, Stored(models), base)
     except Pending:
         _read_all(rows, observer)
         raise
     finally:
-        worker.decodes = worker.decodes or stored.is_decoded
+        worker.decodes = worker.decodes or call.decodes
     if not isinstance(merged, Combination):
         merged = Combination([kernels.row_of(np.ascontiguousarray(_array(plain(merged)), np.float32))], [1.0])
     out = worker.scratch.take_raw("out", (stop - start) * task.dtype.itemsize)

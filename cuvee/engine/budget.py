@@ -131,7 +131,8 @@ def _block_bytes(task: Task, formula: Formula, block: int, whole: int, decodes: 
     models = len(task.all_inputs)
     if not decodes and all(one.source.dtype.name in kernels.KINDS for one in task.all_inputs):
         stored = sum(one.source.dtype.itemsize for one in task.all_inputs) + task.dtype.itemsize
-        return elements * (stored + models + 12) + models * _SELECTION_BYTES
+        masks = models * (1 + len(formula.before))
+        return elements * (stored + masks + 12) + models * _SELECTION_BYTES
     staged = 4 * sum(getattr(one.source, "rows", 0) for one in task.all_inputs)  # computed as they are read
     return elements * (4 * (2 * models - 1) + 28 + staged) + models * _SELECTION_BYTES
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from cuvee.checkpoints.sources import Slice, TensorSource
 from cuvee.methods.calls import Call, Decompositions, Kept, Place, current
-from cuvee.methods.combination import Matrices, plain
+from cuvee.methods.combination import Matrices, Stored, plain
 from cuvee.methods.measuring import each, each_loaded
 from cuvee.methods.pieces.combine import OTHERS
 from cuvee.methods.registry import ADAPTERS, DELTAS, EMBEDDINGS, MATRIX, OPTIONAL, Edit, Method
 from cuvee.tensors import kernels
 from cuvee.tensors.dtypes import DType
 from cuvee.tensors.layout import Layout
+from cuvee.tensors.rows import Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,9 +181,9 @@ class Formula:
 
     @property
     def on_arrays(self) -> bool:
-        """True when the method is given NumPy arrays."""
+        """True when the method and the edits are given NumPy arrays."""
         plain = self.device == "cpu" and self.compute_dtype == "float32"
-        plain = plain and not (self.before or self.after)
+        plain = plain and all(step.arrays for step, _ in (*self.before, *self.after))
         plain = plain and (not self.statistics or bool(self.method.needs))  # else they may be masks of single elements
         return self.method.arrays and plain and kernels.available()
 
@@ -232,8 +233,12 @@ class Formula:
         )
 
 
-def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | None) -> Tensor:
-    """Run the edits and the method on blocks or `Matrices`; returns what is added to the base, or without one the merged."""
+def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | Row | None) -> Any:
+    """Run the edits and the method on blocks, decoded or not, or `Matrices`.
+
+    Returns:
+        what is added to the base, or without one the merged.
+    """
     method = formula.method
     function, arguments = method.function, task.own_arguments(method)
     if task.transposed and isinstance(values, Matrices):
@@ -252,10 +257,10 @@ def apply_formula(task: Task, formula: Formula, values: Any, base: Tensor | None
     if isinstance(values, Matrices) and not any(joint for joint, _ in filters):
         values = each_loaded([one for _, one in filters], values) if filters else values
     else:
-        stack, is_matrix = plain(values), isinstance(values, Matrices)
+        stack: Any = values if isinstance(values, Stored) else plain(values)
         for joint, one in filters:
             stack = one(stack) if joint else each(one, stack)
-        values = Matrices(values.shape, lambda k: stack[k].clone()) if is_matrix else stack
+        values = Matrices(values.shape, lambda k: stack[k].clone()) if isinstance(values, Matrices) else stack
     merged = function(values, **arguments)
     for step, parameters in formula.after:
         if (function_of_step := _step(task, step, parameters)) is not None:

@@ -166,6 +166,7 @@ class Call:
         spare: see `room`.
         left: see `left_beside`.
         notes: see `noted`.
+        decodes: somebody has asked for the values of stored blocks.
     """
 
     place: Place
@@ -185,6 +186,7 @@ class Call:
     spare: torch_types.Tensor | None = None
     left: Left | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    decodes: bool = False
 
     @contextmanager
     def model(self, k: int) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cuvee.errors import MethodError
+from cuvee.methods.calls import active
 from cuvee.tensors import kernels
 from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.rows import Combination, Row
@@ -35,14 +36,11 @@ class Stored:
         self._values: NDArray[Any] | None = None
 
     @property
-    def is_decoded(self) -> bool:
-        """True when somebody has asked for the array."""
-        return self._values is not None
-
-    @property
     def values(self) -> NDArray[Any]:
         """The array, decoded once."""
         if self._values is None:
+            if (call := active()) is not None:
+                call.decodes = True
             self._values = np.empty(self.shape, np.float32)
             for row, values in zip(self.rows, self._values, strict=True):
                 kernels.load(row, values)

@@ -70,7 +70,7 @@ class Miss:
 
 
 class Accumulator:
-    """Folds the partials of one measurement over the blocks of one tensor, which may come in any order."""
+    """Folds the partials of one measurement over the blocks of one tensor, which may come in any order; they are its own."""
 
     def __init__(self, fold: Fold) -> None:
         self.fold = fold
@@ -87,12 +87,12 @@ class Accumulator:
             return
         if self.fold == "count":
             for _, partial in miss.partials:
-                self._total = partial.copy() if self._total is None else np.add(self._total, partial, out=self._total)
+                self._total = _added(self._total, partial)
             return
         self._waiting.update(miss.partials)
         while self._next in self._waiting:
             partial = self._waiting.pop(self._next)
-            self._total = partial.copy() if self._total is None else self._total + partial
+            self._total = partial if self._total is None else self._total + partial
             self._next += 1
 
     def folded(self, tensor: str) -> Any:
@@ -100,6 +100,14 @@ class Accumulator:
         if self.fold == "concat":
             return [(tensor, np.array([self._waiting[index] for index in sorted(self._waiting)]))]
         return self._total
+
+
+def _added(total: Any, counts: Any) -> Any:
+    """Return their sum, in the memory of the first."""
+    if total is None:
+        return counts
+    total += counts
+    return total
 
 
 @dataclass
@@ -119,7 +127,7 @@ class Wide:
         fold = accumulator.folded(tensor)
         self.numel += accumulator.numel
         if accumulator.fold == "count":
-            tensor, fold = "", self._folds[""] + fold if self._folds else fold
+            tensor, fold = "", _added(self._folds.get(""), fold)
         self._folds[tensor] = fold
 
     def finish(self) -> Done | Again:

@@ -223,15 +223,15 @@ class Ranks:
             return count_equal(values, self.magnitude, state.keys)
         if state is None:
             counts = digit_counts(values, self.magnitude, [None], self.digits - 1)
-            nonzero = _count_nonzero(values) if self.of_nonzero else 0
-            return np.append(counts, [[nonzero]], axis=1)
+            return np.append(counts, [[_count_nonzero(values)]], axis=1) if self.of_nonzero else counts
         return digit_counts(values, self.magnitude, state.prefixes, state.digit)
 
     def of_stored(self, given: Sequence[Row], leaf: int, state: Any) -> NDArray[Any]:
         if isinstance(state, _Ties):
             ties = [[kernels.count_equal(one, self.magnitude, key, leaf) for key in state.keys] for one in given]
             return np.moveaxis(np.array(ties), -1, 0)
-        return np.stack([self.measure(one, -1, state) for one in given])[None]  # type: ignore[arg-type]
+        counted = [self.measure(one, -1, state) for one in given]  # type: ignore[arg-type]
+        return counted[0][None, None] if len(counted) == 1 else np.stack(counted)[None]  # they are large
 
     def at_once(self, values: Any, place: Place) -> tuple[Ranked, ...] | None:
         """Return the ranks of a tensor that is all here, in a pass or two; None where it takes the counting of digits."""
@@ -259,7 +259,7 @@ class Ranks:
         if state is None:
             wanted = self.counts(int(folded[0, -1]) if self.of_nonzero else numel)
             state = _Stage(self.digits - 1, tuple(_Target(None, k) for k in wanted))
-            rows: dict[int | None, NDArray[np.int64]] = {None: folded[0, :-1]}
+            rows: dict[int | None, NDArray[np.int64]] = {None: folded[0, : 1 << DIGIT]}
         else:
             rows = dict(zip(state.prefixes, folded, strict=True))
         found = [_descend(target, rows) for target in state.targets]

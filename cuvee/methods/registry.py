@@ -238,6 +238,7 @@ class Edit:
 
     Attributes:
         joint: a filter that is given the task vectors of all models, not one after the other.
+        arrays: it takes NumPy arrays, and blocks that nobody has decoded, as well as tensors.
         unit: how much of a tensor one call must see; one on matrices leaves all else as it is.
         workspace: of one on matrices, see `Workspace`.
         status, formula, differs, cost: as of a `Method`; the formula says what becomes of τ_i, or of the merged τ.
@@ -252,6 +253,7 @@ class Edit:
     paper: Paper
     parameters: Mapping[str, Parameter]
     joint: bool
+    arrays: bool
     unit: Unit
     status: str
     formula: str
@@ -411,6 +413,7 @@ def edit(
     *,
     role: Role,
     paper: Paper,
+    arrays: bool = False,
     unit: Unit = ELEMENT,
     embeddings: bool = False,
     workspace: Workspace | None = None,
@@ -428,7 +431,7 @@ def edit(
     `f(deltas, **parameters)` once for all; a refiner as `f(merged, deltas, **parameters)`.
 
     Args:
-        cost, formula, differs, status: as of `merge_method`.
+        arrays, cost, formula, differs, status: as of `merge_method`.
         alone: parameters of what it wraps where a recipe names it as the merge method, and no `inner`.
         uses: the kinds of statistics that it takes where they are given.
         once: what a second of it would do, if that is nothing, or nonsense: a refiner stands on its side once then, a
@@ -448,6 +451,7 @@ def edit(
             paper,
             parameters,
             joint,
+            arrays,
             unit,
             status,
             formula,

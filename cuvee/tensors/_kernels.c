@@ -283,13 +283,14 @@ INLINE void pick(const float *values, int64_t K, int64_t size, float *out)
 
 enum { SUM = 0, CONSENSUS = 1, LARGEST = 2, UNANIMOUS = 3, UNIQUE = 4, MIDDLE = 5 };
 
-/* What a rule makes of K rows; with `tasks` only what serves `least` of them; then base + that * scaling, rounded. */
+/* What a rule makes of K rows; with `tasks` only what serves `least` of them; times each factor; then base + that * scaling, rounded. */
 typedef struct {
     const Row *rows, *tasks; /* tasks: NULL, or T */
     const float *weights, *votes, *lambdas;
     const void *base; /* NULL, or stored elements */
     const int32_t (*comparators)[2];
-    int64_t K, T, least, comparator_count, first, last, nearest;
+    const float *factors;
+    int64_t K, T, least, comparator_count, factor_count, first, last, nearest;
     float divisor, floor, scaling;
     int32_t normalize, rule, base_kind, kind;
 } Sum;
@@ -378,6 +379,8 @@ INLINE int64_t combine(const Sum *sum, int64_t from, int64_t to, float *values, 
         else if (sum->rule == MIDDLE) average_middle(sum, values, size, merged);
         else add_weighted(values, sum->weights, sum->K, sum->divisor, size, merged);
         if (sum->tasks) keep_serving(sum, begin, size, &held, base, merged);
+        for (int64_t f = 0; f < sum->factor_count; f++)
+            for (int64_t i = 0; i < size; i++) merged[i] *= sum->factors[f];
         if (sum->base) {
             if (held != sum->base) decode_chunk(sum->base, sum->base_kind, begin, size, base);
             float scaling = sum->scaling;
@@ -765,44 +768,6 @@ FAST static void load_keys(const Row *row, int magnitude, int64_t begin, int64_t
     for (int64_t i = 0; i < size; i++) keys[i] = ordered_key(as_bits(values[i]), magnitude);
 }
 
-/* counts[high digit of each key] += 1; returns -1 without memory. Two tables: equal neighbours do not wait for each other. */
-API int cuvee_count_high(const Row *row, int magnitude, int64_t n, int64_t *counts)
-{
-    uint32_t *tables = calloc(2 * DIGITS, sizeof *tables), keys[CHUNK];
-    if (!tables) return -1;
-    uint32_t *even = tables, *odd = tables + DIGITS;
-    for (int64_t begin = 0; begin < n; begin += CHUNK) {
-        int64_t size = MIN(CHUNK, n - begin);
-        load_keys(row, magnitude, begin, size, keys);
-        for (int64_t i = 0; i + 1 < size; i += 2) {
-            even[keys[i] >> 16]++;
-            odd[keys[i + 1] >> 16]++;
-        }
-        if (size & 1) even[keys[size - 1] >> 16]++;
-    }
-    for (int digit = 0; digit < DIGITS; digit++) counts[digit] += (int64_t)even[digit] + odd[digit];
-    free(tables);
-    return 0;
-}
-
-/* counts[low digit] += 1 for the keys with this high digit. Without a branch: which keys match cannot be predicted. */
-FAST API void cuvee_count_low(const Row *row, int magnitude, uint32_t high, int64_t n, int64_t *counts)
-{
-    for (int64_t begin = 0; begin < n; begin += CHUNK) {
-        int64_t size = MIN(CHUNK, n - begin), found = 0;
-        uint32_t keys[CHUNK], any = 0;
-        uint16_t low[CHUNK];
-        load_keys(row, magnitude, begin, size, keys);
-        for (int64_t i = 0; i < size; i++) any += keys[i] >> 16 == high;
-        if (!any) continue;
-        for (int64_t i = 0; i < size; i++) {
-            low[found] = (uint16_t)keys[i];
-            found += keys[i] >> 16 == high;
-        }
-        for (int64_t i = 0; i < found; i++) counts[low[i]]++;
-    }
-}
-
 /* out[leaf] = how many keys of each run of `leaf` elements are `wanted`. */
 FAST API void cuvee_count_equal(const Row *row, int magnitude, uint32_t wanted, int64_t n, int64_t leaf, int64_t *out)
 {
@@ -851,6 +816,62 @@ __attribute__((target("avx512f"))) static int64_t gather_avx512(
 }
 #endif
 
+typedef int64_t (*Gather)(const uint32_t *, uint32_t, uint32_t, int64_t, uint32_t *, int64_t *);
+
+/* The faster of the two above on this processor. */
+static Gather fastest_gather(void)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512f")) return gather_avx512;
+#endif
+    return gather_plain;
+}
+
+/* counts[high digit] += 1 for the even keys, and odd[high digit] += 1 for the others: equal neighbours do not wait for each other. */
+INLINE void count_high_digits(const uint32_t *keys, int64_t size, int64_t *counts, uint32_t *odd)
+{
+    for (int64_t i = 0; i + 1 < size; i += 2) {
+        counts[keys[i] >> 16]++;
+        odd[keys[i + 1] >> 16]++;
+    }
+    if (size & 1) counts[keys[size - 1] >> 16]++;
+}
+
+/* counts[low digit] += 1 for the keys, CHUNK at most, with this high digit. */
+static void count_low_digits(Gather gather, const uint32_t *keys, int64_t size, uint32_t high, int64_t *counts)
+{
+    uint32_t found[CHUNK + 16];
+    int64_t above = 0, count = gather(keys, high << 16, high << 16 | 0xffff, size, found, &above);
+    for (int64_t i = 0; i < count; i++) counts[found[i] & 0xffff]++;
+}
+
+/* counts[high digit of each key] += 1; returns -1 without memory. */
+API int cuvee_count_high(const Row *row, int magnitude, int64_t n, int64_t *counts)
+{
+    uint32_t *odd = calloc(DIGITS, sizeof *odd), keys[CHUNK];
+    if (!odd) return -1;
+    for (int64_t begin = 0; begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin);
+        load_keys(row, magnitude, begin, size, keys);
+        count_high_digits(keys, size, counts, odd);
+    }
+    for (int digit = 0; digit < DIGITS; digit++) counts[digit] += odd[digit];
+    free(odd);
+    return 0;
+}
+
+/* counts[p, low digit] += 1 for the keys whose high digit is highs[p]. */
+API void cuvee_count_low(const Row *row, int magnitude, const uint32_t *highs, int64_t count, int64_t n, int64_t *counts)
+{
+    Gather gather = fastest_gather();
+    uint32_t keys[CHUNK];
+    for (int64_t begin = 0; begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin);
+        load_keys(row, magnitude, begin, size, keys);
+        for (int64_t p = 0; p < count; p++) count_low_digits(gather, keys, size, highs[p], counts + p * DIGITS);
+    }
+}
+
 /* The k-th largest key, 1 <= k <= n, of a few keys, which are put in another order (quickselect, middle of three). */
 static uint32_t select_key(uint32_t *keys, int64_t n, int64_t k)
 {
@@ -890,10 +911,7 @@ API int cuvee_select(
         if (from <= SAMPLE) low = select_key(sample, SAMPLE, from);
         if (to >= 1) high = select_key(sample, SAMPLE, to);
     }
-    int64_t (*gather)(const uint32_t *, uint32_t, uint32_t, int64_t, uint32_t *, int64_t *) = gather_plain;
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("avx512f")) gather = gather_avx512;
-#endif
+    Gather gather = fastest_gather();
     /* Pages that are not touched cost nothing. */
     uint32_t *found = malloc((n + 16) * sizeof *found), *order = NULL;
     int64_t leaves = (n + leaf - 1) / leaf, *ends = malloc(leaves * sizeof *ends), count = 0, more = 0;
@@ -1286,49 +1304,79 @@ INLINE float clamped(float x, float low, float high) { x = fabsf(x); x = x < low
 INLINE float mapped(float x, float low, float span) { return span > 0.0f ? (x - low) / span : 0.0f; }
 INLINE float sign_of(float x) { return (float)((x > 0.0f) - (x < 0.0f)); }
 
-/* papers.pcb_merging.scores_of: scores (K, n) of K rows whose magnitudes are clamped to [low, high]; `raw`: compared with the sum of
- * the rows, else of their signs times their mapped magnitudes. */
-FAST API int cuvee_pcb_scores(
-    const Row *rows, int64_t K, int64_t n, const float *low, const float *high, const float *span, int raw, float *scores)
+/* What K models compete by: their rows, whose magnitudes are clamped to [low, high]; `raw`: each is compared with the sum of the
+ * rows, else of their signs times their mapped magnitudes. */
+typedef struct {
+    const Row *rows;
+    const float *low, *high, *span;
+    int64_t K;
+    int32_t raw;
+} Rivals;
+
+/* papers.pcb_merging.scores_of: values and scores (K, CHUNK) of elements [begin, begin + size). */
+INLINE void score_chunk(const Rivals *rivals, int64_t begin, int64_t size, float *values, float *scores)
 {
-    float *values = malloc(K * CHUNK * sizeof *values), models = (float)K;
-    if (!values) return -1;
-    for (int64_t begin = 0; begin < n; begin += CHUNK) {
-        int64_t size = MIN(CHUNK, n - begin);
-        float others[CHUNK] = {0};
-        load_chunks(rows, K, begin, size, values);
+    const float *low = rivals->low, *high = rivals->high, *span = rivals->span;
+    float others[CHUNK] = {0}, models = (float)rivals->K;
+    load_chunks(rivals->rows, rivals->K, begin, size, values);
+    for (int64_t k = 0; k < rivals->K; k++)
+        for (int64_t i = 0; i < size; i++) {
+            float x = values[k * CHUNK + i];
+            others[i] += rivals->raw ? x : sign_of(x) * mapped(clamped(x, low[k], high[k]), low[k], span[k]);
+        }
+    for (int64_t k = 0; k < rivals->K; k++)
+        for (int64_t i = 0; i < size; i++) {
+            float x = values[k * CHUNK + i], share = mapped(clamped(x, low[k], high[k]), low[k], span[k]);
+            scores[k * CHUNK + i] = exp_of(share * share * models) * tanh_of(x * others[i]);
+        }
+}
+
+FAST static void score_keys(const Rivals *rivals, int64_t begin, int64_t size, float *values, uint32_t *keys)
+{
+    float *scores = values + rivals->K * CHUNK;
+    score_chunk(rivals, begin, size, values, scores);
+    for (int64_t i = 0; i < rivals->K * CHUNK; i++) keys[i] = ordered_key(as_bits(scores[i]), 0);
+}
+
+/* As cuvee_count_high for the scores of each model, counts (K, DIGITS); with `highs` as cuvee_count_low for each[k] of them of
+ * model k, one after the other, counts (sum of each, DIGITS). */
+API int cuvee_pcb_count(const Rivals *rivals, int64_t n, const uint32_t *highs, const int64_t *each, int64_t *counts)
+{
+    int64_t K = rivals->K;
+    float *values = calloc(3 * K * CHUNK, sizeof *values);
+    uint32_t *odd = calloc(K * DIGITS, sizeof *odd), *keys = (uint32_t *)values + 2 * K * CHUNK;
+    Gather gather = fastest_gather();
+    for (int64_t begin = 0; values && odd && begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin), table = 0;
+        score_keys(rivals, begin, size, values, keys);
         for (int64_t k = 0; k < K; k++)
-            for (int64_t i = 0; i < size; i++) {
-                float x = values[k * CHUNK + i];
-                others[i] += raw ? x : sign_of(x) * mapped(clamped(x, low[k], high[k]), low[k], span[k]);
-            }
-        for (int64_t k = 0; k < K; k++)
-            for (int64_t i = 0; i < size; i++) {
-                float x = values[k * CHUNK + i], share = mapped(clamped(x, low[k], high[k]), low[k], span[k]);
-                scores[k * n + begin + i] = exp_of(share * share * models) * tanh_of(x * others[i]);
-            }
+            if (!highs) count_high_digits(keys + k * CHUNK, size, counts + k * DIGITS, odd + k * DIGITS);
+            else for (int64_t last = table + each[k]; table < last; table++)
+                count_low_digits(gather, keys + k * CHUNK, size, highs[table], counts + table * DIGITS);
     }
+    for (int64_t place = 0; odd && !highs && place < K * DIGITS; place++) counts[place] += odd[place];
+    int failed = !values || !odd;
     free(values);
-    return 0;
+    free(odd);
+    return failed ? -1 : 0;
 }
 
 /* papers.pcb_merging.balanced: Σ w_k sign(x_k) size(x_k) share_k / Σ share_k. */
 FAST API int cuvee_pcb_balance(
-    const Row *rows, const Row *scores, int64_t K, int64_t n, const float *low, const float *high, const float *floors,
-    const float *spans, const float *weights, float *out)
+    const Rivals *rivals, int64_t n, const float *floors, const float *spans, const float *weights, float *out)
 {
-    float *values = malloc(2 * K * CHUNK * sizeof *values), *scored = values + K * CHUNK;
+    int64_t K = rivals->K;
+    float *values = malloc(2 * K * CHUNK * sizeof *values), *scores = values + K * CHUNK;
     if (!values) return -1;
     for (int64_t begin = 0; begin < n; begin += CHUNK) {
         int64_t size = MIN(CHUNK, n - begin);
         float total[CHUNK] = {0}, merged[CHUNK] = {0};
-        load_chunks(rows, K, begin, size, values);
-        load_chunks(scores, K, begin, size, scored);
+        score_chunk(rivals, begin, size, values, scores);
         for (int64_t k = 0; k < K; k++)
             for (int64_t i = 0; i < size; i++) {
-                float x = values[k * CHUNK + i], score = scored[k * CHUNK + i];
+                float x = values[k * CHUNK + i], score = scores[k * CHUNK + i];
                 float share = mapped(score < floors[k] ? floors[k] : score, floors[k], spans[k]);
-                merged[i] += sign_of(x) * clamped(x, low[k], high[k]) * share * weights[k];
+                merged[i] += sign_of(x) * clamped(x, rivals->low[k], rivals->high[k]) * share * weights[k];
                 total[i] += share;
             }
         for (int64_t i = 0; i < size; i++) out[begin + i] = merged[i] / (total[i] < 1e-12f ? 1e-12f : total[i]);

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["SOURCES", "File", "Row", "Step", "Sum", "is_off", "library"]
+__all__ = ["SOURCES", "File", "Rivals", "Row", "Step", "Sum", "is_off", "library"]
 
 SOURCES = ("_kernels.c", "_digests.c", "c_library.py")
 """What a library is built of, in the order of the checksum that setup.py builds in."""
@@ -38,10 +38,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "product_sums": (_I, [_P, _N, _N, _N, _P]),
     "column_products": (_I, [_P, _N, _N, _N, _N, _N, _P]),
     "largest_of_stretches": (_I, [_P, _P, _N, _N, _N, _N, _P]),
-    "pcb_scores": (_I, [_P, _N, _N, _P, _P, _P, _I, _P]),
-    "pcb_balance": (_I, [_P, _P, _N, _N, _P, _P, _P, _P, _P, _P]),
+    "pcb_count": (_I, [_P, _N, _P, _P, _P]),
+    "pcb_balance": (_I, [_P, _N, _P, _P, _P, _P]),
     "count_high": (_I, [_P, _I, _N, _P]),
-    "count_low": (None, [_P, _I, _U, _N, _P]),
+    "count_low": (None, [_P, _I, _P, _N, _N, _P]),
     "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
     "digest_leaves": (None, [_P, _N, _N, _P]),
     "digests_pay": (_I, []),
@@ -88,10 +88,12 @@ class Sum(ctypes.Structure):
         ("lambdas", _P),
         ("base", _P),
         ("comparators", _P),
+        ("factors", _P),
         ("models", _N),
         ("task_count", _N),
         ("least", _N),
         ("comparator_count", _N),
+        ("factor_count", _N),
         ("first", _N),
         ("last", _N),
         ("nearest", _N),
@@ -102,6 +104,17 @@ class Sum(ctypes.Structure):
         ("rule", ctypes.c_int32),
         ("base_kind", ctypes.c_int32),
         ("kind", ctypes.c_int32),
+    )
+
+
+class Rivals(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.POINTER(Row)),
+        ("low", _P),
+        ("high", _P),
+        ("span", _P),
+        ("models", _N),
+        ("raw", ctypes.c_int32),
     )
 
 

@@ -53,7 +53,7 @@ __all__ = [
     "largest_of_stretches",
     "load",
     "pcb_balance",
-    "pcb_scores",
+    "pcb_count",
     "product_sums",
     "rank_drop",
     "row_of",
@@ -270,7 +270,7 @@ def _described(
     votes = None if one.votes is None else np.array(one.votes, np.float32)
     served, middle = one.served, one.middle or Middle((), 0, 0)
     comparators = np.array(middle.comparators, np.int32).reshape(-1, 2)
-    lambdas = None if served is None else np.array(served.lambdas, np.float32)
+    lambdas, factors = None if served is None else _floats(served.lambdas), _floats(one.factors)
     found = c_library.Sum(
         _as_c(one.rows, where),
         None if served is None else _as_c(served.tasks, where),
@@ -279,10 +279,12 @@ def _described(
         _at(lambdas),
         None if base is None else where(base),
         _at(comparators),
+        _at(factors),
         len(one.rows),
         0 if served is None else len(served.tasks),
         0 if served is None else served.least,
         len(comparators),
+        len(factors),
         middle.first,
         middle.last,
         middle.nearest,
@@ -294,7 +296,7 @@ def _described(
         0 if base is None else KINDS[base.kind],
         KINDS[kind],
     )
-    found.held = weights, votes, lambdas, comparators
+    found.held = weights, votes, lambdas, comparators, factors
     return ctypes.byref(found)
 
 
@@ -384,9 +386,10 @@ def select(row: Row, magnitude: bool, k: int, leaf: int) -> tuple[int, int, NDAr
     return (int(key[0]), int(above[0]), equal) if _memory(found) else None
 
 
-def count_low(row: Row, magnitude: bool, high: int, counts: NDArray[np.int64]) -> None:
-    """Add the counts of the low digits of the keys whose high digit is `high` to `counts` (65536,)."""
-    library().cuvee_count_low(_as_c([row]), magnitude, high, math.prod(row.shape), _at(counts))
+def count_low(row: Row, magnitude: bool, highs: Sequence[int], counts: NDArray[np.int64]) -> None:
+    """Add the counts of the low digits of the keys whose high digit is one of P `highs` to its row of `counts` (P, 65536)."""
+    prefixes = np.array(highs, np.uint32)
+    library().cuvee_count_low(_as_c([row]), magnitude, _at(prefixes), len(highs), math.prod(row.shape), _at(counts))
 
 
 def count_equal(row: Row, magnitude: bool, key: int, leaf: int) -> NDArray[np.int64]:
@@ -450,37 +453,57 @@ def _floats(numbers: Sequence[float]) -> Floats:
     return np.array(numbers, np.float32)
 
 
-def pcb_scores(rows: Sequence[Row], clamps: Sequence[tuple[float, float]], *, raw: bool) -> Floats:
-    """`papers.pcb_merging.scores_of`: K rows into (K, …).
+def _rivals(rows: Sequence[Row], clamps: Sequence[tuple[float, float]], raw: bool) -> Any:
+    """Return a reference to the structure that says how K rows compete."""
+    low, high, span = map(_floats, zip(*((low, high, high - low) for low, high in clamps), strict=True))
+    found = c_library.Rivals(_as_c(rows), _at(low), _at(high), _at(span), len(rows), raw)
+    found.held = low, high, span
+    return ctypes.byref(found)
+
+
+def pcb_count(
+    rows: Sequence[Row],
+    clamps: Sequence[tuple[float, float]],
+    highs: Sequence[Sequence[int]] | None,
+    *,
+    raw: bool,
+) -> NDArray[np.int64]:
+    """Count digits of the keys of `papers.pcb_merging.scores_of`, as `count_high` and `count_low` do.
 
     Args:
+        rows: K.
         clamps: K pairs (low, high).
+        highs: the high digits of each model whose low digits are counted, P of all models together; None: count the high ones.
         raw: inter is raw_sum.
+
+    Returns:
+        (P, 65536); (K, 65536) of high digits.
     """
-    size, out = math.prod(rows[0].shape), np.empty((len(rows), *rows[0].shape), np.float32)
-    low, high, span = map(_floats, zip(*((low, high, high - low) for low, high in clamps), strict=True))
-    described = _as_c(rows), len(rows), size, _at(low), _at(high), _at(span)
-    _memory(library().cuvee_pcb_scores(*described, raw, _at(out)))
+    each = np.array([1 if highs is None else len(of_one) for of_one in highs or rows], np.int64)
+    prefixes = None if highs is None else np.array([high for of_one in highs for high in of_one], np.uint32)
+    out = np.zeros((each.sum(), 1 << 16), np.int64)
+    size, rivals = math.prod(rows[0].shape), _rivals(rows, clamps, raw)
+    _memory(library().cuvee_pcb_count(rivals, size, _at(prefixes), _at(each), _at(out)))
     return out
 
 
 def pcb_balance(
     rows: Sequence[Row],
-    scores: Sequence[Row],
     clamps: Sequence[tuple[float, float]],
     ends: Sequence[tuple[float, float]],
     weights: Sequence[float],
+    *,
+    raw: bool,
 ) -> Floats:
-    """`papers.pcb_merging.balanced`: K rows and their scores into (…).
+    """`papers.pcb_merging.balanced`: K rows into (…).
 
     Args:
         clamps, ends: K pairs (low, high) of magnitudes, and of scores.
         weights: K.
+        raw: inter is raw_sum.
     """
     size, out = math.prod(rows[0].shape), np.empty(rows[0].shape, np.float32)
-    low, high = map(_floats, zip(*clamps, strict=True))
     floors, spans = map(_floats, zip(*((floor, top - floor) for floor, top in ends), strict=True))
-    factors = _floats(weights)
-    held = _at(low), _at(high), _at(floors), _at(spans), _at(factors)
-    _memory(library().cuvee_pcb_balance(_as_c(rows), _as_c(scores), len(rows), size, *held, _at(out)))
+    factors, rivals = _floats(weights), _rivals(rows, clamps, raw)
+    _memory(library().cuvee_pcb_balance(rivals, size, _at(floors), _at(spans), _at(factors), _at(out)))
     return out

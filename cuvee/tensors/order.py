@@ -34,7 +34,7 @@ _SIZE = 1 << DIGIT
 
 def digits_of(dtype: Any) -> int:
     """Return the number of 16-bit digits in a float's key: 2 for float32, 4 for float64."""
-    return 4 if str(dtype).endswith("float64") else 2
+    return 4 if dtype.itemsize == 8 else 2
 
 
 def ordered_keys(values: Tensor, magnitude: bool) -> Keys:
@@ -124,11 +124,10 @@ def digit_counts(values: Tensor, magnitude: bool, prefixes: Sequence[int | None]
     counts = np.zeros((len(prefixes), _SIZE), np.int64)
     if kernels.serve(values):
         one = kernels.row_of(values)
-        for row, prefix in enumerate(prefixes):
-            if prefix is None:
-                kernels.count_high(one, magnitude, counts[row])
-            else:
-                kernels.count_low(one, magnitude, prefix, counts[row])
+        if digit == 1:
+            kernels.count_high(one, magnitude, counts[0])
+        else:
+            kernels.count_low(one, magnitude, [prefix or 0 for prefix in prefixes], counts)
         return counts
     keys = ordered_keys(values, magnitude)
     for row, prefix in enumerate(prefixes):

@@ -187,6 +187,7 @@ class Combination:
         votes, normalize, floor: of a consensus; votes: K.
         middle: of that rule.
         served: what is kept of it; None: all.
+        factors: it is taken times each of them at last, one after the other.
     """
 
     rows: Sequence[Row]
@@ -198,3 +199,7 @@ class Combination:
     floor: float = 0.0
     middle: Middle | None = None
     served: Served | None = None
+    factors: tuple[float, ...] = ()
+
+    def __mul__(self, number: float) -> Combination:
+        return replace(self, factors=(*self.factors, float(number)))

@@ -15,10 +15,11 @@ import cuvee
 import cuvee.tensors.layout
 from cuvee.methods.calls import Call, Pending, Place, activated
 from cuvee.methods.combination import Stored
+from cuvee.methods.folding import Done
 from cuvee.methods.measuring import measured
 from cuvee.methods.papers.cabs import largest_of_stretches
 from cuvee.methods.papers.nearswap import shorten
-from cuvee.methods.papers.pcb_merging import balanced, scores_of
+from cuvee.methods.papers.pcb_merging import EndsOfScores, FloorAndTop, balanced, scores_of
 from cuvee.methods.papers.sce import variance
 from cuvee.methods.papers.widen import RowGrams
 from cuvee.methods.pieces.combine import largest, weighted_sum
@@ -29,7 +30,7 @@ from cuvee.methods.pieces.trim import among_largest, keep_among
 from cuvee.methods.pieces.unique import scale_unique
 from cuvee.methods.pieces.vote import unanimous_sum, weigh_consensus
 from cuvee.methods.reductions import Gram, Ranks, Shared, Sums
-from cuvee.methods.registry import DELTAS, methods
+from cuvee.methods.registry import DELTAS, MATRIX, edits, methods
 from cuvee.tensors import c_library, kernels
 from cuvee.tensors.layout import Layout
 from cuvee.tensors.order import digit_counts, ordered_keys
@@ -188,6 +189,36 @@ def test_no_kernel_changes_a_bit_of_a_merge(label, ties):
     )
     for name in one:
         assert_same_bits(one[name], other[name])
+
+
+WRAPPED = (
+    ([{"trim": {"density": 0.6}}, {"dare": {"density": 0.5}}], [{"scale": {"factor": 0.7}}, {"lines": {}}]),
+    (
+        [{"lwptv": {"prune_ratio": 0.4}}, {"magprune": {"density": 0.5}}],
+        [{"lines": {"alpha": 0.3}}, {"scale": {"factor": 1.3}}],
+    ),
+    ([{"dare": {"density": 0.5, "rescale": "expected"}}, {"trim": {"density": 0.3, "scope": "model"}}], []),
+    ([{"magprune": {"density": 0.4, "epsilon": 0.1, "rescale": "expected"}}], [{"scale": {"factor": 0.0}}]),
+)
+INNER = ("task_arithmetic", "ties", "consensus_ties", "magmax", "pcb_merging", "della", "widen")
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_no_kernel_changes_a_bit_of_a_wrapped_merge(inner):
+    names = ["embed_tokens.weight", *(f"layers.{layer}.mlp.up_proj.weight" for layer in range(3)), "norm.weight"]
+    shapes = {f"model.{name}": (300, 500) if "1" in name else (9, 40) for name in names} | {"model.norm.weight": (40,)}
+    base, models = make(3, shapes, ties=True)
+    for before, after in WRAPPED:
+        wrapped = {"before": before, "after": after, "scaling": 0.7, "block_elements": 1 << 16}
+        one, other = compiled_and_defined(lambda w=wrapped: cuvee.merge_tensors(inner, models, base, **w))
+        for name in one:
+            assert_same_bits(one[name], other[name])
+
+
+def test_every_elementwise_edit_is_wrapped_around_blocks_that_nobody_has_decoded():
+    wrapped = {name for sides in WRAPPED for side in sides for step in side for name in step}
+    assert wrapped == {name for name, step in edits().items() if step.unit is not MATRIX}
+    assert all(edits()[name].arrays for name in wrapped)
 
 
 @pytest.mark.parametrize("method", ["multi_krum", "geometric_median", "centered_clipping"])
@@ -366,13 +397,23 @@ def test_a_competition_of_parameters_is_its_definition(values, inter, spread, fl
         1 + spread * torch.rand(values.shape, generator=torch.Generator().manual_seed(1))
     )
     rows = Stored([kernels.row_of(one) for one in values])
-    clamps = [(0.1, 0.1 if flat else 3.0 + k) for k in range(len(values))]
-    ends = [(0.01 * k, 1.5 if k < 4 else 0.04) for k in range(len(values))]
-    one, other = scores_of(rows, clamps, inter), scores_of(values, clamps, inter)
-    assert_same_bits(torch.from_numpy(one.values) + 0.0, other + 0.0)
-    found = balanced(rows, one, clamps, ends, [1.0, 0.3, 0.7, -1.0, 2.0][: len(values)])
-    right = balanced(values, other, clamps, ends, [1.0, 0.3, 0.7, -1.0, 2.0][: len(values)])
-    assert_same_bits(torch.from_numpy(found) + 0.0, right + 0.0)
+    clamps = tuple((0.1, 0.1 if flat else 3.0 + k) for k in range(len(values)))
+    ends = EndsOfScores(clamps, inter, 0.4, 2)
+    state = None
+    while True:
+        one, other = ends.of_stored([rows], 1, state)[0, 0], ends.measure(values, -1, state)
+        np.testing.assert_array_equal(one, other)
+        outcome = ends.next(one, state, values[0].numel())
+        if isinstance(outcome, Done):
+            break
+        state = outcome.state
+    scores = [torch.sort(score.reshape(-1), descending=True).values for score in scores_of(values, clamps, inter)]
+    floor = FloorAndTop(0.4)(values[0].numel())[0] - 1
+    assert not scores[0].numel() or outcome.value == tuple((float(score[floor]), float(score[0])) for score in scores)
+    weight = [1.0, 0.3, 0.7, -1.0, 2.0][: len(values)]
+    for given_ends in (outcome.value, [(0.01 * k, 1.5 if k < 4 else 0.04) for k in range(len(values))]):
+        found, right = (balanced(either, clamps, inter, given_ends, weight) for either in (rows, values))
+        assert_same_bits(torch.from_numpy(found) + 0.0, right + 0.0)
 
 
 @pytest.mark.skipif(not kernels.available(), reason="the kernels are off")

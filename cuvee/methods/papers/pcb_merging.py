@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
 
 from cuvee.methods.combination import Stored, spread
-from cuvee.methods.measuring import measured_each
+from cuvee.methods.folding import Again, Done, Fold
+from cuvee.methods.measuring import measured, measured_each
 from cuvee.methods.pieces.vote import sum_models
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import Fraction, Paper, PerModel, merge_method
@@ -17,10 +20,11 @@ from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.order import digits_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Inter: TypeAlias = Literal["raw_sum", "normalized_sum"]
-Ends: TypeAlias = Sequence[tuple[float, float]]
+Ends: TypeAlias = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class FloorAndTop:
     ratio: float
 
     def __call__(self, n: int) -> tuple[int, ...]:
-        return n - min(int(n * (1 - self.ratio)), n - 1), 1
+        return n - max(0, min(int(n * (1 - self.ratio)), n - 1)), min(1, n)
 
 
 @merge_method(
@@ -73,12 +77,55 @@ def pcb_merging(
     """
     digits = digits_of(deltas.dtype)
     limits = measured_each(Ranks(Clamps(clamp_ratio), resolve_ties=False, digits=digits), deltas, scope="model")
-    clamps = [(low.value, high.value) for low, high in limits]
-    scores = scores_of(deltas, clamps, inter)
-    found = measured_each(
-        Ranks(FloorAndTop(ratio), magnitude=False, resolve_ties=False, digits=digits), scores, scope="model"
-    )
-    return balanced(deltas, scores, clamps, [(floor.value, top.value) for floor, top in found], weight)
+    clamps = tuple((low.value, high.value) for low, high in limits)
+    ends = measured(EndsOfScores(clamps, inter, ratio, digits), deltas, scope="model")
+    return balanced(deltas, clamps, inter, ends, weight)
+
+
+@dataclass(frozen=True)
+class EndsOfScores:
+    """The floor and the largest of the scores of each of K task vectors: ranks of what is made anew when it is counted.
+
+    Args:
+        clamps, inter: of `scores_of`.
+        ratio: share of the scores above the floor.
+        digits: as of `Ranks`.
+    """
+
+    clamps: Ends
+    inter: Inter
+    ratio: float
+    digits: int
+
+    stacked: ClassVar[bool] = True
+
+    @property
+    def ranks(self) -> Ranks:
+        """What is measured of the scores of one model."""
+        return Ranks(FloorAndTop(self.ratio), magnitude=False, resolve_ties=False, digits=self.digits)
+
+    def fold(self, state: Any) -> Fold:
+        return "count"
+
+    def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.int64]:
+        scores = zip(scores_of(values, self.clamps, self.inter), self._stages(state), strict=True)
+        return np.concatenate([self.ranks.measure(score, axis, stage) for score, stage in scores])
+
+    def of_stored(self, given: Sequence[Stored], leaf: int, state: Any) -> NDArray[np.int64]:
+        prefixes = None if state is None else [stage.prefixes for stage in state]
+        found = [kernels.pcb_count(d.rows, self.clamps, prefixes, raw=self.inter == "raw_sum") for d in given]
+        return np.stack(found)[None]
+
+    def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
+        stages = self._stages(state)
+        tables = np.split(folded, np.cumsum([1 if stage is None else len(stage.prefixes) for stage in stages])[:-1])
+        found: list[Any] = [self.ranks.next(t, stage, numel) for t, stage in zip(tables, stages, strict=True)]
+        if isinstance(found[0], Done):  # all at once: each takes as many stages as there are digits
+            return Done(tuple((floor.value, top.value) for floor, top in (one.value for one in found)))
+        return Again(tuple(one.state for one in found))
+
+    def _stages(self, state: Any) -> Sequence[Any]:
+        return [None] * len(self.clamps) if state is None else state
 
 
 def scores_of(deltas: Tensor, clamps: Ends, inter: Inter) -> Tensor:
@@ -88,27 +135,25 @@ def scores_of(deltas: Tensor, clamps: Ends, inter: Inter) -> Tensor:
         deltas: (K, …).
         clamps: the K least and largest magnitudes.
     """
-    if isinstance(deltas, Stored):
-        made = kernels.pcb_scores(deltas.rows, clamps, raw=inter == "raw_sum")
-        return Stored([kernels.row_of(score) for score in made])
     normal = torch.stack([_normalized(d.abs().clamp(*ends), *ends) for d, ends in zip(deltas, clamps, strict=True)])
     others = sum_models(deltas if inter == "raw_sum" else torch.sign(deltas) * normal)
     return exp(normal * normal * len(deltas)) * tanh(deltas * others)
 
 
-def balanced(deltas: Tensor, scores: Tensor, clamps: Ends, ends: Ends, weight: PerModel[float]) -> Tensor:
+def balanced(deltas: Tensor, clamps: Ends, inter: Inter, ends: Ends, weight: PerModel[float]) -> Tensor:
     """Return Σ weight s τ / Σ s, with s the scores above the floor, mapped to [0, 1]; (…).
 
     Args:
-        deltas, scores: (K, …).
-        clamps: as above.
+        deltas: (K, …).
+        clamps, inter: as above.
         ends: the K floors and largest scores.
     """
     weights = spread(weight, len(deltas))
-    if isinstance(deltas, Stored) and isinstance(scores, Stored):
-        return kernels.pcb_balance(deltas.rows, scores.rows, clamps, ends, weights)
+    if isinstance(deltas, Stored):
+        return kernels.pcb_balance(deltas.rows, clamps, ends, weights, raw=inter == "raw_sum")
     sizes = [delta.abs().clamp(*limits) for delta, limits in zip(deltas, clamps, strict=True)]
-    shares = [_normalized(score.clamp(min=low), low, top) for score, (low, top) in zip(scores, ends, strict=True)]
+    scores = zip(scores_of(deltas, clamps, inter), ends, strict=True)
+    shares = [_normalized(score.clamp(min=low), low, top) for score, (low, top) in scores]
     parts = zip(weights, torch.sign(deltas), sizes, shares, strict=True)
     merged = sum_models([sign * size * share * w for w, sign, size, share in parts])
     return merged / sum_models(shares).clamp(min=1e-12)

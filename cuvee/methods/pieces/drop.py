@@ -170,6 +170,7 @@ _DRAWS = "Draws depend on the seed, the tensor, the model's place and the elemen
 
 @edit(
     role=Role.FILTER,
+    arrays=True,
     paper=Paper("DARE", arxiv="2311.03099", year=2023),
     cost="one pass; two visits of each tensor with rescale: l1",
     formula=f"m_i ~ Bernoulli(density) by element;  τ_i ← rescale(m_i ⊙ τ_i);  {_L1},  expected: over density",
@@ -189,6 +190,7 @@ def dare(delta: Tensor, *, density: Fraction, rescale: Rescale = True) -> Tensor
 
 @edit(
     role=Role.FILTER,
+    arrays=True,
     paper=Paper("DELLA-Merging (MagPrune)", arxiv="2406.11617", year=2024),
     unit=ROW,
     cost="a sort of every row; two visits of each tensor with rescale: l1",

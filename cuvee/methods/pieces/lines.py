@@ -18,6 +18,7 @@ __all__ = ["lines"]
 
 @edit(
     role=Role.REFINER,
+    arrays=True,
     paper=Paper("LiNeS: Post-training Layer Scaling", arxiv="2410.17146", year=2024),
     once="scaled by depth twice, layers are scaled by a product that grows with depth no more evenly",
     cost="two rounds over the model; with a number for alpha one pass",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from cuvee.methods.calls import current
-from cuvee.methods.combination import plain
+from cuvee.methods.combination import Stored, plain
 from cuvee.methods.folding import Again, Done, Fold
 from cuvee.methods.measuring import measured
 from cuvee.methods.reductions import Gram
@@ -38,8 +38,11 @@ class LayerGrams:
     def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.float64]:
         """Return the matrix and below it a row with the layer, (K + 1, K, …)."""
         gram = Gram().measure(values, axis, state)
-        layer = current().place.layer
-        return np.concatenate([gram, np.full_like(gram[:1], OUTSIDE if layer is None else layer)])
+        return np.concatenate([gram, np.full_like(gram[:1], _layer())])
+
+    def of_stored(self, given: Sequence[Stored], leaf: int, state: Any) -> NDArray[np.float64]:
+        grams = Gram().of_stored(given, leaf, state)
+        return np.concatenate([grams, np.full_like(grams[:, :, :1], _layer())], axis=2)
 
     def next(self, folded: Sequence[tuple[str, NDArray[np.float64]]], state: Any, numel: int) -> Done | Again:
         grams: dict[int, NDArray[np.float64]] = {}
@@ -52,6 +55,7 @@ class LayerGrams:
 
 @edit(
     role=Role.FILTER,
+    arrays=True,
     paper=Paper("Merging Smarter, Generalizing Better (LwPTV)", arxiv="2506.09093", year=2025),
     cost="two rounds over the model",
     formula="s_il = ‖τ_il − mean_j τ_jl‖ / ‖τ_il‖ in layer l  (norm: ‖τ_il‖, cosine: 1 − cos(τ_il, mean_j τ_jl));  "
@@ -69,14 +73,21 @@ def lwptv(deltas: Tensor, *, prune_ratio: Fraction = 0.3, saliency: Saliency = "
         prune_ratio: share of the layers taken out of each model, rounded down; what lies outside them counts as one more.
         saliency: "distinct": ‖τ_i − mean‖ / ‖τ_i‖ of a layer; "norm": ‖τ_i‖; "cosine": 1 − cos(τ_i, mean).
     """
-    deltas = plain(deltas)
+    deltas = deltas if isinstance(deltas, Stored) else plain(deltas)
     grams = measured(LayerGrams(), deltas, scope="model")
-    layer = current(deltas[0]).place.layer
-    at = list(grams).index(OUTSIDE if layer is None else layer)
+    at = list(grams).index(_layer())
     scores = np.array([_saliency(gram, saliency) for gram in grams.values()])  # (layers, K)
     ranks = scores.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
     kept = ranks[at] >= int(prune_ratio * len(scores))
+    if isinstance(deltas, Stored):
+        return Stored([row * float(keeps) for row, keeps in zip(deltas.rows, kept, strict=True)])
     return deltas * torch.as_tensor(kept, device=deltas.device).to(deltas.dtype).reshape(-1, *[1] * (deltas.ndim - 1))
+
+
+def _layer() -> int:
+    """The layer of the block that is being worked on."""
+    layer = current().place.layer
+    return OUTSIDE if layer is None else layer
 
 
 def _saliency(gram: NDArray[np.float64], saliency: Saliency) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ __all__ = ["scale"]
 
 @edit(
     role=Role.REFINER,
+    arrays=True,
     paper=Paper("Editing Models with Task Arithmetic", arxiv="2212.04089", year=2022),
     formula="τ ← factor · τ",
     differs="mergekit's `lambda` is the parameter `scaling` of a method, which comes after all edits.",

@@ -170,6 +170,7 @@ def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0
 
 @edit(
     role=Role.FILTER,
+    arrays=True,
     paper=Paper("TIES-Merging", arxiv="2306.01708", year=2023),
     cost="a few visits of each tensor; with scope: layer or model a few rounds over the model",
     formula="m_i = [|τ_i| is among the ⌊density · n⌋ largest of the n elements in scope];  τ_i ← m_i ⊙ τ_i",
