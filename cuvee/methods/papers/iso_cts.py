@@ -9,7 +9,7 @@ from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.subspaces import orthogonal_frames
 from cuvee.methods.registry import MATRIX, Fraction, Paper, PerModel, merge_method
-from cuvee.methods.spectral import Spectrum, holding, numerical_rank, svd
+from cuvee.methods.spectral import Spectrum, holding, numerical_rank, strong_svd, svd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +51,8 @@ def iso_cts(
     Returns:
         (m, n); zeros where the sum is zero.
     """
-    shared = svd(weighted_sum(deltas, weight))
-    side = min(deltas.shape[1:])
+    total, side = weighted_sum(deltas, weight), min(deltas.shape[1:])
+    shared = strong_svd(total) if rank == "auto" else svd(total)
     slots = numerical_rank(shared.s, side) if rank == "auto" else side
     own = _own_directions(slots, len(deltas), common_fraction)
     common = shared.cut(slots - own * len(deltas))

@@ -10,7 +10,7 @@ from cuvee.methods.combination import Matrices, in_places
 from cuvee.methods.measuring import kept, measured, measured_each
 from cuvee.methods.reductions import Sums
 from cuvee.methods.registry import MATRIX, Bound, Fraction, Paper, Patterns, PerModel, merge_method
-from cuvee.methods.spectral import holding, numerical_rank, svd
+from cuvee.methods.spectral import holding, strong_svd, svd
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ def _is_plain(name: str, role: str, plain: Patterns | None) -> bool:
 
 def _apart(delta: Tensor, total: Tensor, alpha: float, rank: str) -> Tensor:
     """Return a task vector without its part in the protected directions of the accumulation, both (m, n)."""
-    found = svd(total)
-    if rank == "auto":
-        found = found.cut(numerical_rank(found.s, min(total.shape)))
+    found = strong_svd(total) if rank == "auto" else svd(total)
     if not len(found.s):
         return delta
     above = torch.nonzero(found.s.cumsum(0) > alpha * found.s.sum())

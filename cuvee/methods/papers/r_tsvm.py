@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import mean_of_weighted
 from cuvee.methods.pieces.subspaces import is_narrow, leading_directions, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
-from cuvee.methods.spectral import holding, numerical_rank
+from cuvee.methods.spectral import holding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,10 +58,7 @@ def r_tsvm(
     scores, densities = _shares([one[0] for one in found]), _shares([one[1] for one in found])
     weights = [w * score * len(deltas) for w, score in zip(spread(weight, len(deltas)), scores, strict=True)]
     ranks = _ranks(densities, side, share_of_rank(deltas) * len(deltas))
-    spectra = leading_directions(deltas, ranks, weights)
-    spectra = [one.cut(numerical_rank(one.s, side)) for one in spectra]
-    noted(rank=[len(one.s) for one in spectra])
-    return orthogonal_frames(spectra, polar_rtol).matrix
+    return orthogonal_frames(leading_directions(deltas, ranks, weights, strong=True), polar_rtol).matrix
 
 
 def _outliers_and_density(delta: Tensor, outlier: float, threshold: float) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices, spread
-from cuvee.methods.spectral import Spectrum, numerical_rank, orthogonalized, svd
+from cuvee.methods.spectral import Spectrum, orthogonalized, strong_svd, svd
 from cuvee.tensors.lazy_torch import torch
 
 __all__ = ["is_narrow", "leading_directions", "orthogonal_frames", "share_of_rank"]
@@ -25,7 +25,7 @@ def share_of_rank(deltas: Matrices) -> int:
     return min(deltas.shape[1:]) // len(deltas)
 
 
-def leading_directions(deltas: Matrices, rank: Any, weight: Any = 1.0) -> list[Spectrum]:
+def leading_directions(deltas: Matrices, rank: Any, weight: Any = 1.0, *, strong: bool = False) -> list[Spectrum]:
     """Return the leading singular triplets of each task vector, loaded one at a time.
 
     Args:
@@ -33,13 +33,12 @@ def leading_directions(deltas: Matrices, rank: Any, weight: Any = 1.0) -> list[S
         rank: how many, one number or K; "share": a K-th part of min(m, n); "auto": the same, and never more than a task
             vector of low rank has.
         weight: of each model, a factor of its singular values; its sign goes into the left vectors.
+        strong: never more than a task vector of low rank has, whatever `rank` says.
     """
     found = []
     for k, (w, r) in enumerate(zip(spread(weight, len(deltas)), spread(rank, len(deltas)), strict=True)):
         most = share_of_rank(deltas) if r in ("auto", "share") else int(r)
-        spectrum = svd(deltas[k], most)
-        if r == "auto" and len(deltas) > 1:
-            spectrum = spectrum.cut(numerical_rank(spectrum.s, min(deltas.shape[1:])))
+        spectrum = (strong_svd if strong or (r == "auto" and len(deltas) > 1) else svd)(deltas[k], most)
         found.append(Spectrum(spectrum.u if w >= 0 else -spectrum.u, spectrum.s * abs(w), spectrum.vh))
     noted(rank=[len(one.s) for one in found])
     return found

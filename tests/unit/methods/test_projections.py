@@ -1,0 +1,102 @@
+"""Singular vectors by random projection: as those of the whole decomposition, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cuvee
+from cuvee.methods import spectral
+from cuvee.methods.spectral import numerical_rank, projected_svd, strong_svd, svd
+
+M, N = 520, 700
+WHOLE = spectral._whole_svd
+
+
+def with_spectrum(s, *, dtype=torch.float32, m=M, n=N):
+    """A matrix (m, n) of these singular values."""
+    generator = torch.Generator().manual_seed(len(s))
+    u, v = (torch.linalg.qr(torch.randn(k, len(s), generator=generator, dtype=torch.float64)).Q for k in (m, n))
+    return ((u * torch.as_tensor(s, dtype=torch.float64)) @ v.mT).to(dtype)
+
+
+def stored(matrix, dtype=torch.bfloat16):
+    """The task vector of weights that were stored after a change was added."""
+    base = 0.02 * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(1))
+    base = base.to(dtype).float()
+    return (base + matrix).to(dtype).float() - base
+
+
+LOW = {
+    "exact": with_spectrum([3.0, 2.0, 1.0, 0.5]),
+    "turned": with_spectrum([3.0, 2.0, 1.0, 0.5], m=N, n=M),
+    "equal": with_spectrum([1.0] * 16),
+    "stored in bfloat16": stored(with_spectrum(torch.linspace(4, 1, 16).tolist())),
+    "float64": with_spectrum([1.0, 0.1, 0.02], dtype=torch.float64),
+    "one row": torch.cat([torch.zeros(M - 1, N), torch.full((1, N), 1e-30)]),
+    "sparse": with_spectrum([3.0, 1.0]) * (torch.arange(N) >= N - 40),
+}
+WHOLE_ONES = {
+    "noise": torch.randn(M, N, generator=torch.Generator().manual_seed(0)),
+    "1/j": with_spectrum([1 / j for j in range(1, M)]),
+    "1/j²": with_spectrum([1 / j**2 for j in range(1, M)]),
+    "falling": with_spectrum([0.8**j for j in range(60)]),
+    "no gap where it is cut": with_spectrum([1.0] * 4 + [0.02] + [0.008] * 100),
+    "zero": torch.zeros(M, N),
+    "small": with_spectrum([1.0], m=100),
+}
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_what_a_gap_sets_apart_is_found_as_the_whole_decomposition_finds_it(name):
+    matrix = LOW[name]
+    found, whole = projected_svd(matrix), WHOLE(matrix, None)
+    whole = whole.cut(numerical_rank(whole.s, M))
+    assert found is not None
+    tolerance = 1e-10 if matrix.dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(found.s, whole.s, rtol=tolerance, atol=0)
+    torch.testing.assert_close(found.matrix, whole.matrix, rtol=0, atol=tolerance * float(whole.s[0]))
+    for one, other in ((found.u, whole.u), (found.vh.mT, whole.vh.mT)):
+        one, other = one.double(), other.double()
+        torch.testing.assert_close(one @ one.mT, other @ other.mT, rtol=0, atol=20 * tolerance)
+
+
+@pytest.mark.parametrize("name", WHOLE_ONES)
+def test_what_no_gap_sets_apart_is_left_to_the_whole_decomposition(name):
+    matrix = WHOLE_ONES[name]
+    assert projected_svd(matrix) is None
+    assert all(map(torch.equal, svd(matrix, 7), WHOLE(matrix, 7)))
+    whole = WHOLE(matrix, None)
+    assert all(map(torch.equal, strong_svd(matrix), whole.cut(numerical_rank(whole.s, min(matrix.shape)))))
+
+
+def test_a_rank_beyond_what_a_gap_sets_apart_asks_for_the_whole():
+    matrix = LOW["stored in bfloat16"]
+    assert len(strong_svd(matrix, 40).s) == len(svd(matrix, 16).s) == 16
+    assert all(map(torch.equal, svd(matrix, 40), WHOLE(matrix, 40)))
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "stf", "dc_merge", "r_tsvm", "iso_c", "iso_cts", "opcm"])
+def test_adapters_that_were_merged_into_models_are_never_decomposed_whole(method, monkeypatch):
+    name = "model.layers.0.mlp.up_proj.weight"
+    base = 0.02 * torch.randn(M, N, generator=torch.Generator().manual_seed(1))
+    experts = [{name: base + with_spectrum([float(j) for j in range(2 * k, 0, -2)])} for k in (3, 5)]
+    how = {"continual": False} if method == "opcm" else {}
+    known = cuvee.KeptDecompositions()
+    sides: list[int] = []
+    decomposed = spectral._decomposed
+
+    def watched(symmetric):
+        sides.append(len(symmetric))
+        return decomposed(symmetric)
+
+    monkeypatch.setattr(spectral, "_decomposed", watched)
+    got = cuvee.merge_tensors(method, experts, {name: base}, decompositions=known, **how)[name]
+    assert sides and max(sides) < 200
+    sides.clear()
+    again = cuvee.merge_tensors(method, experts, {name: base}, decompositions=known, **how)[name]
+    assert torch.equal(got, again) and not [side for side in sides if side > 20]
+    monkeypatch.setattr(spectral, "projected_svd", lambda matrix: None)
+    monkeypatch.setattr("cuvee.methods.papers.iso_c.projected_svd", lambda matrix: None)
+    want = cuvee.merge_tensors(method, experts, {name: base}, **how)[name]
+    assert float((got - want).norm() / (want - base).norm()) < 1e-5
