@@ -1,8 +1,9 @@
 """The time of the matrix products and decompositions that a merge method cannot avoid, measured on this machine.
 
-    python benchmarks/decompositions.py HIDDEN MLP LAYERS MODELS
+    python benchmarks/decompositions.py HIDDEN MLP LAYERS VOCABULARY MODELS
 
-prints, as JSON, seconds on one BLAS thread for each method of the table below, over all matrices of a Llama of this shape.
+prints, as JSON, seconds on one BLAS thread for each method of the table below, over all matrices of a Llama of this shape,
+which embeddings and head are to some methods.
 A polar factor and singular vectors are counted by their cheapest sound route: the Gram matrix of the short side and its
 eigenvectors in float64, and products in float32. The steps of Adam (doge) are counted as the products of each and one pass of
 PyTorch's fused Adam: an element's step depends on its own gradients so far, so none is to be had without those before.
@@ -16,6 +17,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+
+from cuvee.methods.registry import EMBEDDINGS, edits, methods
 
 Work = Counter[tuple[str, int, int, int]]
 """How often each of ("gemm" | "gram" | "eigh" | "solve" | "rows" | "adam", its sizes) is called."""
@@ -147,19 +150,25 @@ def _best(call: Callable[[], object]) -> float:
     return min(found)
 
 
+def matrices(method: str, hidden: int, mlp: int, layers: int, vocabulary: int) -> Counter[tuple[int, int]]:
+    """Return how many matrices of each shape there are to a method, in a Llama whose head is not tied."""
+    piece = {**methods(), **edits()}[method]
+    others = 0 if piece.parameters["not_matrix"].default == EMBEDDINGS else 2
+    return Counter(
+        {(hidden, hidden): 4 * layers, (mlp, hidden): 2 * layers, (hidden, mlp): layers, (vocabulary, hidden): others}
+    )
+
+
 def main() -> None:
     """Measure, with one thread, and print."""
     import torch
 
     torch.set_num_threads(1)
-    hidden, mlp, layers, models = map(int, sys.argv[1:])
-    shapes = {(hidden, hidden): 4 * layers, (mlp, hidden): 2 * layers, (hidden, mlp): layers}
-    floors = {}
+    *sizes, models = map(int, sys.argv[1:])
+    floors = dict.fromkeys(WORK, 0.0)
     for method, work in WORK.items():
-        total = 0.0
-        for (m, n), matrices in shapes.items():
-            total += matrices * sum(times * seconds(*call) for call, times in work(m, n, models).items())
-        floors[method] = total
+        for (m, n), count in (+matrices(method, *sizes)).items():
+            floors[method] += count * sum(times * seconds(*call) for call, times in work(m, n, models).items())
     sys.stdout.write(json.dumps(floors) + "\n")
 
 

@@ -172,7 +172,7 @@ class MethodBenchmark:
 
     def measure_decompositions(self, models: int) -> Mapping[str, float]:
         shape = self.options.shape
-        sizes = map(str, (shape.hidden, shape.mlp, shape.layers, models))
+        sizes = map(str, (shape.hidden, shape.mlp, shape.layers, shape.vocab, models))
         cost = run_measured([sys.executable, str(BENCHMARKS / "decompositions.py"), *sizes])
         return json.loads(cost.stdout) if cost.returncode == 0 else {}
 

@@ -61,3 +61,10 @@ def test_the_work_of_known_methods_is_counted_by_hand(bench):
         found["gram", 6, 4, 6] == found["gram", 4, 6, 4] == 2 and found["eigh", 6, 0, 0] == found["eigh", 4, 0, 0] == 1
     )
     assert found["gemm", 4, 6, 6] == 5 and found["gemm", 4, 4, 6] == 2
+
+
+def test_embeddings_are_counted_where_a_method_takes_them_for_matrices(bench):
+    decompositions, _, _ = bench
+    layers = {(4, 4): 8, (6, 4): 4, (4, 6): 2}
+    assert +decompositions.matrices("iso_c", 4, 6, 2, 9) == layers
+    assert decompositions.matrices("singular_value_calibration", 4, 6, 2, 9) == {**layers, (9, 4): 2}
