@@ -21,7 +21,7 @@ from cuvee.methods.papers.cabs import largest_of_stretches
 from cuvee.methods.papers.nearswap import shorten
 from cuvee.methods.papers.pcb_merging import EndsOfScores, FloorAndTop, balanced, scores_of
 from cuvee.methods.papers.sce import variance
-from cuvee.methods.papers.widen import RowGrams
+from cuvee.methods.papers.widen import RowWeights
 from cuvee.methods.pieces.combine import largest, weighted_sum
 from cuvee.methods.pieces.drop import drop_by_rank
 from cuvee.methods.pieces.localize import keep_consensus
@@ -375,7 +375,7 @@ def test_gram_matrices_of_columns_and_rows_are_their_definition(shape, models):
             block = values.reshape(models, -1)[:, start:stop]
             rows = Stored([kernels.row_of(one) for one in block.numpy()])
             measures = [(Gram(), "column")] + (
-                [(RowGrams(shape[1]), "all")] if len(shape) == 2 and shape[1] < 700 else []
+                [(RowWeights(shape[1], 1.0, 1.0), "all")] if len(shape) == 2 and shape[1] < 700 else []
             )
             for reduction, over in measures:
                 misses = []

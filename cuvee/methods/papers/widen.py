@@ -24,10 +24,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RowGrams:
-    """The Gram matrix of every row of a tensor, seen all together: (K, K, rows)."""
+class RowWeights:
+    """The weights of every row of a tensor, (K, rows), from the Gram matrix of the K task vectors and the base in it.
+
+    Attributes:
+        length: of a row.
+        ratio, calibration: as of `_weights`.
+    """
 
     length: int
+    ratio: float
+    calibration: float
 
     stacked: ClassVar[bool] = True
 
@@ -53,7 +60,8 @@ class RowGrams:
 
     def next(self, folded: Sequence[tuple[str, NDArray[np.float64]]], state: Any, numel: int) -> Done | Again:
         ((_, leaves),) = folded
-        return Done(np.concatenate(list(leaves), axis=2)[:, :, : numel // self.length])
+        grams = np.concatenate(list(leaves), axis=2)[:, :, : numel // self.length]
+        return Done(_weights(grams, self.ratio, self.calibration))
 
 
 @merge_method(
@@ -90,17 +98,17 @@ def widen(
     together = beside(deltas, base)
     is_embedding = place.role == "embedding" and len(place.layout.shape) == 2
     if is_embedding:
-        grams = measured(RowGrams(place.layout.shape[1]), together)
-    else:
-        grams = measured(Gram(), together, over="column")
-    length, turned = _changes(grams)
-    weights = (
-        _scores(length, above_average_ratio, calibration) + _scores(turned, above_average_ratio, calibration)
-    ) / 2
-    if is_embedding:
         width = place.layout.shape[1]
+        weights = measured(RowWeights(width, above_average_ratio, calibration), together)
         return linear_combination(deltas, weights[:, place.start // width : place.stop // width], "row")
-    return linear_combination(deltas, weights, "column")
+    grams = measured(Gram(), together, over="column")
+    return linear_combination(deltas, _weights(grams, above_average_ratio, calibration), "column")
+
+
+def _weights(grams: NDArray[np.float64], ratio: float, calibration: float) -> NDArray[np.float64]:
+    """Return the weight of each column of each model, (K, columns), from ⟨·,·⟩ of all τ_i and the base's in it."""
+    length, turned = _changes(grams)
+    return (_scores(length, ratio, calibration) + _scores(turned, ratio, calibration)) / 2
 
 
 def _changes(grams: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -114,9 +122,10 @@ def _changes(grams: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _scores(change: NDArray[np.float64], ratio: float, calibration: float) -> NDArray[np.float64]:
-    """Return the weight of each column of each model, (K, columns)."""
+    """Return the weight of each column of each model by its rank, (K, columns)."""
     count = change.shape[1]
-    ranks = change.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable") / max(1, count)
+    ranks = np.empty(change.shape)
+    np.put_along_axis(ranks, change.argsort(axis=1, kind="stable"), np.arange(count) / max(1, count), axis=1)
     return np.where(ranks > ratio * ranks.mean(1, keepdims=True), calibration, _softmax(ranks))
 
 
