@@ -148,7 +148,7 @@ def _failed(error: BaseException, arguments: list[str]) -> int:
     if isinstance(error, Stopped):
         goes_on = (
             "the same command again, which goes on where it stopped"
-            if arguments[:1] in (["merge"], ["moe"], ["tokens"], ["bench"])
+            if arguments[:1] in (["merge"], ["moe"], ["tokens"], ["bench"], ["evaluate"])
             else ""
         )
         tell(Interrupted("stopped", right=goes_on), as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from cuvee.cli.evaluate_lines import Asked, Line, harness_lines, suite_lines
@@ -118,8 +119,12 @@ def _print(model: str, lines: Sequence[Line], notes: Sequence[str]) -> None:
     made = table("task", "metric", "model", "base", "expert", "normalised", "items", numbers=range(2, 7), fold=(0,))
     for line in lines:
         numbers = [f"{one.value:.3f}" if one else "–" for one in (line.model, line.base, line.expert)]
+        if math.isfinite(line.standard_error):
+            numbers[0] += f" ± {line.standard_error:.3f}"
         share = "–" if line.normalised is None else f"{100 * line.normalised:.0f} %"
         made.add_row(styled(line.name, "cyan"), *map(styled, (line.metric, *numbers, share, line.n)))
     show(screen(), heading(f"Scores of {model}"), indented(made))
+    if any(math.isfinite(line.standard_error) for line in lines):
+        show(screen(), prose("±: standard error of the mean over the items", "dim"))
     if notes:
         show(screen(), "", *(prose(note, "yellow") for note in notes))

@@ -32,6 +32,7 @@ class Line:
         higher_is_better: whether more is better.
         n: number of items.
         model, base, expert: the scores.
+        standard_error: of the model's, over the items; NaN where it is not known.
         more: what else `--json` tells.
     """
 
@@ -43,6 +44,7 @@ class Line:
     model: Valued
     base: Valued | None = None
     expert: Valued | None = None
+    standard_error: float = math.nan
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,7 +72,8 @@ class Line:
         }
         scores = {"model": self.model, "base": self.base, "expert": self.expert}
         values = {name: score.value if score else None for name, score in scores.items()}
-        return {**said, "items": self.n, **values, "normalised": self.normalised, **self.more}
+        found = {"items": self.n, **values, "standard_error": self.standard_error, "normalised": self.normalised}
+        return {**said, **found, **self.more}
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def suite_lines(
     from cuvee.evaluation.bars import training_shown
     from cuvee.evaluation.home import cuvee_home
     from cuvee.evaluation.kept_scores import KeptScores, digest_of, kept_score
+    from cuvee.evaluation.measures import standard_error
     from cuvee.evaluation.suites import suite as find
 
     with training_shown(screen(stderr=True)) as progress:
@@ -131,6 +135,7 @@ def suite_lines(
             own[task.name],
             base[task.name],
             experts.get(task.name),
+            standard_error(own[task.name].items),
             {"kind": task.kind},
         )
         for task in tasks
@@ -213,7 +218,7 @@ def _lines(
     for place, one in enumerate(own):
         sign = 1 if one.higher_is_better else -1
         best = max((found[place] for found in experts), key=lambda score: sign * score.value, default=None)
-        more = {"key": one.key, "num_fewshot": one.num_fewshot, "standard_error": one.standard_error}
-        beside = base[place] if base else None, best
+        more = {"key": one.key, "num_fewshot": one.num_fewshot}
+        beside = base[place] if base else None, best, one.standard_error
         lines.append(Line(None, one.task, one.metric, one.higher_is_better, one.n, one, *beside, more))
     return lines

@@ -26,6 +26,7 @@ from cuvee.evaluation.harness_tasks import HarnessTask, HarnessTasks, in_one_sen
 from cuvee.evaluation.kept_scores import KeptScores, code_of, key_of
 from cuvee.evaluation.live_model import LiveModel
 from cuvee.evaluation.lm_eval_guest import import_lm_eval, own_draws, quietly
+from cuvee.evaluation.measures import standard_error
 
 __all__ = ["HarnessScore", "score"]
 
@@ -76,9 +77,7 @@ class HarnessScore:
     @property
     def standard_error(self) -> float:
         """Of a mean over the items; NaN where there are none, or one."""
-        if self.items is None or len(self.items) < 2:
-            return math.nan
-        return float(np.std(self.items, ddof=1) / math.sqrt(len(self.items)))
+        return standard_error(self.items)
 
 
 def score(

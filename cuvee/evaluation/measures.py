@@ -8,11 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from cuvee.evaluation.suites.suite import Score
 
-__all__ = ["Interval", "Valued", "absolute", "change", "interval", "nested_subsets", "normalised", "paired_interval"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "Interval",
+    "Valued",
+    "absolute",
+    "change",
+    "interval",
+    "nested_subsets",
+    "normalised",
+    "paired_interval",
+    "standard_error",
+]
 
 # Two-sided 95 % quantiles of Student's t with 1, 2, … degrees of freedom; beyond, that of the normal distribution is near.
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -52,6 +67,13 @@ class Interval:
     def high(self) -> float:
         """Upper end."""
         return self.mean + self.half
+
+
+def standard_error(items: Sequence[float] | NDArray[np.float32] | None) -> float:
+    """Return the standard error of a mean over items; NaN where there are none, or one."""
+    if items is None or len(items) < 2:
+        return math.nan
+    return float(np.std(items, ddof=1, dtype=np.float64) / math.sqrt(len(items)))
 
 
 def absolute(scores: Mapping[str, Valued]) -> float:

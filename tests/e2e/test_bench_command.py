@@ -1,10 +1,13 @@
 """`cuvee bench run` as it is typed, on a suite small enough for a test."""
 
 import json
+import re
+import signal
 
 import pytest
 
 from cuvee.cli.app import main
+from cuvee.cli.stopping import Stopped
 from cuvee.evaluation.model_folders import save_model
 from cuvee.evaluation.suites import lm
 from cuvee.evaluation.tiny_llama import Shape, TinyLlama
@@ -86,8 +89,12 @@ def test_a_model_is_scored_beside_the_base_and_the_expert(home, capsys):
     assert yaml["model"] == yaml["expert"] == built.score(built.tensors(built.experts["yaml"]), "yaml").value
     assert yaml["base"] == built.score(built.tensors(built.base), "yaml").value
     assert english["expert"] is None
+    items = built.score(built.tensors(built.experts["yaml"]), "yaml").items
+    assert yaml["standard_error"] == pytest.approx(items.std(ddof=1) / len(items) ** 0.5, rel=1e-6)
     assert cuvee_line("evaluate", built.base, "--tasks", "lm", "--quick", "--limit", "2") == 0
-    assert "lm/yaml" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"lm/yaml .* \d\.\d+ ± 0\.\d+ ", said) and "standard error" in said
+    assert all(len(line) <= 80 for line in said.splitlines()[1:])  # the first has the path
     assert cuvee_line("evaluate", str(home / "nowhere"), "--tasks", "lm/yaml", "--quick") == 2
 
 
@@ -124,6 +131,16 @@ def test_a_model_of_another_shape_is_told_before_anything_is_made(home, capsys, 
         said = capsys.readouterr().err
         assert "the suite lm cannot score this model: " in said and f"where: {model}" in said and right in said
     assert not (home / "home").exists()
+
+
+def test_a_stopped_evaluation_says_that_the_same_command_goes_on(home, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise Stopped(signal.SIGINT)
+
+    save_model(TinyLlama(FORM.shape), home / "m")
+    monkeypatch.setattr("cuvee.cli.evaluate.suite_lines", stopped)
+    assert cuvee_line("evaluate", str(home / "m"), "--tasks", "lm/python", "--quick") == 130
+    assert "right: the same command again, which goes on where it stopped" in capsys.readouterr().err
 
 
 @pytest.mark.slow
