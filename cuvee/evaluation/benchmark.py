@@ -25,7 +25,7 @@ from cuvee.evaluation.kept_scores import MERGING, KeptScores, code_of, digest_of
 from cuvee.evaluation.measures import nested_subsets, normalised
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.results import Choice, Cost, Outcome, SeedResult
-from cuvee.evaluation.suites.suite import Built, Corruption, Score, Split
+from cuvee.evaluation.suites.suite import BASE, Built, Corruption, Score, Split
 from cuvee.evaluation.variants import GRIDS, Variant, merged, merged_adapters
 from cuvee.methods.registry import ADAPTERS, find_method
 
@@ -106,7 +106,7 @@ class Runner:
         """
         total, done = len(variants) + 1, 0
         progress(0, total, "the base and the experts")
-        base, experts, shifted = self._references()
+        scores, shifted = self._references()
         costs = {one.label: self._cost(one) for one in variants}
 
         def score(variant: Variant, check: Check) -> Outcome:
@@ -122,8 +122,8 @@ class Runner:
             self._built.seed,
             self._built.key,
             self._built.tasks,
-            base,
-            experts,
+            scores.pop(BASE),
+            scores,
             shifted,
             {variant.label: outcome for variant, outcome in zip(variants, outcomes, strict=True)},
             self._compared(),
@@ -131,33 +131,36 @@ class Runner:
 
     # --- References ---
 
-    def _references(self) -> tuple[dict[str, Score], dict[str, dict[str, Score]], Shifted]:
-        """Return the scores of the base, of the experts, and of the experts on shifted data of their own tasks."""
+    def _references(self) -> tuple[dict[str, dict[str, Score]], dict[str, Shifted]]:
+        """Return the scores of `BASE` and of each expert on all tasks, and on shifted data of the experts' tasks."""
 
-        def score(name: str | None, check: Check) -> dict[str, Score]:
+        def score(name: str, check: Check) -> tuple[dict[str, Score], Shifted]:
             tensors, digest = self._model(name)
-            return self._scores(digest, lambda: tensors, list(self._built.tasks), check)
+            scores = self._scores(digest, lambda: tensors, list(self._built.tasks), check)
+            return scores, self._shifted(digest, lambda: tensors, check)
 
-        names = list(self._built.experts)
-        base, *experts = each_on_a_core(score, [None, *names])
-        tasks = self._tasks(self._all)
-        shifted = self._shifted(lambda shift: {task: self._own(task, 1.0, "test", shift) for task in tasks})
-        return base, dict(zip(names, experts, strict=True)), shifted
+        names = [BASE, *self._built.experts]
+        found = dict(zip(names, each_on_a_core(score, names), strict=True))
+        return {name: scores for name, (scores, _) in found.items()}, {name: one for name, (_, one) in found.items()}
 
-    def _shifted(self, scores: Callable[[Corruption], dict[str, Score]]) -> Shifted:
-        """Return scores by severity, corruption and task; none for a suite that has no corruptions."""
-        names = self._built.corruptions
+    def _shifted(self, digest: str, tensors: Callable[[], Tensors], check: Check) -> Shifted:
+        """Return scores on the experts' tasks by severity, corruption and task; none where nothing can be shifted."""
+        tasks, names = self._tasks(self._all), self._built.corruptions
+
+        def scores(shift: Corruption) -> dict[str, Score]:
+            return self._scores(digest, tensors, tasks, check, corruption=shift)
+
         return {one: {name: scores(Corruption(name, one)) for name in names} for one in self._severities if names}
 
-    def _model(self, name: str | None) -> tuple[Tensors, str]:
-        if name is None:
+    def _model(self, name: str) -> tuple[Tensors, str]:
+        if name == BASE:
             return self._base, self._base_digest
         return self._experts[name, 1.0], self._digests[name, 1.0]
 
-    def _own(self, task: str, share: float, split: Split, corruption: Corruption | None = None) -> Score:
+    def _own(self, task: str, share: float, split: Split) -> Score:
         """Return the score of a task's own expert."""
         place = (self._built.tasks[task].expert or "", share)
-        return self._score(self._digests[place], lambda: self._experts[place], task, split, corruption)
+        return self._score(self._digests[place], lambda: self._experts[place], task, split, None)
 
     def _tasks(self, lineup: Lineup) -> list[str]:
         return [task.name for task in self._built.tasks_of("expert") if task.expert in lineup.experts]
@@ -183,8 +186,7 @@ class Runner:
                 if not math.isfinite(score.value):
                     raise NoMerge(f"its score at {task!r} is {score.value}: the weights are beyond all bounds")
             digest, again = self._merge(variant, self._all, tuned.best)
-            own = self._tasks(self._all)
-            shifted = self._shifted(lambda shift: self._scores(digest, again, own, check, corruption=shift))
+            shifted = self._shifted(digest, again, check)
         except NoMerge as problem:
             return Outcome(variant, str(problem), by_size=by_size)
         by_size[len(self._all.experts)] = self._normalised(tuned.scores, self._fewest, "test")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cuvee.evaluation.measures import Interval, change, interval, normalised
-from cuvee.evaluation.suites.suite import Score, Task
+from cuvee.evaluation.suites.suite import BASE, Score, Task
 
 if TYPE_CHECKING:
     from cuvee.engine.comparing import Comparison
@@ -86,7 +86,8 @@ class SeedResult:
         tasks: by name.
         base: the base's scores on all tasks.
         experts: each expert's scores on all tasks.
-        shifted_experts: severity -> corruption -> task -> score of that task's own expert.
+        shifted: the base's, as `BASE`, and each expert's on shifted data of the experts' tasks, by severity, corruption and
+            task; empty where nothing can be shifted.
         outcomes: by the variant's label.
         comparison: of the experts' task vectors.
     """
@@ -96,7 +97,7 @@ class SeedResult:
     tasks: Mapping[str, Task]
     base: Scores
     experts: Mapping[str, Scores]
-    shifted_experts: Shifted
+    shifted: Mapping[str, Shifted]
     outcomes: Mapping[str, Outcome]
     comparison: Comparison | None = field(default=None, repr=False)
 
@@ -104,6 +105,12 @@ class SeedResult:
     def own(self) -> dict[str, Score]:
         """The score of each expert's task by its own expert."""
         return {task.name: self.experts[task.expert][task.name] for task in self.tasks.values() if task.expert}
+
+    def own_shifted(self, severity: int) -> dict[str, dict[str, Score]]:
+        """The scores of each expert's task by its own expert on data that are shifted so far, by corruption."""
+        experts = {task.name: self.shifted[task.expert][severity] for task in self.tasks.values() if task.expert}
+        corruptions = self.shifted[BASE][severity]
+        return {one: {task: own[one][task] for task, own in experts.items()} for one in corruptions}
 
     def names(self, kind: str) -> list[str]:
         """Return the names of the tasks of a kind."""
@@ -164,7 +171,7 @@ class Bench:
     @property
     def shifts(self) -> list[int]:
         """The severities that there are scores of: none for a suite without corruptions."""
-        return [one for one in self.severities if all(one in seed.shifted_experts for seed in self.seeds)]
+        return [one for one in self.severities if all(one in seed.shifted.get(BASE, {}) for seed in self.seeds)]
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -189,11 +196,14 @@ class Bench:
 
     def base_summary(self) -> Summary:
         """Return the measures of the base."""
-        return self._summary([seed.base for seed in self.seeds], [{} for _ in self.seeds])
+        return self._summary([seed.base for seed in self.seeds], self._shifted(BASE))
 
     def expert_summary(self, name: str) -> Summary:
         """Return the measures of one expert, as if it were a merge."""
-        return self._summary([seed.experts[name] for seed in self.seeds], [{} for _ in self.seeds])
+        return self._summary([seed.experts[name] for seed in self.seeds], self._shifted(name))
+
+    def _shifted(self, model: str) -> list[Shifted]:
+        return [seed.shifted.get(model, {}) for seed in self.seeds]
 
     def over_seeds(self, label: str, value: Callable[[Outcome], float | None]) -> Interval | None:
         """Return the interval of something that each seed's outcome has."""
@@ -212,7 +222,7 @@ class Bench:
             self._change(pairs, "base"),
             self._change(pairs, "unseen"),
             {
-                severity: interval([_normalised(one[severity], seed.shifted_experts[severity]) for one, seed in both])
+                severity: interval([_normalised(one[severity], seed.own_shifted(severity)) for one, seed in both])
                 for severity in (self.shifts if all(shifted) else ())
             },
         )

@@ -26,7 +26,11 @@ DEFINITIONS = (
     ("recovered", "mean share of each expert's gain over the base that is kept; 0 is the base, 1 all experts"),
     ("forgetting", "change against the base on the base's own tasks, in the unit of the score; below 0 is forgotten"),
     ("unseen", "change against the base on tasks that nobody was trained on"),
-    ("shifted N", "normalised score on data of the experts' tasks that are shifted by severity N, 1 (slight) to 5"),
+    (
+        "shifted N",
+        "normalised score on data of the experts' tasks that are shifted by severity N, 1 (slight) to 5; 1 is every expert on "
+        "its own task, shifted as far",
+    ),
     ("merge", "processor time and memory of one merge in memory, one thread, nothing kept from before"),
 )
 """What the columns mean."""

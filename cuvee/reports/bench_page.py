@@ -46,7 +46,7 @@ def bench_page(bench: Bench) -> str:
             section("Coefficient", _COEFFICIENT_WORDS, *_coefficient_chart(bench, colours)),
             section("Number of experts", _SIZE_WORDS, *_size_chart(bench, colours)),
             section("Training of the experts", _SHARE_WORDS, *_share_chart(bench, colours)),
-            section("Shifted data", _SHIFT_WORDS, *_shift_chart(bench, merges, colours)),
+            section("Shifted data", _SHIFT_WORDS, *_shift_chart(bench, rows, colours)),
             section("Cost", _COST_WORDS, *_cost_chart(merges, colours)),
             class_="pairs",
         ),
@@ -67,7 +67,7 @@ _SIZE_WORDS = "Normalised score of merges of the first 2, 3, … experts, the co
 _SHARE_WORDS = "Normalised score of merges of experts that had a share of their training, against those same experts."
 _SHIFT_WORDS = (
     "Normalised score against how far the data are shifted, the mean over all kinds of shift; at severity 0 they are as they "
-    "are. 1 is as good as the experts on the same shifted data."
+    "are. 1 is as good as each expert on the same shifted data of its own task; broken lines are single models on all tasks."
 )
 _COST_WORDS = (
     "Normalised score against processor time of a merge. The broken line joins those that none beats at their cost."
@@ -207,14 +207,17 @@ def _share_chart(bench: Bench, colours: Mapping[str, int]) -> list[str]:
     return _chart(found, "share of the training", ticks=shares)
 
 
-def _shift_chart(bench: Bench, merges: Sequence[Row], colours: Mapping[str, int]) -> list[str]:
+def _shift_chart(bench: Bench, rows: Sequence[Row], colours: Mapping[str, int]) -> list[str]:
     if not bench.shifts:
         return [element("p", text("The suite's data are not shifted."), class_="soft")]
     found = []
-    for row in merges:
-        assert row.summary is not None
+    for row in rows:
+        if row.summary is None:
+            continue
         points = [(0.0, row.normalised), *((float(at), one.mean) for at, one in row.summary.shifted.items())]
-        found.append(Line(row.label, points, colours.get(row.label)))
+        is_merge = row.kind == "merge"
+        colour = colours.get(row.label) if is_merge else None
+        found.append(Line(row.name, points, colour, reference="" if is_merge else row.kind))
     return _chart(found, "severity of the shift", ticks=[0.0, *map(float, bench.shifts)])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cuvee.reports.markup import element, joined, text
@@ -86,12 +86,14 @@ class Line:
         points: (x, y) in order of x.
         colour: 0, 1, …, below `COLOURS`; None: grey.
         marked: an x whose point is drawn larger, or None.
+        reference: "base" or "expert": drawn broken, to hold the others against.
     """
 
     label: str
     points: Sequence[tuple[float, float]]
     colour: int | None = None
     marked: float | None = None
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,10 @@ class Point:
     colour: int | None = None
 
 
-def lines(chart_lines: Sequence[Line], x: Axis, y: Axis, *, reference: Mapping[str, float] | None = None) -> str:
-    """Return lines over a scale; grey ones lie below.
-
-    Args:
-        chart_lines: drawn in order.
-        x, y: the axes.
-        reference: heights that are marked across, by name.
-    """
+def lines(chart_lines: Sequence[Line], x: Axis, y: Axis) -> str:
+    """Return lines over a scale, drawn in order; grey ones lie below."""
     below_first = sorted(chart_lines, key=lambda line: line.colour is not None)
-    drawn = joined(_line(line, x, y) for line in below_first)
-    return _frame(x, y, joined(_reference(name, at, y) for name, at in (reference or {}).items()) + drawn)
+    return _frame(x, y, joined(_line(line, x, y) for line in below_first))
 
 
 def cloud(points: Sequence[Point], x: Axis, y: Axis, *, front: Sequence[Point] = ()) -> str:
@@ -174,11 +169,11 @@ def interval_bar(low: float, mean: float, high: float, axis: Axis, *, before: fl
 
 
 def legend(chart_lines: Sequence[Line | Point]) -> str:
-    """Return the names of the coloured ones."""
-    named = [one for one in chart_lines if one.colour is not None]
-    keys = (
-        element("span", element("i", class_=f"key c{one.colour}"), text(one.label), class_="entry") for one in named
-    )
+    """Return the names of the coloured ones, and what kinds of broken lines there are."""
+    named = [(f"c{one.colour}", one.label) for one in chart_lines if one.colour is not None]
+    kinds = dict.fromkeys(one.reference for one in chart_lines if isinstance(one, Line) and one.reference)
+    named += [(kind, "each expert" if kind == "expert" else f"the {kind}") for kind in kinds]
+    keys = (element("span", element("i", class_=f"key {key}"), text(label), class_="entry") for key, label in named)
     return element("p", *keys, class_="legend")
 
 
@@ -205,7 +200,7 @@ def _frame(x: Axis, y: Axis, inside: str) -> str:
 
 def _line(line: Line, x: Axis, y: Axis) -> str:
     places = [(_x(at, x), _y(value, y)) for at, value in line.points if math.isfinite(value)]
-    colour = "grey" if line.colour is None else f"c{line.colour}"
+    colour = line.reference or ("grey" if line.colour is None else f"c{line.colour}")
     title = element("title", text(line.label))
     path = element("polyline", title, points=_path(places), class_=f"line {colour}")
     if line.colour is None:
@@ -223,14 +218,6 @@ def _dot(label: str, at: float, value: float, x: Axis, y: Axis, colour: int | No
     said = element("title", text(f"{label}: {value:.3f} at {x.label(at) if x.log else f'{at:g}'}"))
     kind = "grey" if colour is None else f"c{colour}"
     return element("circle", said, cx=_x(at, x), cy=_y(value, y), r=radius, class_=f"dot {kind}")
-
-
-def _reference(name: str, at: float, y: Axis) -> str:
-    if not y.low <= at <= y.high:
-        return ""
-    height = _y(at, y)
-    line = element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=height, y2=height, class_="reference")
-    return line + element("text", text(name), x=_WIDTH - _RIGHT - 2, y=height - 4, class_="tick end")
 
 
 def _x(value: float, axis: Axis) -> float:

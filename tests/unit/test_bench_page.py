@@ -58,7 +58,7 @@ def bench():
     }
     seed = SeedResult(
         0, "k", TASKS, scores(a=0.25, b=0.25, g=0.5), {"a": scores(a=1.0, b=0.2, g=0.4), "b": scores(a=0.2, b=1.0, g=0.4)},
-        shifted(1.0), outcomes,
+        {"base": shifted(0.125), "a": shifted(1.0), "b": shifted(1.0)}, outcomes,
     )  # fmt: skip
     return Bench("s", "a <title>", True, None, [1, 5], "cuvee bench run s", [seed])
 
@@ -118,17 +118,20 @@ def test_the_page_and_the_rows_rank_alike(bench):
 
 def test_every_severity_has_its_column_and_its_point(bench):
     made, table, (head, *rows) = bench_page(bench), as_markdown(bench), as_csv(bench).splitlines()
-    for severity, value in ((1, 0.25), (5, 0.0625)):
+    for severity, value, base in ((1, 0.25, 0.125), (5, 0.0625, 0.125**2)):
         assert f"shifted {severity}" in table
         assert f"<th>shifted {severity}</th>" in made
         column = head.split(",").index(f"shifted {severity}")
         (ties,) = (row.split(",") for row in rows if row.startswith("merge,ties"))
         assert float(ties[column]) == pytest.approx(value)
+        assert [float(row.split(",")[column]) for row in rows[:3]] == pytest.approx([base, 1, 1])
     chart = made[made.index("<h2>Shifted data") : made.index("<h2>Cost")]
     assert "severity of the shift" in chart
     assert "ties" in chart
+    assert chart.count('class="line base"') == 1 and chart.count('class="line expert"') == 2
+    assert "the base" in chart and "each expert" in chart
     assert json.loads(as_json(bench))["severities"] == [1, 5]
-    none = replace(bench, seeds=[replace(bench.seeds[0], shifted_experts={})])
+    none = replace(bench, seeds=[replace(bench.seeds[0], shifted={})])
     assert none.shifts == []
     assert "not shifted" in bench_page(none)
 

@@ -296,20 +296,31 @@ def test_nested_experts_and_weaker_ones_are_scored(built, result):
 def test_data_are_shifted_by_every_severity_that_is_asked_for(built, kept, result):
     counting = Counting(built.scorer)
     found = Runner(replace(built, scorer=counting), kept, sizes=[2], severities=[3, 5]).run(VARIANTS, quietly)
+    experts = [found.shifted[name] for name in built.experts]
     outcome, before = found.outcomes["task_arithmetic"], result.outcomes["task_arithmetic"]
-    assert list(outcome.shifted) == list(found.shifted_experts) == [3, 5]
+    assert list(outcome.shifted) == list(found.shifted["base"]) == list(found.shifted["yaml"]) == [3, 5]
     assert list(before.shifted) == [3]
     assert set(outcome.shifted[5]) == set(built.corruptions)
     for severity in (3, 5):
-        for name, scores in found.shifted_experts[severity].items():
-            own = built.tensors(built.experts["yaml"])
-            assert scores["yaml"].value == built.score(own, "yaml", corruption=Corruption(name, severity)).value
-    merges = sum(not one.failure for one in found.outcomes.values())
-    assert counting.calls == (merges + 1) * len(result.own) * len(built.corruptions)  # severity 5 alone is new
+        for name in built.corruptions:
+            shift = Corruption(name, severity)
+            for model, scores in (
+                (built.base, found.shifted["base"]),
+                *zip(built.experts.values(), experts, strict=True),
+            ):
+                one = built.score(built.tensors(model), "yaml", corruption=shift).value
+                assert scores[severity][name]["yaml"].value == one
+            own = {task: scores[severity][name][task] for task, scores in zip(built.experts, experts, strict=True)}
+            assert own.items() <= found.own_shifted(severity)[name].items()
+    models = sum(not one.failure for one in found.outcomes.values()) + 1 + len(built.experts)
+    assert counting.calls == models * len(result.own) * len(built.corruptions)  # severity 5 alone is new
     summary = Bench("lm", "t", True, None, [3, 5], "", [found]).summary("task_arithmetic")
-    worse = [normalised(one["noise"], found.shifted_experts[at]["noise"]) for at, one in outcome.shifted.items()]
+    worse = [normalised(one["noise"], found.own_shifted(at)["noise"]) for at, one in outcome.shifted.items()]
     assert [summary.shifted[at].mean for at in (3, 5)] == worse
-    assert Bench("lm", "t", True, None, [3], "", [found]).base_summary().shifted == {}
+    bench = Bench("lm", "t", True, None, [3, 5], "", [found])
+    base = normalised(found.shifted["base"][5]["noise"], found.own_shifted(5)["noise"])
+    assert bench.base_summary().shifted[5].mean == base < 1
+    assert list(bench.expert_summary("yaml").shifted) == [3, 5]
 
 
 def test_numbers_of_experts_are_spread_from_two_to_all():
