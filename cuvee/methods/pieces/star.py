@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.calls import noted
 from cuvee.methods.registry import MATRIX, Bound, Paper, Role, edit
-from cuvee.methods.spectral import holding, with_singular_values
+from cuvee.methods.spectral import holding, svd, with_singular_values
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -43,12 +43,15 @@ def star(
     """
     if eta >= 100 and known_rank is None:
         return delta
-    return with_singular_values(delta, lambda s: _stretched(s, eta, known_rank))
+    if known_rank is None:
+        return with_singular_values(delta, lambda s: _stretched(s, eta))
+    found = svd(delta, known_rank)
+    return found._replace(s=_stretched(found.s, eta)).matrix
 
 
-def _stretched(s: Tensor, eta: float, known_rank: int | None) -> Tensor:
+def _stretched(s: Tensor, eta: float) -> Tensor:
     """Return the leading singular values that reach eta percent of their sum, scaled to it, and zeros."""
-    reached = s[:known_rank].cumsum(0)
+    reached = s.cumsum(0)
     rank = int((reached[:-1] < reached[-1:] * (eta / 100)).sum()) + 1
     noted(star_rank=rank)
     stretched = torch.zeros_like(s)

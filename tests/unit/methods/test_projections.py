@@ -7,6 +7,7 @@ import torch
 
 import cuvee
 from cuvee.methods import spectral
+from cuvee.methods.pieces.star import star
 from cuvee.methods.spectral import numerical_rank, projected_svd, strong_svd, svd
 
 M, N = 520, 700
@@ -28,28 +29,28 @@ def stored(matrix, dtype=torch.bfloat16):
 
 
 LOW = {
-    "exact": with_spectrum([3.0, 2.0, 1.0, 0.5]),
-    "turned": with_spectrum([3.0, 2.0, 1.0, 0.5], m=N, n=M),
-    "equal": with_spectrum([1.0] * 16),
-    "stored in bfloat16": stored(with_spectrum(torch.linspace(4, 1, 16).tolist())),
-    "float64": with_spectrum([1.0, 0.1, 0.02], dtype=torch.float64),
-    "one row": torch.cat([torch.zeros(M - 1, N), torch.full((1, N), 1e-30)]),
-    "sparse": with_spectrum([3.0, 1.0]) * (torch.arange(N) >= N - 40),
+    "exact": lambda: with_spectrum([3.0, 2.0, 1.0, 0.5]),
+    "turned": lambda: with_spectrum([3.0, 2.0, 1.0, 0.5], m=N, n=M),
+    "equal": lambda: with_spectrum([1.0] * 16),
+    "stored in bfloat16": lambda: stored(with_spectrum(torch.linspace(4, 1, 16).tolist())),
+    "float64": lambda: with_spectrum([1.0, 0.1, 0.02], dtype=torch.float64),
+    "one row": lambda: torch.cat([torch.zeros(M - 1, N), torch.full((1, N), 1e-30)]),
+    "sparse": lambda: with_spectrum([3.0, 1.0]) * (torch.arange(N) >= N - 40),
 }
 WHOLE_ONES = {
-    "noise": torch.randn(M, N, generator=torch.Generator().manual_seed(0)),
-    "1/j": with_spectrum([1 / j for j in range(1, M)]),
-    "1/j²": with_spectrum([1 / j**2 for j in range(1, M)]),
-    "falling": with_spectrum([0.8**j for j in range(60)]),
-    "no gap where it is cut": with_spectrum([1.0] * 4 + [0.02] + [0.008] * 100),
-    "zero": torch.zeros(M, N),
-    "small": with_spectrum([1.0], m=100),
+    "noise": lambda: torch.randn(M, N, generator=torch.Generator().manual_seed(0)),
+    "1/j": lambda: with_spectrum([1 / j for j in range(1, M)]),
+    "1/j²": lambda: with_spectrum([1 / j**2 for j in range(1, M)]),
+    "falling": lambda: with_spectrum([0.8**j for j in range(60)]),
+    "no gap where it is cut": lambda: with_spectrum([1.0] * 4 + [0.02] + [0.008] * 100),
+    "zero": lambda: torch.zeros(M, N),
+    "small": lambda: with_spectrum([1.0], m=100),
 }
 
 
 @pytest.mark.parametrize("name", LOW)
 def test_what_a_gap_sets_apart_is_found_as_the_whole_decomposition_finds_it(name):
-    matrix = LOW[name]
+    matrix = LOW[name]()
     found, whole = projected_svd(matrix), WHOLE(matrix, None)
     whole = whole.cut(numerical_rank(whole.s, M))
     assert found is not None
@@ -63,15 +64,23 @@ def test_what_a_gap_sets_apart_is_found_as_the_whole_decomposition_finds_it(name
 
 @pytest.mark.parametrize("name", WHOLE_ONES)
 def test_what_no_gap_sets_apart_is_left_to_the_whole_decomposition(name):
-    matrix = WHOLE_ONES[name]
+    matrix = WHOLE_ONES[name]()
     assert projected_svd(matrix) is None
     assert all(map(torch.equal, svd(matrix, 7), WHOLE(matrix, 7)))
     whole = WHOLE(matrix, None)
     assert all(map(torch.equal, strong_svd(matrix), whole.cut(numerical_rank(whole.s, min(matrix.shape)))))
 
 
+def test_star_takes_a_known_rank_at_its_word():
+    matrix = LOW["stored in bfloat16"]()
+    found = WHOLE(matrix, 16)
+    kept = int((found.s.cumsum(0) < 0.6 * found.s.sum()).sum()) + 1
+    want = found.cut(kept).matrix * (found.s.sum() / found.s[:kept].sum())
+    torch.testing.assert_close(star(matrix, eta=60, known_rank=16), want, rtol=0, atol=1e-5)
+
+
 def test_a_rank_beyond_what_a_gap_sets_apart_asks_for_the_whole():
-    matrix = LOW["stored in bfloat16"]
+    matrix = LOW["stored in bfloat16"]()
     assert len(strong_svd(matrix, 40).s) == len(svd(matrix, 16).s) == 16
     assert all(map(torch.equal, svd(matrix, 40), WHOLE(matrix, 40)))
 
