@@ -60,6 +60,25 @@ def test_a_matrix_method_runs_in_the_least_memory_that_is_accepted_and_names_wha
     assert found["peak"] < least
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RssAnon and RLIMIT_DATA are Linux's")
+@pytest.mark.slow
+def test_of_many_experts_in_one_tensor_one_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, shape = "model.layers.0.mlp.experts.gate_up_proj", (64, 512, 1024)
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator).bfloat16()
+    for folder in ("base", "math", "code", "chat"):
+        delta = 0.0 if folder == "base" else 0.02 * torch.randn(shape, generator=generator)
+        write_model(tmp_path / folder, {name: base + delta}, {"model_type": "mixtral", "hidden_size": 1024})
+    recipe = cuvee.Recipe("iso_c", models=["math", "code", "chat"], base_model="base")
+    with pytest.raises(ResourceError, match="is too little") as refused:
+        cuvee.plan(recipe, memory=1)
+    assert repr(f"{name}[0]") in refused.value.where
+    least = int(refused.value.right.removeprefix("--memory ").removesuffix("MB")) * 10**6
+    found = measured(tmp_path, "iso_c", "out", limit=least, options={"memory": least})
+    assert found["peak"] < least
+
+
 @pytest.mark.slow
 def test_kept_decompositions_give_the_same_bytes_sooner_and_a_damaged_one_is_made_again(large, monkeypatch):
     monkeypatch.chdir(large)
