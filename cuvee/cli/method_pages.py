@@ -10,7 +10,7 @@ from cuvee.cli.docstrings import read_docstring
 from cuvee.methods.needs import COLLECTED
 
 if TYPE_CHECKING:
-    from cuvee.methods.registry import Edit, Method, Parameter
+    from cuvee.methods.registry import Edit, Method, Parameter, Workspace
 
 __all__ = ["edit_object", "example_recipe", "facts_of", "formula_lines", "meanings", "method_object", "span"]
 
@@ -22,6 +22,7 @@ _ENGINE_PARAMETERS = {
     "scaling": "coefficient of the merged task vector, applied last (`lambda` in mergekit's YAML).",
     "embed_mismatch": "embeddings and heads of different sizes: an error, or cropped to the rows that all have.",
 }
+_SIDE = 4096
 _SHOWN_IN_EXAMPLES = ("weight", "density", "select_topk")
 
 
@@ -59,6 +60,7 @@ def _object(one: Method | Edit) -> dict[str, Any]:
         "status": one.status,
         "cost": one.cost,
         "unit": one.unit.value,
+        "memory": _memory(one.workspace),
         "formula": one.formula,
         "differs": one.differs,
         "returns": page.returns,
@@ -106,9 +108,20 @@ def facts_of(one: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("statistics", one["statistics"]),
         ("cost", one["cost"]),
         ("sees at once", f"a {one['unit']}" if one["unit"] != "element" else "any block of elements"),
+        ("memory", one["memory"]),
         ("returns", one["returns"]),
     ]
     return [(label, text) for label, text in facts if text]
+
+
+def _memory(workspace: Workspace | None) -> str:
+    """Return in words what a method on matrices holds at once."""
+    if workspace is None:
+        return ""
+    two, three = (workspace(_SIDE, _SIDE, models) / (4 * _SIDE**2) for models in (2, 3))
+    by_model = round(three - two)
+    share = f"{by_model} K + " if by_model > 1 else "K + " if by_model else ""
+    return f"{share}{round(two - 2 * by_model)} times a square matrix in float32"
 
 
 def span(models: tuple[int, int | None] | list[int | None]) -> str:

@@ -67,3 +67,10 @@ def test_the_page_of_an_edit_has_all_that_one_of_a_method_has(writer):
     assert "## Beside the paper and mergekit\n\nThe official code averages" in page
     (row,) = (line for line in made["README.md"].split("\n") if line.startswith("| [lwptv]"))
     assert row.endswith("| reconstruction |")
+
+
+def test_a_page_says_whether_memory_grows_with_the_models():
+    said = {name: method_object(methods()[name])["memory"] for name in ("drm", "tsv_m", "ties")}
+    assert re.fullmatch(r"5 K \+ \d+ times a square matrix in float32", said["drm"])
+    assert re.fullmatch(r"\d+ times a square matrix in float32", said["tsv_m"])
+    assert not said["ties"]
