@@ -96,6 +96,7 @@ WORK: dict[str, Callable[[int, int, int], Work]] = {
     "iso_c": lambda m, n, k: polar(m, n),
     "iso_cts": _iso_cts,
     "lore_merging": lambda m, n, k: vectors(m, n, min(m, n), 20 * k) + gemm(m, min(m, n), n, 20 * k),
+    "low_rank": lambda m, n, k: vectors(m, n, min(m, n) // 4, k) + gemm(m, min(m, n) // 4, n, k),
     "mats": lambda m, n, k: gemm(m, n, n, 100 + k) + Counter({("gram", n, m, n): k}),
     "opcm": _opcm,
     "optmerge": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + _on_inputs(m, n, k),
@@ -107,6 +108,7 @@ WORK: dict[str, Callable[[int, int, int], Work]] = {
     "star": _star,
     "stf": lambda m, n, k: vectors(m, n, min(m, n) // k, k) + gemm(m, min(m, n), n),
     "tsv_m": _tsv_m,
+    "twin_svd": lambda m, n, k: vectors(m, n, min(m, n) // 10, k) + gemm(m, min(m, n) // 10, n, k),
     "wudi_merging": _on_inputs,
 }
 """What each method and edit on matrices needs of an (m, n) matrix with K models."""

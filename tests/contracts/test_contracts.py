@@ -334,6 +334,25 @@ CONTRACTS = [
         scales=True,
         transposes=True,
     ),
+    Contract("twin_svd", equal_models=None, tolerance=1e-5, turns=("left", "right"), scales=True, transposes=True),
+    Contract(
+        "twin_svd",
+        {"density": 1.0, "weight": 0.2},
+        tolerance=1e-5,
+        turns=("left", "right"),
+        scales=True,
+        transposes=True,
+    ),
+    Contract(
+        "low_rank",
+        {"density": 0.5},
+        equal_models=None,
+        tolerance=1e-5,
+        turns=("left", "right"),
+        scales=True,
+        transposes=True,
+    ),
+    Contract("low_rank", {"inner": "ties", "shrink": 0.01}, equal_models=None),
     Contract("mats", {"iterations": 5}, turns=("left", "right"), scales=True, tolerance=1e-5),
     # An exact solution is as exact as C is conditioned: of equal weights to 1e-11.
     Contract(
