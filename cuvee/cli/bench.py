@@ -41,6 +41,7 @@ def build(
         print_json({"suites": [_described(one) for one in suites]}) if json else _print_list(suites)
         return
     found = find(suite)
+    found.need_seeds(seeds)
     if not quiet and not json:
         _print_sources(found, quick=quick)
     built = [_made(found, seed, quick=quick, quiet=quiet, device=device) for seed in range(seeds)]

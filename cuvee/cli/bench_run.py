@@ -144,6 +144,7 @@ def run_suite(
     from cuvee.evaluation.suites import suite as find
 
     suite = find(name)
+    suite.need_seeds(seeds)
     results = []
     kept = KeptScores(cuvee_home() / "scores.sqlite")
     try:

@@ -73,6 +73,7 @@ def test_json_alone_is_on_stdout(home, capsys):
         (("lm", "--severity", "6"), "5"),
         (("lm", "--severity"), "--severity needs a value"),
         (("lm", "--methods", "--quick"), "--methods needs a value"),
+        (("pairs", "--seeds", "9"), "there are 8 published members"),
     ],
 )
 def test_a_wrong_word_ends_it_before_anything_is_made(home, capsys, arguments, named):

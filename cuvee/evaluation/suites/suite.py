@@ -225,6 +225,7 @@ class Suite:
         builder: makes its models.
         lister: says what they are scored on.
         shaper: says what they look like.
+        members: how many seeds there are, where models are published ones; None: any number.
     """
 
     name: str
@@ -236,6 +237,19 @@ class Suite:
     quick_packages: Sequence[Package] = ()
     data: Sequence[str] = ()
     quick_data: Sequence[str] | None = None
+    members: int | None = None
+
+    def need_seeds(self, seeds: int) -> None:
+        """Return if there are so many seeds.
+
+        Raises:
+            ResourceError: there are fewer.
+        """
+        if self.members is not None and seeds > self.members:
+            raise ResourceError(
+                f"the suite {self.name} has no {seeds} seeds: there are {self.members} published members, each is one",
+                right=f"--seeds {self.members} at most",
+            )
 
     def tasks(self, *, quick: bool) -> dict[str, Task]:
         """Return the tasks of a form by name, before anything is made."""
@@ -312,13 +326,14 @@ class Suite:
             mend: make models again that are damaged.
 
         Raises:
-            ResourceError: a package, a library or the device is missing.
+            ResourceError: a package, a library or the device is missing, or there is no such seed.
             CheckpointError: a model is damaged, and not to be mended.
         """
         from cuvee.evaluation.damage import DamagedModels
         from cuvee.evaluation.home import cuvee_home
 
         need_device(device)
+        self.need_seeds(seed + 1)
         while True:
             try:
                 return self.builder(self, home or cuvee_home(), seed, quick=quick, progress=progress, device=device)
