@@ -1299,8 +1299,13 @@ INLINE float tanh_of(float x)
     return copysignf(grown / (grown + 2.0f), x);
 }
 
-/* A magnitude clamped to [low, low + span], and then mapped to [0, 1]; all to 0 where the span is 0. */
-INLINE float clamped(float x, float low, float high) { x = fabsf(x); x = x < low ? low : x; return x > high ? high : x; }
+/* A magnitude clamped to [low, low + span], NaN where an end is NaN, and then mapped to [0, 1]; all to 0 where the span is 0. */
+INLINE float clamped(float x, float low, float high)
+{
+    x = fabsf(x);
+    x = x < low || isnan(low) ? low : x;
+    return x > high || isnan(high) ? high : x;
+}
 INLINE float mapped(float x, float low, float span) { return span > 0.0f ? (x - low) / span : 0.0f; }
 INLINE float sign_of(float x) { return (float)((x > 0.0f) - (x < 0.0f)); }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -414,6 +415,19 @@ def test_a_competition_of_parameters_is_its_definition(values, inter, spread, fl
     for given_ends in (outcome.value, [(0.01 * k, 1.5 if k < 4 else 0.04) for k in range(len(values))]):
         found, right = (balanced(either, clamps, inter, given_ends, weight) for either in (rows, values))
         assert_same_bits(torch.from_numpy(found) + 0.0, right + 0.0)
+
+
+@pytest.mark.parametrize("inter", ["normalized_sum", "raw_sum"])
+def test_a_competition_whose_clamps_are_no_numbers_is_its_definition(inter):
+    values = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    rows, clamps, ends = (
+        Stored([kernels.row_of(one) for one in values]),
+        ((0.1, 2.0),) * 2 + ((math.nan, math.nan),),
+        ((0.1, 1.5),) * 3,
+    )
+    found, right = (balanced(either, clamps, inter, ends, 1.0) for either in (rows, values))
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(right.numpy()))
+    assert np.isnan(found).any()
 
 
 @pytest.mark.skipif(not kernels.available(), reason="the kernels are off")
