@@ -23,7 +23,7 @@ from cuvee.errors import CheckpointError, CuveeError
 from cuvee.evaluation.candidates import Shapes, need_shapes
 from cuvee.evaluation.model_folders import is_adapter, is_model
 
-__all__ = ["DamagedModels", "digests_file", "keep_digests", "kept_digests", "need_whole"]
+__all__ = ["DamagedModels", "digests_file", "digests_of", "keep_digests", "kept_digests", "need_whole"]
 
 
 class DamagedModels(CheckpointError):
@@ -64,15 +64,16 @@ def need_whole(places: Iterable[Path], shapes: Shapes | None = None) -> None:
 
 def keep_digests(place: Path) -> None:
     """Write beside a folder, or a file, what its bytes are."""
-    fs.replace_file(digests_file(place), json.dumps(_digests(place)).encode())
+    fs.replace_file(digests_file(place), json.dumps(digests_of(place)).encode())
 
 
 def kept_digests(place: Path) -> dict[str, str] | None:
-    """Return what was written, whether or not anything is there now; None where nothing was."""
+    """Return what was written, whether or not anything is there now; None where nothing was, or it is damaged itself."""
     try:
-        return dict(json.loads(fs.read_file(digests_file(place))))
+        kept = json.loads(fs.read_file(digests_file(place)))
     except (FileNotFoundError, ValueError):
         return None
+    return kept if isinstance(kept, dict) and kept else None
 
 
 def digests_file(place: Path) -> Path:
@@ -80,9 +81,10 @@ def digests_file(place: Path) -> Path:
     return place.with_name(f".{place.name}.digests.json")
 
 
-def _digests(place: Path) -> dict[str, str]:
+def digests_of(place: Path) -> dict[str, str]:
     """Return the digests of the files of a folder by their names; of a file its own, by ""."""
-    return {name: _digest(place / name) for name in (fs.listdir(place) if fs.is_folder(place) else [""])}
+    names = fs.listdir(place) if fs.is_folder(place) else [""]
+    return {name: _digest(place / name) for name in names if fs.is_file(place / name)}
 
 
 def _digest(file: Path) -> str:
@@ -97,7 +99,7 @@ def _damage(place: Path, shapes: Shapes | None) -> tuple[Path, str] | None:
     kept = kept_digests(place)
     if kept is None:
         return _misshapen(place, shapes)
-    found = _digests(place)
+    found = digests_of(place)
     for name in kept:
         if name not in found:
             return place / name, "a file of a suite's model is gone"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from cuvee.errors import CheckpointError, IncompatibleModels
 from cuvee.evaluation import training
 from cuvee.evaluation.damage import digests_file, keep_digests, kept_digests, need_whole
-from cuvee.evaluation.suites import BASE, lm
+from cuvee.evaluation.suites import BASE, lm, making
 from cuvee.evaluation.suites.lm import SUITE, SUITE_LORA, read_corpora
 from cuvee.evaluation.tiny_llama import Shape
 from cuvee.evaluation.training import Training
@@ -170,6 +170,38 @@ def test_a_base_that_comes_out_as_another_takes_its_experts_with_it(quickly):
     quickly(mend=True, progress=lambda model, done, steps, note: told.append((model, done)))
     assert {model for model, done in told if done} == {BASE, "python", "cpp"}
     assert contents(folder) == before
+
+
+def test_a_build_that_is_killed_over_such_a_base_is_told_of_it_again(quickly, monkeypatch):
+    folder = quickly().folder
+    digests = digests_file(folder / BASE)
+    digests.write_text(json.dumps(dict.fromkeys(kept_digests(folder / BASE), "0" * 64)))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "_remove_all_but", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quickly(mend=True)
+    told = []
+    quickly(mend=True, progress=lambda model, done, steps, note: told.append((model, done)))
+    assert {model for model, done in told if done} == {BASE, "python", "cpp"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"null", b"5", b"[1]", b"{}"])
+def test_digests_that_are_damaged_themselves_are_kept_anew(quickly, content):
+    folder = quickly().folder
+    before = contents(folder)
+    digests_file(folder / "cpp").write_bytes(content)
+    quickly()
+    assert contents(folder) == before
+
+
+def test_a_folder_among_the_files_of_a_model_is_no_damage(quickly):
+    folder = quickly().folder
+    (folder / "cpp" / "notes").mkdir()
+    quickly()
 
 
 def test_a_file_alone_is_watched_too(tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.publishing import locked
 from cuvee.evaluation.candidates import Shapes
-from cuvee.evaluation.damage import digests_file, keep_digests, kept_digests, need_whole
+from cuvee.evaluation.damage import digests_file, digests_of, keep_digests, kept_digests, need_whole
 from cuvee.evaluation.parallel import each_on_a_core
 from cuvee.evaluation.suites.suite import BASE, Progress
 from cuvee.evaluation.training import Training, train
@@ -67,16 +67,16 @@ def make_models(
 
     def made(name: str, check: Check) -> None:
         make(name, check)
+        if name == BASE and kept_digests(folder / BASE) not in (None, digests_of(folder / BASE)):
+            # before its digests are kept: of a build that is killed between the two, the next one sees this again
+            _remove_all_but(folder, [BASE, digests_file(folder / BASE).name])
         for place in places[name]:
             keep_digests(place)
 
     if missing:
         # Two builds of one suite at once would train the same models, and trip over each other's snapshots.
         with locked(folder):
-            base = kept_digests(folder / BASE)
             each_on_a_core(made, missing, threads=threads)
-            if base not in (None, kept_digests(folder / BASE)):
-                _remove_all_but(folder, [BASE, digests_file(folder / BASE).name])
 
 
 def _remove_all_but(folder: Path, names: Sequence[str]) -> None:
