@@ -196,6 +196,7 @@ _WORDS = {
     errno.EPERM: "permission denied",
     errno.EMFILE: "too many open files",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -219,8 +220,9 @@ def in_words(error: OSError, place: Path) -> ResourceError:
     Args:
         place: where it happened, if the error does not say.
     """
+    folder = "free space or another folder" if error.errno in _FULL else "another folder"
     return ResourceError(
         _WORDS.get(error.errno or 0, error.strerror or str(error)),
         where=str(error.filename or place),
-        right="free space or another folder; running the same command again goes on where this run stopped",
+        right=f"{folder}; running the same command again goes on where this run stopped",
     )

@@ -85,14 +85,19 @@ def run(
 def _need_folder(folder: Path) -> None:
     """Make a folder that files can be written to."""
     from cuvee.checkpoints import fs
-    from cuvee.checkpoints.publishing import os_errors
+    from cuvee.checkpoints.publishing import in_words
 
     there = next((one for one in (folder, *folder.parents) if fs.exists(one)), folder)
     if not fs.is_folder(there) or not fs.is_writable(there):
         found = "cannot be written to" if fs.is_folder(there) else "is no folder" if fs.exists(there) else "is gone"
         raise ResourceError(f"the output {found}", where=str(there), right="another --out FOLDER")
-    with os_errors(folder):
+    try:
         fs.mkdir(folder)
+    except OSError as error:
+        said = in_words(error, folder)
+        raise ResourceError(
+            f"the output cannot be made: {said.found}", where=said.where, right="another --out FOLDER"
+        ) from None
 
 
 def _command(

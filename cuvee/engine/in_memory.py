@@ -55,7 +55,9 @@ class _Collecting(Handler):
 
     def begin(self, task: Task) -> None:
         if self._labels is not None:
-            self._records[task.name] = FiniteRecord(task, self._labels, False, "allow_nan=True")
+            self._records[task.name] = FiniteRecord(
+                task, self._labels, False, "allow_nan=True (cuvee merge --allow-nan)"
+            )
         self._raw[task.name] = np.empty(task.layout.numel * task.dtype.itemsize, np.uint8)
 
     def deliver(self, task: Task, start: int, block: Computed) -> None:

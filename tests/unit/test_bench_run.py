@@ -398,6 +398,7 @@ def test_an_output_that_cannot_be_is_told_before_anything_is_scored(capsys, monk
         main(["bench", "run", "pairs", "--quick", "--methods", "linear", "--out", out])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and ("where: afile" in said or "where: /proc" in said)
+    assert "right: another --out FOLDER\n" in said
 
 
 def test_all_of_a_suite_is_all_of_it_whatever_else_is_named():

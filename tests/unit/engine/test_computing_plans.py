@@ -91,7 +91,7 @@ def test_nan_and_inf_are_refused_as_a_run_refuses_them(family, recipe, value):
     with pytest.raises(NonFinite) as in_memory_:
         compute(cuvee.plan("recipe.yml"))
     assert in_memory_.value.found == by_run.value.found and spoiled in by_run.value.found
-    assert "allow_nan=True" in in_memory_.value.right
+    assert "allow_nan=True (cuvee merge --allow-nan)" in in_memory_.value.right
     with pytest.raises(NonFinite):
         in_memory("recipe.yml")
     merged = compute(cuvee.plan("recipe.yml"), allow_nan=True)
