@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -69,7 +69,7 @@ class Interval:
         return self.mean + self.half
 
 
-def standard_error(items: Sequence[float] | NDArray[np.float32] | None) -> float:
+def standard_error(items: Sequence[float] | NDArray[np.floating[Any]] | None) -> float:
     """Return the standard error of a mean over items; NaN where there are none, or one."""
     if items is None or len(items) < 2:
         return math.nan

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cuvee.evaluation.measures import Interval, change, interval, normalised
+from cuvee.evaluation.measures import Interval, change, interval, normalised, standard_error
 from cuvee.evaluation.suites.suite import BASE, Score, Task
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def _noise(scores: Scores, own: Scores) -> float:
         above, below = (scores[task], expert) if expert.higher_is_better else (expert, scores[task])
         # d(a/b) = (da − a/b · db) / b, item by item
         moves = (above.items - above.value / below.value * below.items) / below.value
-        variance += float(moves.var()) / above.n
+        variance += standard_error(moves) ** 2
     return _NORMAL_95 * math.sqrt(variance) / len(known) if known else math.nan
 
 

@@ -7,7 +7,7 @@ is fine-tuned through it, and not when a merge is scored by it. So models differ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ def unlike(examples: Labelled, *others: Labelled) -> Labelled:
     """
     known = {tuple(row) for one in others for row in one.inputs.tolist()}
     kept = torch.tensor([tuple(row) not in known for row in examples.inputs.tolist()])
-    return Labelled(examples.inputs[kept], examples.labels[kept])
+    return replace(examples, inputs=examples.inputs[kept], labels=examples.labels[kept])
 
 
 @dataclass(frozen=True)
