@@ -230,8 +230,9 @@ def check_statistics(formula: Formula, statistics: Mapping[int, Model], tasks: S
     """Hold statistics against the tensors to be merged; returns warnings.
 
     Raises:
-        IncompatibleModels: nothing in a file belongs to any tensor.
+        IncompatibleModels: nothing in a file belongs to any tensor, or what is stacked is of another number of experts.
     """
+    stacks = {one.of.name: one.of for one in (next(formula.apart(task)) for task in tasks) if one.of}
     names = {task.name for task in tasks} | {task.name.removesuffix(".weight") for task in tasks}
     prefixes = {name[:at] for name in names for at, c in enumerate(name) if c == "."}
     warnings: list[str] = []
@@ -243,6 +244,14 @@ def check_statistics(formula: Formula, statistics: Mapping[int, Model], tasks: S
                 where=model.label,
                 right="statistics of one of the models: names as in the models, gram/<module> or hidden/<layer>",
             )
+        for name, source in model.tensors.items():
+            stack = stacks.get(name.partition("/")[2])
+            if stack and source.shape[:1] != (stack.experts,):
+                raise IncompatibleModels(
+                    f"the statistic {name!r} is of shape {source.shape}, and {stack.name!r} holds {stack.experts} experts",
+                    where=model.label,
+                    right=f"shape ({stack.experts}, …): what belongs to each expert, one after the other",
+                )
         if strangers:
             warnings.append(f"{model.label}: {len(strangers)} statistics belong to no tensor, such as {strangers[0]!r}")
         kinds = {name.partition("/")[0] for name in model.tensors} - formula.kinds

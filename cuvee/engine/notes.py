@@ -39,7 +39,8 @@ def notes_in_words(
             if what == "fallback":
                 fallbacks.update(found)
             elif what == "chosen":
-                offered.update(labels[one.model] for one in task.inputs)
+                choices = 1 if fact == found else sum(one is not None for one in fact)  # or one an expert
+                offered.update([labels[one.model] for one in task.inputs] * choices)
                 chosen.update(labels[task.inputs[k].model] for k in found)
             else:
                 ranges.setdefault(what, {}).setdefault(task.role, []).extend(found)

@@ -53,7 +53,7 @@ def _stretched(s: Tensor, eta: float) -> Tensor:
     """Return the leading singular values that reach eta percent of their sum, scaled to it, and zeros."""
     reached = s.cumsum(0)
     rank = int((reached[:-1] < reached[-1:] * (eta / 100)).sum()) + 1
-    noted(star_rank=rank)
+    noted(star_rank=min(rank, len(s)))
     stretched = torch.zeros_like(s)
     stretched[:rank] = s[:rank] * (reached[-1:] / reached[rank - 1 : rank])
     return stretched

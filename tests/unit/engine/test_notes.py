@@ -11,6 +11,7 @@ from models import LLAMA, family, llama_shapes, write_model
 import cuvee
 from cuvee.engine.notes import notes_in_words, notes_of_tensor
 from cuvee.methods.calls import Call, Place, activated, noted
+from cuvee.methods.pieces.star import star
 from cuvee.tensors.layout import Layout
 
 UP, NORM, NARROW = "model.layers.0.mlp.up_proj.weight", "model.norm.weight", "model.layers.0.self_attn.k_proj.weight"
@@ -90,6 +91,25 @@ def test_the_models_that_are_chosen_are_named(folders, tmp_path):
     assert len(notes) == count
     (line,) = report.notes
     assert f"{folders / 'bad'} in 0 of {count}" in line and f"bad in 0 of {count}" in card
+
+
+def test_each_expert_of_a_tensor_has_its_choice(tmp_path):
+    name, config = "model.layers.0.mlp.experts.down_proj", {**LLAMA, "num_local_experts": 4}
+    tensors = [{name: size * torch.ones(4, 6, 5)} for size in (0.0, 1.0, 1.1, 1.2, 9.0)]
+    for place, one in zip(("base", "a", "b", "c", "bad"), tensors, strict=True):
+        write_model(tmp_path / place, one, config)
+    names = ("a", "b", "c", "bad")
+    report, notes, _ = merged(tmp_path, tmp_path / "out", "multi_krum", names, m=3, f=0, before=[{"star": {}}])
+    assert notes[name]["chosen"] == [[0, 1, 2]] * 4
+    assert report.notes[-1].startswith("chosen: ") and f"{tmp_path / 'bad'} in 0 of 4" in report.notes[-1]
+    assert f"{tmp_path / 'a'} in 4 of 4" in report.notes[-1]
+
+
+def test_a_matrix_of_zeros_has_no_rank():
+    call = Call(Place("x", Layout((3, 2)), 0, 6))
+    with activated(call):
+        assert not star(torch.zeros(3, 2)).any()
+    assert call.notes == {"star_rank": 0}
 
 
 def test_a_method_that_notes_nothing_leaves_nothing(folders, tmp_path):

@@ -14,7 +14,7 @@ import cuvee
 from cuvee.cli import main
 from cuvee.engine.continuing import plan_continued
 from cuvee.engine.verifying import verify
-from cuvee.errors import NonFinite
+from cuvee.errors import IncompatibleModels, NonFinite
 from cuvee.methods import spectral
 from cuvee.methods.registry import MATRIX, NONE, edits, methods
 
@@ -196,6 +196,17 @@ def test_a_stacked_statistic_says_of_each_expert_its_own(tmp_path, on_disk):
         given = {f"fisher/model{k}/{DOWN}": one for k, one in enumerate(fisher)}
         got = cuvee.merge_tensors("mats", experts, statistics=given, context=MIXTRAL, **how)[DOWN]
     torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [COUNT - 1, COUNT + 1])
+def test_a_statistic_of_another_number_of_experts_is_refused(tmp_path, number):
+    base, (one, other) = family(2, dtype=torch.float32)
+    folders = write(tmp_path, (base, one, other))
+    save_file({f"gram/{DOWN}": torch.eye(INNER).repeat(number, 1, 1)}, tmp_path / "gram.st")
+    models = [cuvee.RecipeModel(place, statistics=str(tmp_path / "gram.st")) for place in folders[1:]]
+    recipe = cuvee.Recipe("bayesian_model_merging", models=models, base_model=folders[0])
+    with pytest.raises(IncompatibleModels, match=rf"gram/{DOWN}.*shape \({number}, 12, 12\).*holds {COUNT} experts"):
+        cuvee.plan(recipe)
 
 
 def test_nan_in_one_expert_is_named_and_let_through_stays_there(tmp_path):
