@@ -20,7 +20,7 @@ from cuvee.checkpoints.sidecars import digest_of
 from cuvee.checkpoints.sources import MemoryTensor, Model, ModelFile, Slice, TensorSource, read_all
 from cuvee.engine.tasks import Formula, Task
 from cuvee.errors import CheckpointError, IncompatibleModels, MethodError, raise_all
-from cuvee.methods.needs import collect_command
+from cuvee.methods.needs import collect_command, module_of
 from cuvee.methods.registry import Method
 from cuvee.recipes import Prepared, Recipe, RecipeModel
 from cuvee.tensors.lazy_torch import torch
@@ -232,8 +232,9 @@ def check_statistics(formula: Formula, statistics: Mapping[int, Model], tasks: S
     Raises:
         IncompatibleModels: nothing in a file belongs to any tensor, or what is stacked is of another number of experts.
     """
-    stacks = {one.of.name: one.of for one in (next(formula.apart(task)) for task in tasks) if one.of}
-    names = {task.name for task in tasks} | {task.name.removesuffix(".weight") for task in tasks}
+    apart = [one.of for one in (next(formula.apart(task)) for task in tasks) if one.of]
+    stacks = {name: stack for stack in apart for name in (stack.name, module_of(stack.name))}
+    names = {name for task in tasks for name in (task.name, module_of(task.name))}
     prefixes = {name[:at] for name in names for at, c in enumerate(name) if c == "."}
     warnings: list[str] = []
     for model in statistics.values():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["COLLECTED", "collect_command"]
+import re
+
+__all__ = ["COLLECTED", "collect_command", "module_of"]
 
 COLLECTED = {
     "fisher": "diagonal Fisher information of every tensor, over the model's own predictions",
@@ -17,3 +19,8 @@ def collect_command(kind: str, model: str = "MODEL", out: str = "a.safetensors")
     """Return what to do where a model lacks a statistic."""
     entry = f"models: - {{model: {model}, statistics: {out}}}"
     return f"cuvee collect {kind} {model} texts.txt {out}; {entry}" if kind in COLLECTED else entry
+
+
+def module_of(tensor: str) -> str:
+    """Return the name of the module that a weight is of, or of one of its experts: `mlp.up` of `mlp.up.weight`."""
+    return re.sub(r"\.weight(\[\d+\])?$", r"\1", tensor)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from cuvee.errors import MethodError
 from cuvee.methods.calls import current, noted
 from cuvee.methods.combination import Matrices, spread
-from cuvee.methods.needs import collect_command
+from cuvee.methods.needs import collect_command, module_of
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import Paper
 from cuvee.methods.spectral import decomposition_bytes, eigh, gram, gram_solve, gram_spectrum, product, second_moment
@@ -189,7 +189,7 @@ def given_matrices(kind: str, count: int, shape: tuple[int, int]) -> Matrices | 
     tensor = call.place.tensor
     found: list[str | None] = []
     for k in range(count):
-        keys = (f"{kind}/model{k}/{tensor}", f"{kind}/model{k}/{tensor.removesuffix('.weight')}")
+        keys = (f"{kind}/model{k}/{tensor}", f"{kind}/model{k}/{module_of(tensor)}")
         found.append(next((key for key in keys if key in call.statistics), None))
     if not any(found):
         return None

@@ -7,6 +7,7 @@ import torch
 
 import cuvee
 from cuvee.errors import MethodError
+from cuvee.methods.needs import module_of
 from cuvee.methods.pieces.regression import from_task_vectors
 from cuvee.methods.pieces.spectral_filters import directions_kept
 
@@ -289,3 +290,11 @@ def test_a_time_of_its_own_for_each_matrix_follows_from_the_largest_eigenvalues_
         own = 2.0 * float(mean / tops[name]) ** 0.7
         want = cuvee.merge_tensors("wudi_merging", models, base, time=own, **settings)[name]
         torch.testing.assert_close(got[name], want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "module"),
+    [("a.up.weight", "a.up"), ("a.up.weight[3]", "a.up[3]"), ("a.up", "a.up"), ("a.weight.x", "a.weight.x")],
+)
+def test_a_gram_matrix_may_be_named_by_the_module(tensor, module):
+    assert module_of(tensor) == module
