@@ -48,7 +48,7 @@ def test_scores_are_a_table_with_base_and_best_expert(score, folder):
     lines = [line.split() for line in outcome.out.splitlines() if line.strip()]
     assert ["task", "metric", "model", "base", "expert", "normalised", "items"] in lines
     (written,) = (line for line in lines if line[0] == "write")
-    assert written == ["write", "exact", "answers", "0.500", "0.062", "0.500", "100", "%", "32"]
+    assert written == ["write", "exact", "answers", "0.500", "±", "0.090", "0.062", "0.500", "100", "%", "32"]
 
 
 def test_a_recipe_is_merged_and_scored_and_nothing_is_written(score, folder):
