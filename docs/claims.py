@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from cuvee.evaluation.measures import change, normalised
-from cuvee.evaluation.results import SeedResult, recovered_share
+from cuvee.evaluation.results import Outcome, SeedResult, recovered_share
 
 AVERAGE, SUM, TIES, TIES_MODEL = "linear", "task_arithmetic", "ties:density=0.2", "ties:density=0.2,trim_scope=model"
 DARE = {0.5: "dare_linear:density=0.5", 0.9: "dare_linear:density=0.1", 0.99: "dare_linear:density=0.01"}
 TSV, ISO, WUDI, STOCK = "tsv_m", "iso_c", "wudi_merging", "model_stock"
 VARIANTS = (AVERAGE, SUM, "ties", TIES, TIES_MODEL, *DARE.values(), TSV, ISO, WUDI, STOCK)
 VARIANTS_BESIDE = (AVERAGE, SUM, TIES, TSV, ISO)
+VARIANTS_ELSEWHERE = (AVERAGE, SUM, "ties", TIES, DARE[0.5], DARE[0.9], TSV, ISO, WUDI)
 
 LORA, WEAK, WILD = "LoRA experts", "a weak base", "in the wild"
 BESIDE = (LORA, WEAK, WILD)
@@ -23,7 +24,7 @@ BESIDE = (LORA, WEAK, WILD)
 
 @dataclass(frozen=True)
 class Seed(SeedResult):
-    """What one seed of `lm` gives, and the suites beside it.
+    """What one seed of a suite gives, and of `lm` the suites beside it.
 
     Attributes:
         beside: LORA: the same base and domains, its experts by adapters; WEAK: a base with a quarter of the training, and its
@@ -55,13 +56,24 @@ class Claim:
 Measure = Callable[[Any], float]
 
 
+class NotRun(Exception):
+    """A claim needs a suite beside this one, or a variant, that was left out. Not an error."""
+
+
+def _outcome(seed: SeedResult, label: str) -> Outcome:
+    if label not in seed.outcomes:
+        raise NotRun(label)
+    outcome = seed.outcomes[label]
+    assert outcome.tuned is not None, outcome.failure
+    return outcome
+
+
 def score(label: str, *, tuned: bool = True) -> Measure:
     """Return the normalised test score of a variant, as a function of the seed."""
 
     def of(seed: SeedResult) -> float:
-        outcome = seed.outcomes[label]
-        assert outcome.tuned is not None, outcome.failure
-        return normalised(outcome.tuned.scores if tuned else outcome.default, seed.own)
+        outcome = _outcome(seed, label)
+        return normalised(outcome.tuned.scores if tuned and outcome.tuned else outcome.default, seed.own)
 
     return of
 
@@ -74,20 +86,42 @@ def best_expert(seed: SeedResult) -> float:
     return max(normalised(scores, seed.own) for scores in seed.experts.values())
 
 
+def on_others(seed: SeedResult) -> float:
+    """Return what an expert scores on the other experts' tasks, in the mean."""
+    others = {name: [task for task in seed.own if seed.tasks[task].expert != name] for name in seed.experts}
+    return float(
+        np.mean(
+            [normalised(seed.experts[name], {task: seed.own[task] for task in tasks}) for name, tasks in others.items()]
+        )
+    )
+
+
 def at_size(label: str, size: int | None = None) -> Measure:
-    """Return the score of the merge of the first so many experts; None: of all."""
-    return lambda seed: seed.outcomes[label].by_size[size or max(seed.outcomes[label].by_size)]
+    """Return the score, on the tasks of the fewest that are merged, of the merge of the first so many experts; None: of all."""
+
+    def of(seed: SeedResult) -> float:
+        found = _outcome(seed, label).by_size
+        return _run(found, max(found) if size is None else size)
+
+    return of
 
 
 def at_share(label: str, share: float) -> Measure:
-    return lambda seed: seed.outcomes[label].by_share[share]
+    """Return the score of the merge of experts after a share of their training."""
+    return lambda seed: _run(_outcome(seed, label).by_share, share)
+
+
+def _run(found: Mapping[Any, float], key: float) -> float:
+    if key not in found:
+        raise NotRun(str(key))
+    return found[key]
 
 
 def on(label: str, kind: str) -> Measure:
     """Return how much better than the base a tuned merge is on the tasks of a kind, in the unit of the score."""
 
     def of(seed: SeedResult) -> float:
-        outcome = seed.outcomes[label]
+        outcome = _outcome(seed, label)
         assert outcome.tuned is not None
         return change(outcome.tuned.scores, {task: seed.base[task] for task in seed.names(kind)})
 
@@ -96,10 +130,6 @@ def on(label: str, kind: str) -> Measure:
 
 def minus(one: Measure, other: Measure) -> Measure:
     return lambda seed: one(seed) - other(seed)
-
-
-class NotRun(Exception):
-    """A claim needs a suite beside `lm` that was left out. Not an error."""
 
 
 def among(suite: str, measure: Measure) -> Measure:
@@ -117,8 +147,8 @@ def recovered(label: str) -> Measure:
     """Return the share of the experts' gains over the base that a tuned merge has."""
 
     def of(seed: SeedResult) -> float:
-        outcome = seed.outcomes[label]
-        assert outcome.tuned is not None, outcome.failure
+        outcome = _outcome(seed, label)
+        assert outcome.tuned is not None
         return recovered_share(outcome.tuned.scores, seed.own, seed.base)
 
     return of
@@ -141,6 +171,9 @@ CLAIMS = (
         "Editing Models with Task Arithmetic, arXiv 2212.04089; MergeBench, arXiv 2505.10833",
         "On the experts' tasks a merge is better than the base and worse than the experts themselves.",
         [("task arithmetic − base", minus(score(SUM), of_base)), ("1 − task arithmetic", minus(constant(1), score(SUM)))],
+        note="In full a merge of `lm` keeps a tenth of what experts gain, and methods lie within 0.03 of one another: an "
+        "expert costs the others' tasks more than a third of what it gains on its own (their row in the tables below is under "
+        "the base's; in the quick suite it is above), so that the best coefficient is a small one.",
     ),
     Claim(
         "A merge does more tasks than any expert",
@@ -175,8 +208,8 @@ CLAIMS = (
         "With both tuned on validation data, TIES is better.",
         [("TIES − task arithmetic", minus(score(TIES), score(SUM))),
          ("TIES without its trim − task arithmetic", minus(score("ties"), score(SUM)))],
-        "Small models have little to spare: four fifths of the elements are missed here, as with DARE at 0.9; the vote on "
-        "signs alone costs less.",
+        "Small models have little to spare: in the quick `lm` four fifths of the elements are missed, as with DARE at 0.9, and "
+        "the vote on signs alone does better than both.",
     ),
     Claim(
         "The coefficient matters",
@@ -262,14 +295,14 @@ CLAIMS = (
         "Merging costs the base's own task little",
         "Averaging as regularisation: WiSE-FT, arXiv 2109.01903",
         "Averaging does not make the base's own task worse.",
-        [("averaging − base, bits per byte saved", on(AVERAGE, "base"))],
+        [("averaging − base", on(AVERAGE, "base"))],
     ),
     Claim(
         "Merges are better on unseen tasks",
         "TIES-Merging, arXiv 2306.01708, table 3 (out of domain)",
-        "On text that nobody was trained on, a merge is better than the base.",
-        [("TIES − base, bits per byte saved", on(TIES, "unseen")),
-         ("task arithmetic − base, bits per byte saved", on(SUM, "unseen"))],
+        "On data that nobody was trained on, a merge is better than the base.",
+        [("TIES − base", on(TIES, "unseen")),
+         ("task arithmetic − base", on(SUM, "unseen"))],
     ),
     Claim(
         "LoRA experts are harder to merge",
@@ -277,8 +310,9 @@ CLAIMS = (
         "Of the gains of full fine-tunes over the base a merge keeps a larger share than of those of LoRA experts.",
         [(f"{name}, full − LoRA", minus(recovered(one), among(LORA, recovered(one))))
          for name, one in (("task arithmetic", SUM), ("TIES", TIES), ("TSV-M", TSV))],
-        "Not for task arithmetic and TIES, but for what works on singular vectors: TSV-M and Iso-C lead on full fine-tunes and "
-        "fall behind task arithmetic on adapters, whose task vectors have a rank of 8.",
+        "In the quick suite not for task arithmetic and TIES, but for what works on singular vectors: TSV-M and Iso-C lead on "
+        "full fine-tunes and fall behind task arithmetic on adapters, whose task vectors have a rank of 8. In full TSV-M leads "
+        "on both.",
     ),
     Claim(
         "Stronger bases merge better",

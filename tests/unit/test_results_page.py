@@ -1,5 +1,6 @@
 """docs/results.md: at least a dozen claims, judged by their intervals, on the page that is in the repository."""
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def writer():
         import write_results
     finally:
         sys.path.remove(str(DOCS))
-    return SimpleNamespace(**{**vars(claims), **vars(write_results)})
+    return SimpleNamespace(**{**vars(claims), **vars(write_results)}, module=write_results)
 
 
 def seed(writer, level, seed_number=0):
@@ -48,7 +49,7 @@ def test_there_are_a_dozen_claims_and_each_is_on_the_page(writer):
     made = (DOCS / "results.md").read_text()
     assert len(writer.CLAIMS) >= 12
     for claim in writer.CLAIMS:
-        assert f"| {claim.title}: {claim.says} | {claim.source} |" in made
+        assert f"### {claim.title}\n\n{claim.says} ({claim.source})\n" in made
 
 
 def test_every_claim_can_be_judged_with_the_variants_that_are_run(writer):
@@ -56,6 +57,35 @@ def test_every_claim_can_be_judged_with_the_variants_that_are_run(writer):
     for claim in writer.CLAIMS:
         if "cosine" not in claim.shows[0][0]:  # needs models
             assert writer.judge(claim, result)[0] in ("holds", "does not hold", "undecided")
+
+
+def test_what_a_suite_did_not_run_is_left_out(writer):
+    full = writer.Results("lm", True, "cpu", 48, 600_000, [seed(writer, 0.6), seed(writer, 0.61, 1)])
+    bare = [
+        dataclasses.replace(
+            one,
+            beside={},
+            outcomes={
+                "linear": one.outcomes["linear"],
+                **{
+                    label: dataclasses.replace(one.outcomes[label], by_share={1.0: 0.5}, by_size={4: 0.5})
+                    for label in (writer.SUM, writer.TSV)
+                },
+            },
+        )
+        for one in full.seeds
+    ]
+    other = writer.Results("vision", True, "cpu", 48, 100_000, bare)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (writer.module, writer):
+            patch.setattr(module, "CLAIMS", [one for one in writer.CLAIMS if "cosine" not in one.shows[0][0]])
+        patch.setattr(writer.module, "cosine", writer.of_base)
+        patch.setattr(writer.module, "on_others", writer.of_base)
+        made = writer.page("command", [full, other])
+    section = made.partition("### TIES over averaging\n")[2].partition("###")[0]
+    assert "* lm, quick: TIES − averaging" in section
+    assert "vision" not in section
+    assert "| TIES over averaging | undecided | – |" in made or "| TIES over averaging | holds | – |" in made
 
 
 def test_a_verdict_is_that_of_the_interval(writer):
