@@ -199,8 +199,8 @@ def page(command: str, shown: Sequence[Results]) -> str:
             "A claim *holds* where all its differences are above zero by their interval, *does not hold* where one is below, "
             "and is *undecided* otherwise. **Most of these models are a thousand times smaller than those of the papers**: "
             "a claim that does not hold here is one that this suite does not show, not one refuted. An accuracy of few items "
-            "is coarse (0.9 of 48 is known to ±0.08, of 200 to ±0.04), and the experts of the quick `text-encoder`, trained for "
-            "75 steps, gain 0.04 over so good a base: it decides next to nothing.",
+            "is coarse (0.9 of 48 is known to ±0.08, of 200 to ±0.04), and the experts of the quick `text-encoder`, trained "
+            "for 75 steps, gain 0.04 over so good a base: it decides next to nothing.",
             "",
             "| claim | " + " | ".join(titles) + " |",
             "| --- |" + " --- |" * len(shown),
