@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sidecars import Sidecar, sidecars_of
 from cuvee.checkpoints.sources import read_all
+from cuvee.errors import NonFinite
 from cuvee.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def in_memory(
         device: where a recipe is merged.
         offline: never ask the hub.
         token: for the hub.
-        allow_nan: let NaN and Inf of a merge through.
+        allow_nan: let NaN and Inf through.
 
     Raises:
-        CuveeError: it cannot be read, or the recipe cannot be merged.
+        CuveeError: it cannot be read, or the recipe cannot be merged, or it holds NaN or Inf.
     """
     if _is_recipe(model):
         from cuvee.engine.in_memory import compute
@@ -67,6 +68,15 @@ def in_memory(
     opened = open_model(model, offline=offline, token=token)
     try:
         tensors = {name: read_all(source).reshape(source.shape) for name, source in opened.tensors.items()}
+        broken = next(
+            (name for name, one in tensors.items() if not allow_nan and not bool(one.float().isfinite().all())), None
+        )
+        if broken is not None:
+            raise NonFinite(
+                f"tensor {broken!r} holds NaN or Inf",
+                where=opened.label,
+                right="a model without: no score of this one means anything",
+            )
         return InMemory(opened.label, tensors, opened.config, sidecars_of(opened)[0])
     finally:
         opened.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -97,7 +98,9 @@ def test_nan_and_inf_are_refused_as_a_run_refuses_them(family, recipe, value):
     merged = compute(cuvee.plan("recipe.yml"), allow_nan=True)
     cuvee.merge("recipe.yml", "out", allow_nan=True)
     published = read_folder(family / "out")
-    for found in (merged, in_memory("recipe.yml", allow_nan=True).tensors):
+    with pytest.raises(NonFinite, match=re.escape(repr(spoiled))):
+        in_memory(file.parent)
+    for found in (merged, in_memory("recipe.yml", allow_nan=True).tensors, in_memory("out", allow_nan=True).tensors):
         assert all(torch.equal(one.nan_to_num(7.0), found[name].nan_to_num(7.0)) for name, one in published.items())
 
 
