@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -213,7 +214,7 @@ def _print(console: Console, bench: Bench) -> None:
             made.add_section()
         kind = row.kind
         made.add_row(
-            styled(row.name, "cyan" if row.kind == "merge" else "dim"),
+            styled(_broken(row.name), "cyan" if row.kind == "merge" else "dim"),
             *(styled(_cells(row, bench.shifts)[n - 1]) for n in shown[1:]),
         )
     show(console, indented(made), "")
@@ -221,6 +222,11 @@ def _print(console: Console, bench: Bench) -> None:
     if failed:
         show(console, heading("Not merged"), *(prose(f"{row.label}: {row.failure}", "yellow") for row in failed), "")
     show(console, *(prose(f"{name}: {words}", "dim") for name, words in DEFINITIONS))
+
+
+def _broken(name: str) -> str:
+    """Return a long name with spaces between its settings, where lines may end."""
+    return name if len(name) <= _NAME else re.sub(r"(?<=[:,])", " ", name)
 
 
 def _cells(row: Row, shifts: Sequence[int]) -> list[str]:
