@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     paper=TWIN,
     unit=MATRIX,
     others=None,
-    workspace=holding(matrices=5, factors=1),  # base, the shared merge, a task vector, its part, the result
+    workspace=holding(
+        matrices=6, factors=1
+    ),  # base, the shared merge, the result, a task vector, its part, that times its share
     cost="K decompositions; every model is read twice",
     formula="M = Σ weight_i τ_i;  E_i = the ⌊density · min(m, n)⌋ leading directions of τ_i − M;  "
     "out = θ_0 + scaling · (M + Σ share_i E_i / K)",
