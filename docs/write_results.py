@@ -43,7 +43,7 @@ from cuvee.cli.amounts import plural
 from cuvee.evaluation.benchmark import Runner, sizes_between
 from cuvee.evaluation.home import cuvee_home
 from cuvee.evaluation.kept_scores import KeptScores
-from cuvee.evaluation.measures import Interval, interval
+from cuvee.evaluation.measures import NORMAL_95, Interval, interval
 from cuvee.evaluation.results import SeedResult
 from cuvee.evaluation.suites import Built, Score, suite
 from cuvee.evaluation.suites.lm import build_lm, form, read_corpora
@@ -294,7 +294,7 @@ def over_seeds(measure: Measure, seeds: Sequence[Seed]) -> Interval:
     draws = np.random.default_rng(0)
     spread = float(np.std([measure(resampled(seeds[0], draws)) for _ in range(RESAMPLES)]))
     # What does not depend on the kept items has no interval here; that is no certainty.
-    return Interval(measure(seeds[0]), 1.96 * spread if spread > 1e-9 else math.nan, 1)
+    return Interval(measure(seeds[0]), NORMAL_95 * spread if spread > 1e-9 else math.nan, 1)
 
 
 def resampled(seed: Seed, draws: np.random.Generator) -> Seed:

@@ -268,11 +268,10 @@ class MemoryTensor:
 
 
 @dataclass(frozen=True)
-class Cropped:
-    """The upper left corner of a matrix: what vocabularies of different sizes have in common."""
+class _Part:
+    """What is read out of another source."""
 
     source: TensorSource
-    shape: tuple[int, ...]
 
     @property
     def dtype(self) -> DType:
@@ -283,6 +282,13 @@ class Cropped:
     def place(self) -> tuple[str, int]:
         """The source's."""
         return self.source.place
+
+
+@dataclass(frozen=True)
+class Cropped(_Part):
+    """The upper left corner of a matrix: what vocabularies of different sizes have in common."""
+
+    shape: tuple[int, ...]
 
     def read(self, start: int, stop: int, scratch: Scratch, slot: object) -> torch.Tensor:
         """Return the flat elements `[start, stop)` of the corner."""
@@ -296,26 +302,15 @@ class Cropped:
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(_Part):
     """One of the slices of a tensor along dimension 0."""
 
-    source: TensorSource
     number: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one slice."""
         return self.source.shape[1:]
-
-    @property
-    def dtype(self) -> DType:
-        """The source's."""
-        return self.source.dtype
-
-    @property
-    def place(self) -> tuple[str, int]:
-        """The source's."""
-        return self.source.place
 
     @property
     def _first(self) -> int:

@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from cuvee.checkpoints.opening import open_model
 from cuvee.engine.comparing import Comparison, compare
 from cuvee.engine.keeping import KeptDecompositions
 from cuvee.errors import CuveeError, Problems, ResourceError
+from cuvee.evaluation.in_memory import first_non_finite
 from cuvee.evaluation.kept_scores import MERGING, KeptScores, code_of, digest_of, kept_score, key_of
 from cuvee.evaluation.measures import nested_subsets, normalised
 from cuvee.evaluation.parallel import each_on_a_core
@@ -275,7 +274,7 @@ class Runner:
         except Exception as problem:
             # A defect of one method must not cost the others their scores; the row says that it is one.
             raise NoMerge(f"{type(problem).__name__}: {problem} (a defect of Cuvée)", lasts=False) from problem
-        broken = next((name for name, one in made.items() if not bool(torch.isfinite(one).all())), None)
+        broken = first_non_finite(made)
         if broken is not None:
             raise NoMerge(f"tensor {broken!r} of the merge holds NaN or Inf")
         return made

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sidecars import Sidecar, sidecars_of
 from cuvee.checkpoints.sources import read_all
-from cuvee.errors import NonFinite
+from cuvee.errors import NonFinite, printable
 from cuvee.recipes import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["InMemory", "in_memory", "shapes_in"]
+__all__ = ["InMemory", "first_non_finite", "in_memory", "shapes_in"]
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,25 @@ def in_memory(
     opened = open_model(model, offline=offline, token=token)
     try:
         tensors = {name: read_all(source).reshape(source.shape) for name, source in opened.tensors.items()}
-        broken = next(
-            (name for name, one in tensors.items() if not allow_nan and not bool(one.float().isfinite().all())), None
-        )
+        broken = None if allow_nan else first_non_finite(tensors)
         if broken is not None:
             raise NonFinite(
-                f"tensor {broken!r} holds NaN or Inf",
+                f"tensor {printable(broken)!r} holds NaN or Inf",
                 where=opened.label,
                 right="a model without: no score of this one means anything",
             )
         return InMemory(opened.label, tensors, opened.config, sidecars_of(opened)[0])
     finally:
         opened.close()
+
+
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or Inf, or None."""
+    floats = ((name, one) for name, one in tensors.items() if one.is_floating_point())
+    known = (
+        (name, one.float() if one.itemsize == 1 else one) for name, one in floats
+    )  # torch knows no float8's infinities
+    return next((name for name, one in known if not bool(one.isfinite().all())), None)
 
 
 def shapes_in(

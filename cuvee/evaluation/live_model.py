@@ -12,7 +12,7 @@ import torch
 
 from cuvee.checkpoints.sidecars import Sidecar, config_json
 from cuvee.errors import CheckpointError, IncompatibleModels, NonFinite, printable
-from cuvee.evaluation.in_memory import InMemory
+from cuvee.evaluation.in_memory import InMemory, first_non_finite
 from cuvee.evaluation.kept_scores import digest_of, key_of
 from cuvee.evaluation.lm_eval_guest import import_lm_eval, quietly
 from cuvee.tensors.devices import need_device
@@ -147,11 +147,10 @@ def _sources(own: Mapping[str, Tensor], given: Mapping[str, Tensor], label: str)
 
 
 def _check_finite(tensors: Mapping[str, Tensor], label: str) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise NonFinite(
-                f"tensor {printable(name)!r} holds NaN or Inf", where=label, right="merge with other parameters"
-            )
+    broken = first_non_finite(tensors)
+    if broken is not None:
+        found = f"tensor {printable(broken)!r} holds NaN or Inf"
+        raise NonFinite(found, where=label, right="merge with other parameters")
 
 
 def _architecture(model: InMemory) -> tuple[Any, Any]:

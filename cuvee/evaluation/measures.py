@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "NORMAL_95",
     "Interval",
     "Valued",
     "absolute",
@@ -32,7 +33,7 @@ __all__ = [
 # Two-sided 95 % quantiles of Student's t with 1, 2, … degrees of freedom; beyond, that of the normal distribution is near.
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
-_NORMAL_95 = 1.96
+NORMAL_95 = 1.96
 
 
 class Valued(Protocol):
@@ -118,7 +119,7 @@ def interval(values: Sequence[float]) -> Interval:
     if n == 1:
         return Interval(mean, math.nan, 1)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    quantile = _T_95[n - 2] if n - 2 < len(_T_95) else _NORMAL_95
+    quantile = _T_95[n - 2] if n - 2 < len(_T_95) else NORMAL_95
     return Interval(mean, quantile * deviation / math.sqrt(n), n)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cuvee.evaluation.measures import Interval, change, interval, normalised, standard_error
+from cuvee.evaluation.measures import NORMAL_95, Interval, change, interval, normalised, standard_error
 from cuvee.evaluation.suites.suite import BASE, Score, Task
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ __all__ = ["Bench", "Choice", "Cost", "Outcome", "SeedResult", "Summary", "recov
 
 Scores = Mapping[str, Score]
 Shifted = Mapping[int, Mapping[str, Scores]]
-_NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ def _noise(scores: Scores, own: Scores) -> float:
         # d(a/b) = (da − a/b · db) / b, item by item
         moves = (above.items - above.value / below.value * below.items) / below.value
         variance += standard_error(moves) ** 2
-    return _NORMAL_95 * math.sqrt(variance) / len(known) if known else math.nan
+    return NORMAL_95 * math.sqrt(variance) / len(known) if known else math.nan
 
 
 def _mean(scores: Scores, seed: SeedResult, metric: str) -> float:
