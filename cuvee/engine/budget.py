@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ ROWS_PROCESS_BYTES = 70_000_000
 """The same where nothing loads torch."""
 DEFAULT_BYTES = 595_000_000
 _SHARE_OF_MEMORY = 50
+_SHARE_OF_DEVICE = 0.8  # what it frees comes back in pieces
 _STACK_BYTES = 16 << 20
 _SELECTION_BYTES = 1 << 20
 
@@ -64,6 +66,7 @@ def choose_budget(
     memory: int | None,
     threads: int | None,
     device: str = "cpu",
+    device_bytes: int | None = None,
     measures: bool = True,
     decodes: bool = True,
 ) -> Budget:
@@ -72,11 +75,12 @@ def choose_budget(
     Args:
         memory: the promise, in bytes; None: what full speed needs.
         threads: None: one for each core.
+        device_bytes: free on the device, where it has a memory of its own: threads and blocks must fit there too.
         measures: the method visits a tensor more than once.
         decodes: it works on float32 copies of what it reads, not on rows as they are stored.
 
     Raises:
-        ResourceError: not even the smallest blocks fit; the tensor and the amount are named.
+        ResourceError: not even the smallest blocks of one thread fit; the tensor and the amount are named.
     """
     tasks = [next(formula.apart(task)) for task in tasks]
     on_cpu = CPU_BLOCK if measures or decodes else STREAM_BLOCK
@@ -92,8 +96,11 @@ def choose_budget(
     if memory is None and matrices:
         enough = max(enough, available_bytes() * 7 // 10)  # a matrix has no smaller block: fewer threads instead
     sized = [(block, whole, _worker_bytes(tasks, formula, block, whole, decodes)) for block, whole in choices]
+    on_device = math.inf if device_bytes is None else _SHARE_OF_DEVICE * device_bytes
     for count in range(threads or default_threads(), 0, -1):
         for block, whole, worker in sized:
+            if count * worker > on_device:
+                continue
             needed = own + count * worker
             if memory is not None:
                 # A promise also holds against a hard limit, which counts stacks, and what is freed but kept.
@@ -101,12 +108,17 @@ def choose_budget(
             budget = Budget(count, block, needed, whole)
             if budget.bytes <= enough or (memory is None and not whole and not matrices):
                 return budget
+    smallest = sized[-1][-1]
+    largest = max(tasks, key=lambda task: _block_bytes(task, formula, LEAF_ELEMENTS, 0, decodes))
+    where = f"tensor {largest.name!r} {largest.layout.shape}, from {len(largest.all_inputs)} models"
+    if smallest > on_device:
+        found = f"{device} has {(device_bytes or 0) / 1e6:.0f} MB free: this merge needs {smallest / 1e6:.0f} MB there"
+        raise ResourceError(found, where=where, right="--device cpu, or a GPU with more memory")
     if memory is None:
         return budget
-    largest = max(tasks, key=lambda task: _block_bytes(task, formula, LEAF_ELEMENTS, 0, decodes))
     raise ResourceError(
         f"--memory {(memory or 0) / 1e6:.0f} MB is too little: this merge needs {budget.bytes / 1e6:.0f} MB",
-        where=f"tensor {largest.name!r} {largest.layout.shape}, from {len(largest.all_inputs)} models",
+        where=where,
         right=f"--memory {-(-budget.bytes // 10**6)}MB",
     )
 

@@ -44,6 +44,7 @@ from cuvee.recipes import Prepared, Recipe, prepare
 from cuvee.recipes.describing import describe_recipe
 from cuvee.recipes.parts import is_same
 from cuvee.tensors import c_library, kernels
+from cuvee.tensors.devices import free_bytes, need_device
 from cuvee.tensors.dtypes import DTYPES
 from cuvee.tensors.lazy_torch import torch
 
@@ -194,6 +195,7 @@ def plan(
 
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe))
+    need_device(device)
     prepared = prepare(recipe)
     options = {"memory": memory, "threads": threads, "shard_size": shard_size, "device": device}
     stages = {} if _stages is None else _stages
@@ -239,6 +241,7 @@ def plan(
             memory=memory,
             threads=threads,
             device=device,
+            device_bytes=free_bytes(device),
             measures=tally.visits > 1,
             decodes=tally.decodes or not formula.on_arrays,
         ),

@@ -21,6 +21,7 @@ from cuvee.errors import CuveeError, MethodError
 from cuvee.methods.calls import Key, Left, Memory, Pending
 from cuvee.methods.folding import Accumulator, Done, Miss, Wide
 from cuvee.methods.registry import ROW
+from cuvee.tensors.devices import own_stream, settle
 from cuvee.tensors.lazy_torch import torch
 
 __all__ = ["Handler", "Tally", "run_rounds"]
@@ -167,8 +168,9 @@ class _Rounds:
         worker = Worker()
         try:
             _set_torch_threads(1)
-            while (job := self._next()) is not None:
-                self._run(*job, worker)
+            with own_stream(self.formula.device):
+                while (job := self._next()) is not None:
+                    self._run(*job, worker)
         except BaseException as error:
             with self.changed:
                 self.error = self.error or error
@@ -235,6 +237,7 @@ class _Rounds:
         except CuveeError as error:
             error.where = error.where or f"tensor {task.name!r}"
             raise
+        settle(self.formula.device)
         with self.changed:
             self.active -= 1
             progress.add(call.misses)
@@ -242,6 +245,7 @@ class _Rounds:
             progress.left -= 1
             if progress.left == 0:
                 self._end_visit(progress)
+                settle(self.formula.device)
             self.changed.notify_all()
 
     def _end_visit(self, progress: _Progress) -> None:
@@ -292,6 +296,7 @@ class _Rounds:
             else:
                 self.states[key] = outcome.state
         self.wide = {}
+        settle(self.formula.device)
         waiting, self.waiting = self.waiting, []
         for progress in reversed(waiting):
             self._enqueue(progress)
@@ -321,6 +326,7 @@ def run_rounds(
         CuveeError: the first error of any worker; all of them have stopped.
     """
     _load_linear_algebra(formula)
+    settle(formula.device)  # what the caller has put there
     rounds = _Rounds(tasks, formula, handler, block_elements, whole_elements)
     before = torch.get_num_threads() if "torch" in sys.modules else 0
     try:
