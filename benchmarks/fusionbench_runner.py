@@ -57,6 +57,8 @@ def merge(method: str, pool: dict[str, nn.Module]) -> nn.Module:
         from fusion_bench.method.magmax import MagMaxAlgorithm
 
         return MagMaxAlgorithm(scaling_factor=0.5).run(pool)
+    if method == "consensus_ta":
+        return consensus(pool)
     models = BaseModelPool(pool)
     if method == "tsv_m":
         from fusion_bench.method.task_singular_vector import TaskSingularVectorMerging
@@ -90,6 +92,20 @@ def merge(method: str, pool: dict[str, nn.Module]) -> nn.Module:
         algorithm._program = SimpleNamespace(taskpool=SimpleNamespace(_test_datasets={}))
         return algorithm.run(models)
     raise SystemExit(f"no such method here: {method}")
+
+
+def consensus(pool: dict[str, nn.Module], mask_lambda: float = 0.4, least: int = 2) -> nn.Module:
+    """Add task vectors and keep what several tasks use, by FusionBench's TALL masks: it has no algorithm around them."""
+    from fusion_bench.method.tall_mask.utils import generate_task_masks
+    from fusion_bench.utils import state_dict_to_vector, vector_to_state_dict
+
+    base = pool["_pretrained_"].state_dict()
+    flat = torch.stack([state_dict_to_vector(model.state_dict()) for model in pool.values()])
+    deltas, total = flat[1:] - flat[0], (flat[1:] - flat[0]).sum(0)
+    masks = generate_task_masks(deltas, flat[1:], flat[0], tv=total, tall_mask_lambda=mask_lambda)
+    merged = flat[0] + total * (masks.sum(0) >= least)
+    pool["_pretrained_"].load_state_dict(vector_to_state_dict(merged, base))
+    return pool["_pretrained_"]
 
 
 def main() -> None:

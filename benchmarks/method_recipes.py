@@ -24,7 +24,7 @@ MERGEKIT = frozenset({
 })
 # fmt: on
 """The methods that mergekit has too, and by the same recipe."""
-FUSION_BENCH = frozenset({"doge", "iso_c", "iso_cts", "magmax", "opcm", "tsv_m", "wudi_merging"})
+FUSION_BENCH = frozenset({"consensus_ta", "doge", "iso_c", "iso_cts", "magmax", "opcm", "tsv_m", "wudi_merging"})
 """Those that FusionBench has, with Cuvée's defaults beside it."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "cabs": {"n": 4, "m": 16},
