@@ -28,8 +28,8 @@ def need_device(device: str) -> None:
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the memory of a device that nothing holds; None of the CPU, whose memory is the process's own."""
-    if device == "cpu":
+    """Return the memory of a GPU that nothing holds; None of the CPU, whose memory is the process's own."""
+    if not _is_gpu(device):
         return None
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # freed, and torch's to use again
     return int(torch.cuda.mem_get_info(device)[0]) + kept
@@ -41,12 +41,16 @@ def own_stream(device: str) -> AbstractContextManager[object]:
     So the threads' matrices are decomposed side by side. One batched call for several would be faster only for sides up
     to about 512: linear algebra on GPUs takes larger ones one after the other.
     """
-    if device == "cpu":
+    if not _is_gpu(device):
         return nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def settle(device: str) -> None:
     """Wait until a device has done what this thread asked of it: only then may other threads use it."""
-    if device != "cpu":
+    if _is_gpu(device):
         torch.cuda.current_stream(device).synchronize()
+
+
+def _is_gpu(device: str) -> bool:
+    return device.startswith("cuda")

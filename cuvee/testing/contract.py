@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from cuvee.recipes import Recipe, RecipeModel
 from cuvee.recipes.wrapping import INNER
 from cuvee.testing.second_process import digests_elsewhere, digests_of
 from cuvee.testing.specimens import FACTORS, LARGE, LARGE_FACTORS, SMALL, Specimens, by_place, specimens, statistics_of
+from cuvee.testing.stand_in_device import stand_in_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -412,14 +414,14 @@ def another_process_gives_the_same_bytes(contract: Contract) -> Iterator[str]:
 
 @law
 def devices_agree(contract: Contract) -> Iterator[str]:
-    """A GPU, where there is one, gives what the CPU gives, to rounding, with the same random draws.
+    """A GPU gives what the CPU gives, to rounding, with the same random draws; where there is none, a stand-in.
 
     One element of ten thousand may fall to the other side of a threshold: scores are rounded as the device rounds.
     """
-    if not torch.cuda.is_available():
-        return
-    for shapes in (contract.small, contract.large):
-        given = specimens(contract.count, shapes)
-        for base in contract.with_base:
-            on_gpu = contract.merge(given.to("cuda"), base)
-            yield from _different(on_gpu, contract.merge(given, base), 1e-5, f"cuda, {_said(base)}", 1e-4)
+    has_gpu = torch.cuda.is_available()
+    with nullcontext("cuda") if has_gpu else stand_in_device() as device:
+        for shapes in (contract.small, contract.large)[: 1 + has_gpu]:
+            given = specimens(contract.count, shapes)
+            for base in contract.with_base:
+                there = contract.merge(given.to(device), base)
+                yield from _different(there, contract.merge(given, base), 1e-5, f"{device}, {_said(base)}", 1e-4)

@@ -385,7 +385,7 @@ def _label(contract: Contract) -> str:
 
 def _cases():
     """Every law of every contract; slow are a method's further variants, and the dear laws of all but one of each kind."""
-    dear = {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes"}
+    dear = {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes", "devices_agree"}
     of_each_kind = {"linear", "slerp", "ties", "dare_ties", "della", "widen", "tsv_m", "opcm", "lines"}
     seen = set()
     for contract in CONTRACTS:
@@ -463,6 +463,7 @@ def wrong_methods():
         ("adds_a_constant", {"unchanged_models_give_the_base"}),
         ("rounds_twice", {"float64_is_merged_in_float64"}),
         ("counts_calls", {"the_order_of_tensors_does_not_matter"}),
+        ("works_on_the_cpu_alone", {"devices_agree"}),
     ],
 )
 def test_the_kit_catches_a_method_that_breaks_a_law(wrong_methods, method, laws):
