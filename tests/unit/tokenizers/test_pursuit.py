@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cuvee.testing.stand_in_device import stand_in_device
 from cuvee.tokenizers.pursuit import orthogonal_pursuit
 from cuvee.tokenizers.transplant import Approximation, nearest_weights
 
@@ -77,3 +78,18 @@ def test_least_squares_weights_are_free():
     indices, weights = nearest_weights(TARGETS, ATOMS, Approximation(k=4, weight_scheme="least_squares"))
     for target, chosen, found in zip(TARGETS, indices, weights, strict=True):
         assert torch.allclose(found, fitted(target, ATOMS[chosen]), atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["omp", "distance_proportional", "barycentric", "least_squares"])
+def test_coefficients_are_chosen_on_another_device_too(scheme):
+    targets, atoms = torch.randn(20, 16), torch.randn(60, 16)
+
+    def chosen(targets, atoms):
+        if scheme == "omp":
+            return orthogonal_pursuit(targets, atoms, 4)
+        return nearest_weights(targets, atoms, Approximation("common_interpolation", k=4, weight_scheme=scheme))
+
+    with stand_in_device() as device:
+        there = [found.cpu() for found in chosen(targets.to(device), atoms.to(device))]
+    for found, expected in zip(there, chosen(targets, atoms), strict=True):
+        assert torch.allclose(found, expected)
