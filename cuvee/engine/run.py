@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from blake3 import blake3
 
 from cuvee.checkpoints import fs
@@ -33,24 +30,20 @@ from cuvee.checkpoints.publishing import (
 from cuvee.checkpoints.sidecars import config_json, copy_sidecars, digest_of
 from cuvee.checkpoints.writing import INDEX_NAME, ShardWriter, index_json
 from cuvee.engine.allocator import keep_freed_memory
-from cuvee.engine.blocks import Computed, Observer
+from cuvee.engine.delivering import Delivery, Finished, WriteBackBeside
 from cuvee.engine.keeping import KeptInFolder
-from cuvee.engine.known import Known
 from cuvee.engine.manifest import MANIFEST_NAME, build_manifest, is_sealed, manifest_json, model_card, read_manifest
-from cuvee.engine.notes import notes_in_words, notes_of_tensor
+from cuvee.engine.notes import notes_in_words
 from cuvee.engine.plan import Plan, plan
-from cuvee.engine.recording import TaskRecord
-from cuvee.engine.rounds import Handler, Tally, run_rounds
+from cuvee.engine.resuming import header, keep_what_is_true, resumable
+from cuvee.engine.rounds import Tally, run_rounds
 from cuvee.engine.stages import Stage, stages_of
-from cuvee.engine.tasks import Task
 from cuvee.errors import CheckpointError, NonFinite, RecipeError, ResourceError
-from cuvee.methods.calls import CONTINUAL, Left
+from cuvee.methods.calls import CONTINUAL
 from cuvee.recipes import Recipe
-from cuvee.tensors.digests import TensorDigest
 
 __all__ = ["Progress", "Report", "merge", "run"]
 
-_WRITE_BACK_BYTES = 64 << 20
 _SPARE_BYTES = 1 << 20
 _KEPT = "kept"
 
@@ -105,109 +98,6 @@ class Report:
         """What the threads spent most time on: "read", "compute" or "write"."""
         spent = self.tally.seconds
         return max(spent, key=lambda what: spent[what]) if spent else "nothing"
-
-
-@dataclass
-class _Finished:
-    """What is known of the finished tensors."""
-
-    outputs: dict[str, str] = field(default_factory=dict)
-    marks: dict[str, str] = field(default_factory=dict)
-    inputs: dict[int, dict[str, str]] = field(default_factory=dict)
-    non_finite: dict[str, int] = field(default_factory=dict)
-    continual: Sequence[float] = ()
-    notes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def add(self, record: Mapping[str, Any], output: TensorDigest) -> None:
-        self.outputs[record["tensor"]] = record["output"]
-        self.marks[record["tensor"]] = output.marks()
-        for number, name, digest in record["inputs"]:
-            self.inputs.setdefault(number, {})[name] = digest
-        if record["non_finite"]:
-            self.non_finite[record["tensor"]] = record["non_finite"]
-        if "notes" in record:
-            self.notes[record["tensor"]] = record["notes"]
-
-
-class _Writing(Handler):
-    """Records, writes and journals each tensor."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        writer: ShardWriter,
-        continual: ShardWriter,
-        journal: Journal,
-        finished: _Finished,
-        *,
-        allow_non_finite: bool,
-    ) -> None:
-        self._plan = plan
-        self._writer = writer
-        self._journal = journal
-        self._finished = finished
-        self._continual = continual
-        self._allow = allow_non_finite
-        self._known = Known.of(plan)
-        self._records: dict[str, TaskRecord] = {}
-        self._notes: dict[str, dict[str, Any]] = {}
-        self._unsynced = 0
-        self.done = 0
-        self.visited_bytes = 0
-        self.write_back = threading.Event()
-
-    def begin(self, task: Task) -> None:
-        self._records[task.name] = TaskRecord(task, self._plan.labels, self._allow)
-
-    def observer(self, task: Task) -> Observer:
-        return self._records[task.name]
-
-    def observed(self, task: Task) -> None:
-        self._records[task.name].check_inputs()
-
-    def visited(self, task: Task) -> None:
-        self.visited_bytes += task.layout.numel * task.dtype.itemsize
-
-    def deliver(self, task: Task, start: int, block: Computed) -> None:
-        self._records[task.name].computed(start, block)
-        with os_errors(self._plan_out):
-            self._writer.write(task.name, start * task.dtype.itemsize, block.raw)
-
-    _plan_out = Path(".")
-
-    def left(self, task: Task, start: int, left: Left) -> None:
-        values = left.values.cpu().contiguous().reshape(-1).numpy()
-        with os_errors(self._plan_out):
-            self._continual.write(task.name, start * values.itemsize, values.view(np.uint8))
-        self._finished.continual = left.numbers
-
-    def noted(self, task: Task, notes: Sequence[Mapping[str, Any]]) -> None:
-        self._notes[task.name] = {"notes": notes_of_tensor(notes)}
-
-    def finish(self, task: Task) -> None:
-        record = self._records.pop(task.name)
-        record.check_output()
-        self._known.check(record)
-        _check_expected(self._plan, record)
-        line = {
-            "tensor": task.name,
-            "output": record.output.hexdigest(),
-            "inputs": [
-                [one.model, one.name or task.name, digest.hexdigest()]
-                for one, digest in zip(task.all_inputs, record.inputs, strict=True)
-            ],
-            "non_finite": record.non_finite[-1],
-            **self._notes.pop(task.name, {}),
-        }
-        with os_errors(self._plan_out):
-            self._journal.append(line)
-        self._finished.add(line, record.output)
-        size = task.layout.numel * task.dtype.itemsize
-        self.done += size
-        self._unsynced += size
-        if self._unsynced >= _WRITE_BACK_BYTES:
-            self._unsynced = 0
-            self.write_back.set()
 
 
 def run(
@@ -396,11 +286,15 @@ def _kept_or_given_back(staging: Path) -> Iterator[None]:
 
 def _merge(
     plan: Plan, staging: Path, allow_nan: bool, progress: Callable[[Progress], None]
-) -> tuple[_Finished, int, Tally]:
+) -> tuple[Finished, int, Tally]:
     """Write the shards into the staging folder, those tensors that are not there yet."""
-    finished = _Finished()
+    finished = Finished()
+
+    def found(done: int) -> None:
+        progress(Progress(done, plan.bytes_written, "resuming", done / max(1, plan.bytes_written)))
+
     fs.remove_tree(staging / _KEPT)
-    records = _resumable(plan, staging, allow_nan)
+    records = resumable(plan, staging, allow_nan)
     if records is None:
         fs.remove_tree(staging)
     fs.mkdir(staging / MODEL_NAME)
@@ -411,14 +305,13 @@ def _merge(
     journal = Journal(staging / JOURNAL_NAME)
     try:
         if records is None:
-            journal.append(_header(plan, allow_nan))
+            journal.append(header(plan, allow_nan))
         else:
-            _keep_what_is_true(plan, writer, records, finished, progress)
+            keep_what_is_true(plan, writer, records, finished, found)
         resumed = len(finished.outputs)
         # What is measured over the whole model needs every tensor once more.
         tasks = [task for task in plan.tasks if plan.is_wide or task.name not in finished.outputs]
-        handler = _Writing(plan, writer, continual, journal, finished, allow_non_finite=allow_nan)
-        handler._plan_out = staging
+        handler = Delivery(plan, writer, continual, journal, finished, staging, allow_non_finite=allow_nan)
         handler.done = plan.bytes_written - sum(t.layout.numel * t.dtype.itemsize for t in tasks)
         visits = {t.name: 1 if t.is_copy else plan.tally.visits for t in tasks}
         work = sum(t.layout.numel * t.dtype.itemsize * visits[t.name] for t in tasks)
@@ -428,7 +321,7 @@ def _merge(
             share = begun + (1 - begun) * min(1.0, handler.visited_bytes / max(1, work))
             progress(Progress(handler.done, plan.bytes_written, "merging", share))
 
-        with _write_back_beside(writer, journal, handler.write_back):
+        with WriteBackBeside(writer, journal, handler.write_back):
             tally = run_rounds(
                 tasks,
                 replace(plan.formula, kept=KeptInFolder(staging / _KEPT)),
@@ -446,101 +339,6 @@ def _merge(
         writer.close()
         continual.close()
     return finished, resumed, tally
-
-
-def _check_expected(plan: Plan, record: TaskRecord) -> None:
-    """Refuse a tensor that is not the one that the plan goes on from.
-
-    Raises:
-        CheckpointError: naming model and tensor.
-    """
-    for one, digest in zip(record.task.all_inputs, record.inputs, strict=True):
-        name = one.name or record.task.name
-        if plan.expected.get((one.model, name), digest.hexdigest()) != digest.hexdigest():
-            raise CheckpointError(
-                f"tensor {name!r} of {plan.labels[one.model]!r} is not the one that was merged before",
-                where=one.source.place[0],
-                right="that model as it was, or one merge of all experts",
-            )
-
-
-class _write_back_beside:
-    """Starts the write-back of finished tensors in a thread beside, so that the last sync is short."""
-
-    def __init__(self, writer: ShardWriter, journal: Journal, wanted: threading.Event) -> None:
-        self._writer = writer
-        self._journal = journal
-        self._wanted = wanted
-        self._over = False
-        self._thread = threading.Thread(target=self._work, name="cuvee-write-back", daemon=True)
-
-    def _work(self) -> None:
-        while True:
-            self._wanted.wait()
-            self._wanted.clear()
-            if self._over:
-                return
-            try:
-                self._writer.write_back()
-                self._journal.sync()
-            except OSError:
-                return  # the writer remembers it, and refuses the next block
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over = True
-        self._wanted.set()
-        self._thread.join()
-
-
-def _header(plan: Plan, allow_nan: bool) -> dict[str, Any]:
-    files = [asdict(file.opened) for file in plan.files]
-    return {"plan": plan.plan_id, "allow_nan": allow_nan, "files": sorted(files, key=lambda file: str(file["path"]))}
-
-
-def _resumable(plan: Plan, staging: Path, allow_nan: bool) -> list[dict[str, Any]] | None:
-    """Return the records of an earlier run of the same plan on the same inputs; None when there is none."""
-    folders = (staging, staging / MODEL_NAME)
-    models = (*plan.models.values(), *plan.statistics.values())
-    if not all(map(fs.is_own_folder, folders)) or not all(model.files for model in models):
-        return None
-    records = read_journal(staging / JOURNAL_NAME)
-    same = bool(records) and records[0] == json.loads(json.dumps(_header(plan, allow_nan)))
-    return records[1:] if same else None
-
-
-def _keep_what_is_true(
-    plan: Plan,
-    writer: ShardWriter,
-    records: Sequence[Mapping[str, Any]],
-    finished: _Finished,
-    progress: Callable[[Progress], None],
-) -> None:
-    """Count a journaled tensor as finished when its bytes, as the disk holds them, have the digest that is named."""
-    writer.forget()
-    tasks = {task.name: task for task in plan.tasks}
-    done = 0
-    for record in records:
-        task = tasks.get(record["tensor"])
-        if task is None:
-            continue
-        digest = _digest_of_written(writer, task)
-        if digest is not None and digest.hexdigest() == record["output"]:
-            finished.add(record, digest)
-            done += task.layout.numel * task.dtype.itemsize
-            progress(Progress(done, plan.bytes_written, "resuming", done / max(1, plan.bytes_written)))
-
-
-def _digest_of_written(writer: ShardWriter, task: Task) -> TensorDigest | None:
-    digest = TensorDigest(task.dtype, task.layout)
-    for start, stop in task.layout.blocks(1 << 20):
-        buffer = np.empty((stop - start) * task.dtype.itemsize, np.uint8)
-        if not writer.read(task.name, start, buffer.data, task.dtype.itemsize):
-            return None
-        digest.add(start, buffer)
-    return digest
 
 
 def _write_beside(plan: Plan, folder: Path, notes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dense_models import FAMILIES, PROMPTS, TOKENS, dense, save, write_tokenizer
 from models import assert_equal, assert_same_bytes, contents, read_folder
 
 import cuvee
-from cuvee.engine import run
+from cuvee.engine import delivering
 from cuvee.engine.verifying import verify
 from cuvee.errors import ResourceError
 from cuvee.moe import ExpertEntry, MoeConfig
@@ -220,13 +220,13 @@ def test_a_build_that_was_stopped_goes_on(workplace, monkeypatch):
     cuvee.build_moe(config, "whole")
     finished = []
 
-    def stop(self, task, finish=run._Writing.finish):
+    def stop(self, task, finish=delivering.Delivery.finish):
         if len(finished) == 9:
             raise KeyboardInterrupt
         finish(self, task)
         finished.append(task.name)
 
-    monkeypatch.setattr(run._Writing, "finish", stop)
+    monkeypatch.setattr(delivering.Delivery, "finish", stop)
     with pytest.raises(KeyboardInterrupt):
         cuvee.build_moe(config, "out", threads=1)
     assert not (workplace / "out").exists()

@@ -15,10 +15,10 @@ import torch
 from models import assert_equal, assert_same_bytes, contents, family, read_folder, write_family, write_model
 
 import cuvee
-import cuvee.engine.run as run_module
 from cuvee.checkpoints import fs
 from cuvee.checkpoints.journal import read_journal
 from cuvee.checkpoints.publishing import JOURNAL_NAME
+from cuvee.engine import delivering
 from cuvee.errors import CheckpointError, CuveeError, ResourceError
 from cuvee.recipes import Recipe
 
@@ -110,9 +110,9 @@ def test_any_write_that_fails_is_said_and_the_next_run_goes_on(name, code, place
 
 def test_a_write_back_that_fails_ends_the_run_though_the_last_sync_would_succeed(place, monkeypatch):
     """The system tells a failed write-back once, and may have dropped the bytes: the next sync says that all is well."""
-    monkeypatch.setattr(run_module, "_WRITE_BACK_BYTES", 1)
+    monkeypatch.setattr(delivering, "_WRITE_BACK_BYTES", 1)
     tried = threading.Event()
-    sync, leave = fs.fdatasync, run_module._write_back_beside.__exit__
+    sync, leave = fs.fdatasync, delivering.WriteBackBeside.__exit__
 
     def fail_once(fd: int) -> None:
         if tried.is_set():
@@ -126,7 +126,7 @@ def test_a_write_back_that_fails_ends_the_run_though_the_last_sync_would_succeed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fs, "fdatasync", fail_once)
-        patch.setattr(run_module._write_back_beside, "__exit__", leave_after_a_try)
+        patch.setattr(delivering.WriteBackBeside, "__exit__", leave_after_a_try)
         with pytest.raises(ResourceError, match="Input/output error") as caught:
             merge()
     assert caught.value.where.endswith(".safetensors") and not Path(caught.value.where).exists()

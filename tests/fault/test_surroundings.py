@@ -17,8 +17,8 @@ import torch
 from models import assert_same_bytes, contents, family, read_folder, write_family, write_model
 
 import cuvee
-import cuvee.engine.run as run_module
 from cuvee.checkpoints import fs
+from cuvee.engine import delivering
 from cuvee.errors import CheckpointError, ResourceError
 from cuvee.recipes import Recipe
 
@@ -165,7 +165,7 @@ def test_a_worker_that_fails_stops_all_and_is_said_with_its_tensor(place, monkey
 
 
 def test_a_bug_in_a_worker_is_not_taken_for_success(place, monkeypatch):
-    monkeypatch.setattr(run_module._Writing, "finish", lambda *_: 1 / 0)
+    monkeypatch.setattr(delivering.Delivery, "finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         merge(threads=3)
     assert not Path("out").exists()
