@@ -5,8 +5,9 @@
 prints, as JSON, seconds on one BLAS thread for each method of the table below, over all matrices of a Llama of this shape,
 which embeddings and head are to some methods.
 A polar factor and singular vectors are counted by their cheapest sound route: the Gram matrix of the short side and its
-eigenvectors in float64, and products in float32. The steps of Adam (doge) are counted as the products of each and one pass of
-PyTorch's fused Adam: an element's step depends on its own gradients so far, so none is to be had without those before.
+eigenvectors in float64, and products in float32. The steps of Adam (doge, wudi_merging) are counted as the products of each
+and one pass of PyTorch's fused Adam: an element's step depends on its own gradients so far, so none is to be had without
+those before.
 """
 
 from __future__ import annotations
@@ -68,6 +69,12 @@ def _on_inputs(m: int, n: int, models: int) -> Work:
     return Counter({("gram", n, m, n): models, ("eigh", n, 0, 0): 1}) + gemm(m, n, n, models + 3)
 
 
+def _adam_on_inputs(m: int, n: int, models: int) -> Work:
+    """The Gram matrices over the inputs, T, and 300 steps: the gradient 2 (Θ C − T), and Adam."""
+    made = Counter({("gram", n, m, n): models}) + gemm(m, n, n, models)
+    return made + gemm(m, n, n, 300) + Counter({("adam", m, 0, n): 300})
+
+
 def _output_filter(m: int, n: int, models: int) -> Work:
     """WUDI, and after it the Gram matrices over the outputs, one eigh, and the filtered product."""
     return _on_inputs(m, n, models) + Counter({("gram", m, n, m): models, ("eigh", m, 0, 0): 1}) + gemm(m, m, n, 2)
@@ -110,8 +117,9 @@ WORK: dict[str, Callable[[int, int, int], Work]] = {
     "tsv_m": _tsv_m,
     "twin_svd": lambda m, n, k: vectors(m, n, min(m, n) // 10, k) + gemm(m, min(m, n) // 10, n, k),
     "wudi_merging": _on_inputs,
+    "wudi_merging (adam)": _adam_on_inputs,
 }
-"""What each method and edit on matrices needs of an (m, n) matrix with K models."""
+"""What each method and edit on matrices, and each variant of one, needs of an (m, n) matrix with K models."""
 
 
 @functools.cache
@@ -154,7 +162,7 @@ def _best(call: Callable[[], object]) -> float:
 
 def matrices(method: str, hidden: int, mlp: int, layers: int, vocabulary: int) -> Counter[tuple[int, int]]:
     """Return how many matrices of each shape there are to a method, in a Llama whose head is not tied."""
-    piece = {**methods(), **edits()}[method]
+    piece = {**methods(), **edits()}[method.split()[0]]
     others = 0 if piece.parameters["not_matrix"].default == EMBEDDINGS else 2
     return Counter(
         {(hidden, hidden): 4 * layers, (mlp, hidden): 2 * layers, (hidden, mlp): layers, (vocabulary, hidden): others}

@@ -131,7 +131,7 @@ class MethodBenchmark:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             self.kept.mkdir(parents=True, exist_ok=True)
-            if any(case.method in WORK for case in missing):
+            if any(_work_of(case) for case in missing):
                 self.decompositions = self.measure_decompositions(len(models.experts))
             try:
                 for case in missing:
@@ -189,8 +189,8 @@ class MethodBenchmark:
         row |= {"settings": dict(case.settings), "inputs": len(inputs), "load": os.getloadavg()[0]}
         row |= self.run_cuvee(path)
         row["floor_s"] = self.floor(inputs)
-        if case.method in WORK:
-            row["decompositions_s"] = self.decompositions.get(case.method)
+        if _work_of(case):
+            row["decompositions_s"] = self.decompositions.get(_work_of(case))
         if case.mergekit and mergekit is not None:
             row["mergekit"] = self.run_peer(mergekit.merge_command(path, self.output, "cpu", 2))
         if case.fusion_bench and fusion is not None:
@@ -267,6 +267,11 @@ class MethodBenchmark:
             shutil.rmtree(self.output)
         else:
             self.output.unlink(missing_ok=True)
+
+
+def _work_of(case: Case) -> str:
+    """Return the name under which its unavoidable work on matrices is counted: the variant's, else the method's."""
+    return next((name for name in (case.name, case.method) if name in WORK), "")
 
 
 def ratios(row: Mapping[str, Any]) -> tuple[str, str, str]:
