@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,16 +213,6 @@ def plan(
     shards = _shards(tasks, prepared, shard_size)
     tally = try_out(tasks, formula)
     config, sidecars, notes = _beside(matched, models.get(BASE, models[0]), retokenized)
-    warnings = [
-        *(check_adapters(models, tasks) if prepared.method.on is ADAPTERS else ()),
-        *prepared.warnings,
-        *matched.warnings,
-        *slowness(device),
-        *check_statistics(formula, statistics, tasks),
-        *(f"{model.label}: {note}" for model in models.values() for note in model.notes),
-        *kinship(tasks, {number: model.label for number, model in models.items()}),
-        *notes,
-    ]
     method = prepared.method
     return MergePlan(
         asked=Asked(describe_recipe(recipe), recipe.text, f"**{method.name}** ({method.paper})"),
@@ -254,8 +244,28 @@ def plan(
         profile=_profile(tasks, formula),
         left_out=matched.left_out,
         dropped=matched.dropped,
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys([*_warnings(prepared, models, matched, formula, statistics), *notes])),
     )
+
+
+def _warnings(
+    prepared: Prepared,
+    models: Mapping[int, Model],
+    matched: Matched,
+    formula: Formula,
+    statistics: Mapping[int, Model],
+) -> Iterator[str]:
+    """Yield what the user should know before the merge."""
+    tasks = matched.tasks
+    if prepared.method.on is ADAPTERS:
+        yield from check_adapters(models, tasks)
+    yield from prepared.warnings
+    yield from matched.warnings
+    yield from slowness(formula.device)
+    yield from check_statistics(formula, statistics, tasks)
+    for model in models.values():
+        yield from (f"{model.label}: {note}" for note in model.notes)
+    yield from kinship(tasks, {number: model.label for number, model in models.items()})
 
 
 def _with_data(
