@@ -52,7 +52,7 @@ NOTES = (
     "floor s: of elementwise methods reading all inputs and writing the output (a process of its own); of methods on "
     "matrices (m) the decompositions and products that they cannot avoid, on one BLAS thread, over the number of cores.",
     "mergekit / Cuvée: whole processes. FusionBench / Cuvée: reading, merging and writing, both without imports; >: it was "
-    "stopped after the time allowed. FusionBench neither hashes nor syncs, and merges in float32; of wudi_merging it has Adam alone.",
+    "stopped after the time allowed. FusionBench neither hashes nor syncs, and merges in float32; its wudi_merging is Adam's.",
 )
 
 
