@@ -16,7 +16,7 @@ from typing import Any
 from cuvee.cli.method_pages import edit_object, facts_of, formula_lines, method_object, span
 from cuvee.cli.yaml_values import in_yaml
 from cuvee.methods.registry import Paper, edits, methods
-from cuvee.recipes.preset_form import Preset, recipe_text
+from cuvee.recipes.preset_form import Preset, example_text
 from cuvee.recipes.presets import PRESETS
 
 DOCS = Path(__file__).resolve().parent
@@ -115,16 +115,12 @@ def _presets() -> str:
 
 
 def _preset(one: Preset) -> tuple[str, ...]:
-    places = " ".join(f"{role}=MODEL{' …' if repeats else ''}" for role, repeats in one.roles.items())
-    names = {role: [f"{role}1", f"{role}2"] if repeats else [role] for role, repeats in one.roles.items()}
-    # The text begins with name, study and advice as comments: they stand above it here.
-    recipe = "\n".join(line for line in recipe_text(one, names).split("\n") if not line.startswith("# "))
     return (
         f"## {one.name}",
         f"For {one.summary}. {_cited(vars(one.paper))}.",
         f"{one.advice[:1].upper()}{one.advice[1:]}." if one.advice else "",
-        f"```\ncuvee merge --preset {one.name} {places} OUT\n```",
-        f"```yaml\n{recipe}```",
+        f"```\ncuvee merge --preset {one.name} {one.places} OUT\n```",
+        f"```yaml\n{example_text(one)}```",
     )
 
 
@@ -136,7 +132,7 @@ def _cited(paper: Mapping[str, Any]) -> str:
 
 
 def _works_on(one: Mapping[str, Any]) -> str:
-    return "deltas" if one["works_on"] == "task vectors" else "weights"
+    return "deltas" if one["works_on"] == "task vectors" else str(one["works_on"])
 
 
 def _mark(status: str) -> str:

@@ -76,21 +76,13 @@ def merge(
         out: folder to publish.
     """
     from cuvee.checkpoints.publishing import check_target
-    from cuvee.recipes.presets import find_preset
 
     if continue_ is not None or add:
         _check_continuing(continue_, add, bool(recipe) or preset is not None, overwrite=overwrite, stages=stages)
         _continue(str(continue_), add, allow_nan, decompositions, options, quiet=quiet, json=json)
         return
-    if not out:
-        raise UsageError(
-            f"{'OUT' if recipe else 'RECIPE'} is missing",
-            where="cuvee merge",
-            right="cuvee merge RECIPE OUT; see cuvee merge --help",
-        )
-    *words, out = (recipe, *more, out) if preset is None else (recipe, out, *more)
-    if preset is not None and out.partition("=")[0] in find_preset(preset).roles:
-        raise UsageError("OUT is missing", where="cuvee merge", right="cuvee merge --preset NAME ROLE=MODEL… OUT")
+    *words, out = (recipe, *more, out) if preset is None else [word for word in (recipe, out, *more) if word] or [""]
+    _check_words(words, out, preset)
     check_target(Path(os.path.abspath(out)), overwrite=overwrite)
     asked = read_words("cuvee merge", words, preset, options)
     merge_asked(
@@ -128,6 +120,23 @@ def merge_asked(
     planned = make_plan(asked, options, clock, decompositions=decompositions, quiet=quiet)
     report = carry_out(planned, target, overwrite=overwrite, allow_nan=allow_nan, stages=stages, with_bar=not quiet)
     _tell(out, planned, report, clock, quiet=quiet, json=json)
+
+
+def _check_words(words: Sequence[str], out: str, preset: str | None) -> None:
+    """Refuse a command line that does not say what is merged, or where to."""
+    from cuvee.recipes.presets import find_preset
+
+    if preset is None:
+        missing = "" if out else "OUT" if words[0] else "RECIPE"
+        form = "RECIPE OUT"
+    else:
+        roles = find_preset(preset).roles
+        missing = "OUT" if not out or out.partition("=")[0] in roles else ""
+        form = f"--preset {preset} {' '.join(f'{role}=MODEL' for role in roles)} OUT"
+    if missing:
+        raise UsageError(
+            f"{missing} is missing", where="cuvee merge", right=f"cuvee merge {form}; see cuvee merge --help"
+        )
 
 
 def _check_continuing(

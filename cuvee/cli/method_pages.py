@@ -140,7 +140,9 @@ def _statistics(needs: tuple[str, ...], uses: tuple[str, ...]) -> str:
 def example_recipe(method: Method) -> str:
     """Return a recipe for a method, in YAML, with names to fill in."""
     low, high = method.models
-    names = ["math", "code", "chat"][: min(high or max(low, 2), 3)]
+    names = ["math", "code"][: high or 2]
+    if low > 2:  # as many as outvote a bad one, whatever the method
+        names = [f"replica{number}" for number in range(1, 6)]
     has_base = method.base.name in ("REQUIRED", "ENDPOINT")
     if method.base.name == "ENDPOINT":
         names = ["base", *names][:low]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from cuvee.methods.registry import Edit, Method
+    from cuvee.methods.registry import Edit, Method, Paper
 
 __all__ = ["methods"]
 
@@ -60,20 +59,19 @@ def methods(name: str | None = None, /, *, json: AsJson = False) -> None:
 def _print_list(known: Mapping[str, Method], steps: Mapping[str, Edit]) -> None:
     console = screen()
     is_wide = console.width >= _WIDE
-    more = ("cost", "paper") if is_wide else ("arXiv",)
-    made = table("method", "works on", "base", "models", *more)
+    made = table("method", *(("works on", "base", "models") if is_wide else ()), "what it does", "paper")
     made.columns[0].min_width = max(map(len, known))
     for method in known.values():
-        known_by = (_cost(method), _source(method)) if is_wide else (_short_source(method),)
-        made.add_row(styled(method.name, "bold cyan"), *map(styled, (*_facts(method), *known_by)))
-    edit_table = table("edit", "goes", "what it does")
+        facts = (*(_facts(method) if is_wide else ()), _summary(method), _short_source(method.paper))
+        made.add_row(styled(method.name, "bold cyan"), *map(styled, facts))
+    edit_table = table("edit", "goes", "what it does", "paper")
     for step in steps.values():
-        summary = read_docstring(step.function).summary + (f" ({mark})" if (mark := _mark(step.status)) else "")
-        edit_table.add_row(styled(step.name, "bold cyan"), styled(f"{step.role.value}:"), styled(summary))
+        facts = (f"{step.role.value}:", _summary(step), _short_source(step.paper))
+        edit_table.add_row(styled(step.name, "bold cyan"), *map(styled, facts))
     show(console, heading(f"{len(known)} merge methods"), "", indented(made), "")
     show(console, heading(f"{len(steps)} edits, before or after any of them"), "", indented(edit_table), "")
-    papers = "" if is_wide else "; a wider window shows costs and papers"
-    show(console, styled(f"cuvee methods NAME: formula, parameters, a recipe{papers}", "dim"))
+    more = "" if is_wide else "; a wider window shows what each works on"
+    show(console, styled(f"cuvee methods NAME: formula, parameters, cost, paper, a recipe{more}", "dim"))
 
 
 def _facts(method: Method) -> tuple[str, str, str]:
@@ -83,23 +81,16 @@ def _facts(method: Method) -> tuple[str, str, str]:
     return works_on, _SHORT_BASE[method.base.name], models
 
 
-def _cost(method: Method) -> str:
-    return (
-        method.cost.partition(";")[0].partition(",")[0].removesuffix(" of each tensor").removesuffix(" over the model")
-    )
+def _summary(one: Method | Edit) -> str:
+    return read_docstring(one.function).summary + (f" ({mark})" if (mark := _mark(one.status)) else "")
 
 
 def _mark(status: str) -> str:
     return "" if status == "published" else status
 
 
-def _source(method: Method) -> str:
-    paper = method.paper if method.paper.arxiv else dataclasses.replace(method.paper, url="")
-    return _marked(str(paper), method.status)
-
-
-def _short_source(method: Method) -> str:
-    return _marked(method.paper.arxiv or str(method.paper.year or ""), method.status)
+def _short_source(paper: Paper) -> str:
+    return paper.arxiv or str(paper.year or "")
 
 
 def _marked(source: str, status: str) -> str:

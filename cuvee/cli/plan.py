@@ -175,6 +175,7 @@ def _needs(planned: MergePlan, guess: Estimate) -> list[tuple[str, str]]:
     return [
         ("tensors", f"{merged} merged{_as_matrices(planned)}, {len(planned.tasks) - merged} copied"),
         ("reads", reads),
+        ("stages", "; ".join(f"{safe(name)}, {how}" for name, how in _stages(planned).items())),
         ("statistics", ", ".join(safe(model.label) for _, model in sorted(planned.statistics.items()))),
         ("writes", f"{in_bytes(planned.bytes_written)} in {plural(len(planned.shards), 'file')}: {files}"),
         ("passes", f"{plural(tally.visits, 'visit')} of a tensor, {plural(tally.rounds, 'round')} over the model"),
@@ -186,6 +187,14 @@ def _needs(planned: MergePlan, guess: Estimate) -> list[tuple[str, str]]:
         ),
         ("files", ", ".join(safe(sidecar.name) for sidecar in planned.sidecars)),
     ]
+
+
+def _stages(planned: MergePlan) -> dict[str, str]:
+    """Return the stages of a recipe, and how each is computed."""
+    from cuvee.engine.stages import stages_of
+
+    how = {True: "computed as it is read", False: "made before the merge, beside the output"}
+    return {stage.name: how[stage.is_streamed] for stage in stages_of(planned.models.values())}
 
 
 def _as_matrices(planned: MergePlan) -> str:
@@ -224,6 +233,7 @@ def _as_object(planned: MergePlan, guess: Estimate) -> dict[str, Any]:
             {"tensors": len(group), "such_as": group[0].name, "values": group[0].arguments}
             for group in _groups(planned)
         ],
+        "stages": _stages(planned),
         "bytes_read": planned.bytes_read,
         "bytes_written": planned.bytes_written,
         "visits": planned.tally.visits,

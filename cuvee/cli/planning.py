@@ -100,7 +100,7 @@ def read_words(command: str, words: Sequence[str], preset: str | None, options: 
     from cuvee.recipes.presets import find_preset
 
     found = find_preset(preset)
-    text = recipe_text(found, given_models(words))
+    text = recipe_text(found, given_models(found, words))
     return _changed(parse_recipe(text, name=f"--preset {preset}"), options)
 
 

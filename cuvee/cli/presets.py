@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cuvee.cli.options import AsJson
 from cuvee.cli.screen import heading, indented, print_json, prose, screen, show, styled, table
-from cuvee.recipes.preset_form import Preset, given_models, recipe_text
+from cuvee.recipes.preset_form import Preset, example_text, given_models, recipe_text
 from cuvee.recipes.presets import PRESETS, find_preset
 
 __all__ = ["presets"]
@@ -28,7 +28,7 @@ def presets(name: str | None = None, /, *models: str, json: AsJson = False) -> N
         return
     found = find_preset(name)
     if models:
-        text = recipe_text(found, given_models(models))
+        text = recipe_text(found, given_models(found, models))
         print_json({"preset": name, "recipe": text}) if json else print(text, end="")
     elif json:
         print_json(_described(found))
@@ -37,13 +37,7 @@ def presets(name: str | None = None, /, *models: str, json: AsJson = False) -> N
 
 
 def _command(preset: Preset) -> str:
-    places = " ".join(f"{role}=MODEL{' …' if repeats else ''}" for role, repeats in preset.roles.items())
-    return f"cuvee merge --preset {preset.name} {places} OUT\ncuvee presets {preset.name} {places} > recipe.yml"
-
-
-def _example(preset: Preset) -> str:
-    names = {role: [f"{role}1", f"{role}2"] if repeats else [role] for role, repeats in preset.roles.items()}
-    return recipe_text(preset, names)
+    return f"cuvee merge --preset {preset.name} {preset.places} OUT\ncuvee presets {preset.name} {preset.places} > recipe.yml"
 
 
 def _described(preset: Preset) -> dict[str, object]:
@@ -54,7 +48,7 @@ def _described(preset: Preset) -> dict[str, object]:
         "method": preset.method,
         "roles": [{"role": role, "repeats": repeats} for role, repeats in preset.roles.items()],
         "advice": preset.advice,
-        "recipe": _example(preset),
+        "recipe": example_text(preset),
     }
 
 
@@ -75,5 +69,7 @@ def _print_list() -> None:
 def _print_page(preset: Preset) -> None:
     console = screen()
     show(console, heading(preset.name), prose(preset.summary), indented(styled(str(preset.paper), "dim")), "")
-    show(console, heading("The recipe"), prose(_example(preset).rstrip()), "")
+    if preset.advice:
+        show(console, heading("Advice"), prose(preset.advice), "")
+    show(console, heading("The recipe"), prose(example_text(preset).rstrip()), "")
     show(console, heading("With your models"), prose(_command(preset)))

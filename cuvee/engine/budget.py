@@ -110,16 +110,18 @@ def choose_budget(
                 return budget
     smallest = sized[-1][-1]
     largest = max(tasks, key=lambda task: _block_bytes(task, formula, LEAF_ELEMENTS, 0, decodes))
-    where = f"tensor {largest.name!r} {largest.layout.shape}, from {len(largest.all_inputs)} models"
+    inputs = len(largest.all_inputs)
+    where = f"tensor {largest.name!r} {largest.layout.shape}, from {inputs} model{'s' * (inputs > 1)}"
     if smallest > on_device:
         found = f"{device} has {(device_bytes or 0) / 1e6:.0f} MB free: this merge needs {smallest / 1e6:.0f} MB there"
         raise ResourceError(found, where=where, right="--device cpu, or a GPU with more memory")
     if memory is None:
         return budget
+    needed_mb = -(-budget.bytes // 10**6)
     raise ResourceError(
-        f"--memory {(memory or 0) / 1e6:.0f} MB is too little: this merge needs {budget.bytes / 1e6:.0f} MB",
+        f"--memory {(memory or 0) / 1e6:.0f} MB is too little: this merge needs {needed_mb} MB",
         where=where,
-        right=f"--memory {-(-budget.bytes // 10**6)}MB",
+        right=f"--memory {needed_mb}MB",
     )
 
 

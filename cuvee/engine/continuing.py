@@ -85,12 +85,15 @@ def _recipe_of(manifest: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             right="merge again, or fetch the model again",
         )
     if "continual" not in manifest:
-        able = [name for name, method in methods().items() if method.continual]
+        method = str(described.get("merge_method", "no method"))
+        able = [name for name, one in methods().items() if one.continual]
+        kept = "with continual: false" if method in able else "which keeps nothing to go on from"
         raise CheckpointError(
-            f"this model was merged by {printable(str(described.get('merge_method', 'no method')))}, "
-            "which keeps nothing to go on from",
+            f"this model was merged by {printable(method)}, {kept}",
             where=str(folder),
-            right=f"a model merged by {', '.join(able)}, or one merge of all experts",
+            right=f"a model merged by {', '.join(able)}, or one merge of all experts"
+            if method not in able
+            else "one merge of all experts, without continual: false",
         )
     for key in _HINDRANCES:
         if key in described:
@@ -110,12 +113,17 @@ def _check_new(add: Sequence[Any], described: Mapping[str, Any], folder: Path) -
     """Refuse an expert that is in the model: the command was given twice, or was killed just after it had published."""
     if not add:
         raise RecipeError("no expert is named", where=str(folder), right="--add EXPERT")
-    there = {_spoken(entry["model"]) for entry in described["models"]}
-    for one in map(_spoken, add):
-        if one in there and not one.startswith("<"):
-            raise RecipeError(
-                f"{one!r} is merged into this model already", where=str(folder), right="another expert, if any"
-            )
+    there = {_place(str(entry["model"])): "merged into this model already" for entry in described["models"]}
+    there[_place(str(described["base_model"]))] = "the base of this model, and adds nothing"
+    for one in (str(model) for model in add if isinstance(model, str | Path)):
+        if _place(one) in there:
+            raise RecipeError(f"{one!r} is {there[_place(one)]}", where=str(folder), right="another expert, if any")
+        there[_place(one)] = "to be added twice"
+
+
+def _place(model: str) -> str:
+    """Return what two references to one model have in common: the path without detours and links."""
+    return str(fs.real_path(Path(model)))
 
 
 def _spoken(model: Any) -> str:

@@ -21,6 +21,8 @@ _MOST_NAMES = 12
 
 Arguments = Callable[[str, float | None, Sequence[str]], Mapping[str, Any]]
 """Returns a method's arguments for a tensor's name, its position among the layers, and its name in each model."""
+Misfits = dict[str, Mapping[int, TensorSource]]
+"""Tensors of different shapes, and which models hold them."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,13 @@ def match(parts: Sequence[Matching], ties: Ties, architecture: Architecture, con
     for part in parts:
         tensors = {number: model.tensors for number, model in part.everyone}
         missing: dict[str, list[int]] = {}
+        misfits: Misfits = {}
         for name in dict.fromkeys(name for held in tensors.values() for name in held):
             holders = {number: held[name] for number, held in tensors.items() if name in held}
-            _match_one(part, matched, name, holders, missing)
+            _match_one(part, matched, name, holders, missing, misfits)
             names.add(name)
         _report_missing(part, matched, missing)
+        _report_misfits(part, matched, misfits)
     _check_patterns(parts[0], matched, names)
     matched.tasks.sort(key=lambda task: (*task.all_inputs[0].source.place, task.name))
     return matched
@@ -192,6 +196,7 @@ def _match_one(
     name: str,
     holders: Mapping[int, TensorSource],
     missing: dict[str, list[int]],
+    misfits: Misfits,
 ) -> None:
     """Add the task of one name, or the reason why there is none."""
     absent = [number for number, _ in matching.everyone if number not in holders]
@@ -213,7 +218,7 @@ def _match_one(
     elif bad := next((source for source in holders.values() if not source.dtype.is_float), None):
         matched.errors.append(_undecoded(name, bad))
     else:
-        _merge(matching, matched, name, holders)
+        _merge(matching, matched, name, holders, misfits)
 
 
 def _reason_to_leave_out(matching: Matching, name: str) -> str:
@@ -258,12 +263,14 @@ def _number(matching: Matching) -> int:
     return BASE if matching.base is not None else 0
 
 
-def _merge(matching: Matching, matched: Matched, name: str, holders: Mapping[int, TensorSource]) -> None:
+def _merge(
+    matching: Matching, matched: Matched, name: str, holders: Mapping[int, TensorSource], misfits: Misfits
+) -> None:
     shapes = {source.shape for source in holders.values()}
     if len(shapes) > 1:
         common = _common_shape(matching, matched, name, shapes)
         if common is None:
-            matched.errors.append(_mismatch(matching, name, holders))
+            misfits[name] = holders
             return
         holders = {n: s if s.shape == common else Cropped(s, common) for n, s in holders.items()}
         matched.vocab_size = common[0]
@@ -301,13 +308,28 @@ def _common_shape(
     return tuple(min(sizes) for sizes in zip(*shapes, strict=True))
 
 
+def _report_misfits(matching: Matching, matched: Matched, misfits: Misfits) -> None:
+    """Say of each tensor whose shapes differ what they are; of many, which are models of another size, one of them."""
+    if len(misfits) <= _MOST_NAMES:
+        matched.errors += [_mismatch(matching, name, holders) for name, holders in misfits.items()]
+        return
+    name = next((name for name in misfits if matched.architecture.meaning(name).layer is not None), next(iter(misfits)))
+    shapes, where = _side_by_side(matching, misfits[name])
+    matched.errors.append(
+        IncompatibleModels(
+            f"the models are not of one size: {len(misfits)} tensors differ in shape, such as {printable(name)!r}, {shapes}",
+            where=where,
+            right="models of one size; cuvee inspect MODEL says what a model is made of",
+        )
+    )
+
+
 def _mismatch(matching: Matching, name: str, holders: Mapping[int, TensorSource]) -> IncompatibleModels:
-    labels = dict(matching.everyone)
-    said = [f"{source.shape} in {labels[number].label!r}" for number, source in holders.items()]
+    shapes, where = _side_by_side(matching, holders)
     shown = printable(name)
     return IncompatibleModels(
-        f"tensor {shown!r} is " + " and ".join(dict.fromkeys(said)),
-        where=", ".join(dict.fromkeys(source.place[0] for source in holders.values() if source.place[0])),
+        f"tensor {shown!r} is {shapes}",
+        where=where,
         right=f'models of one size, or leave it out: exclude: ["{shown}"]'
         + (
             "; for vocabularies: tokenizer_source: union, or embed_mismatch: common_submatrix"
@@ -315,6 +337,14 @@ def _mismatch(matching: Matching, name: str, holders: Mapping[int, TensorSource]
             else ""
         ),
     )
+
+
+def _side_by_side(matching: Matching, holders: Mapping[int, TensorSource]) -> tuple[str, str]:
+    """Return the shape of a tensor in each model, and the files that it lies in."""
+    labels = dict(matching.everyone)
+    said = [f"{source.shape} in {labels[number].label!r}" for number, source in holders.items()]
+    places = [source.place[0] for source in holders.values() if source.place[0]]
+    return " and ".join(dict.fromkeys(said)), ", ".join(dict.fromkeys(places))
 
 
 def _tensors(count: int) -> str:
@@ -329,11 +359,12 @@ def _report_missing(matching: Matching, matched: Matched, missing: Mapping[str, 
         if not names:
             continue
         have = [labels[n].label for n in labels if n not in missing[names[0]]]
+        verb = "has" if len(have) == 1 else "have"
         shown = ", ".join(repr(printable(name)) for name in names[:_MOST_NAMES])
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         matched.errors.append(
             IncompatibleModels(
-                f"{model.label!r} lacks {_tensors(len(names))} that {', '.join(map(repr, have))} have: {shown}{more}",
+                f"{model.label!r} lacks {_tensors(len(names))} that {', '.join(map(repr, have))} {verb}: {shown}{more}",
                 where=str(model.folder or (model.files[0].path if model.files else model.label)),
                 right="models of one architecture, or leave them out: exclude: "
                 + str([printable(name) for name in names[:3]]).replace("'", '"'),

@@ -64,8 +64,8 @@ class FiniteRecord:
         for one, found in zip(self.task.all_inputs, self.non_finite, strict=False):
             if found:
                 raise NonFinite(
-                    f"tensor {one.name or self.task.name!r} of {self.labels[one.model]!r} holds {found} values that are "
-                    f"NaN or infinite, of {math.prod(one.source.shape)}",
+                    f"tensor {one.name or self.task.name!r} of {self.labels[one.model]!r} holds NaN or infinite values: "
+                    f"{found} of {math.prod(one.source.shape)}",
                     where=one.source.place[0],
                     right=f"mend or fetch the model again, or {self.how} to merge it as it is",
                 )
@@ -82,8 +82,8 @@ class FiniteRecord:
         """
         if self.non_finite[-1] and not self.allow_non_finite:
             raise NonFinite(
-                f"the merge makes {self.non_finite[-1]} values of tensor {self.task.name!r} NaN or infinite, "
-                f"of {self.task.layout.numel}, in {self.task.dtype.name}",
+                f"the merge makes values of tensor {self.task.name!r} NaN or infinite: {self.non_finite[-1]} of "
+                f"{self.task.layout.numel}, in {self.task.dtype.name}",
                 right=f"smaller weights, out_dtype: bfloat16 or float32, or {self.how} to keep them",
             )
 

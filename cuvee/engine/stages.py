@@ -118,14 +118,13 @@ def stage_model(name: str, plan: MergePlan) -> Model:
     """Return a stage as a model: its files are those of its inputs, watched as the others are."""
     stage = Stage(name, plan)
     reference = plan.models.get(-1, plan.models[0])
-    how = "as it is read" if stage.is_streamed else "before the merge, beside the output"
     return Model(
         name,
         {task.name: StageTensor(stage, task) for task in plan.tasks},
         dict(plan.config) if plan.config is not None else None,
         reference.folder,
         tuple(plan.files),
-        (f"a stage, computed {how}", *plan.warnings),
+        tuple(plan.warnings),
         {commit: of for model in plan.models.values() for commit, of in model.commits.items()},
         sidecars=tuple(plan.sidecars),
     )

@@ -13,7 +13,7 @@ from typing import Any
 from cuvee.errors import RecipeError, nearest
 from cuvee.methods.registry import Paper
 
-__all__ = ["Blend", "Place", "Preset", "given_models", "recipe_text"]
+__all__ = ["Blend", "Place", "Preset", "example_text", "given_models", "recipe_text"]
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,19 @@ class Preset:
     advice: str = ""
 
     @property
+    def places(self) -> str:
+        """The places for models as they stand on a command line."""
+        return " ".join(f"{role}=MODEL{' …' if repeats else ''}" for role, repeats in self.roles.items())
+
+    @property
     def roles(self) -> dict[str, bool]:
         """The roles in the order of the recipe, and whether several models may be given for each."""
         found = {self.base: False} if self.base else {}
         return found | {place.role: place.repeats for place in self.models}
 
 
-def given_models(words: Sequence[str]) -> dict[str, list[str]]:
-    """Return the models of each role from words such as `base=llama`.
+def given_models(preset: Preset, words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the models of each role of a preset from words such as `base=llama`.
 
     Raises:
         RecipeError: a word does not say a role.
@@ -81,17 +86,21 @@ def given_models(words: Sequence[str]) -> dict[str, list[str]]:
     given: dict[str, list[str]] = {}
     for word in words:
         role, equals, model = word.partition("=")
-        if not equals or not model:
-            raise RecipeError(f"{word!r} does not say whose place it takes", right=f"ROLE={word.rstrip('=')}")
+        if not equals:
+            right = " or ".join(f"{one}={word}" for one in preset.roles)
+            raise RecipeError(f"{word!r} does not say whose place in {preset.name} it takes", right=right)
+        if not model:
+            raise RecipeError(f"no model is given as {role}", right=f"{role}=MODEL")
         given.setdefault(role, []).append(model)
     return given
 
 
-def recipe_text(preset: Preset, given: Mapping[str, Sequence[str]]) -> str:
+def recipe_text(preset: Preset, given: Mapping[str, Sequence[str]], *, with_study: bool = True) -> str:
     """Return a preset as YAML.
 
     Args:
         given: the models of each role.
+        with_study: begin with the name, the study and the advice as comments.
 
     Raises:
         RecipeError: a role is unknown, or has no model, or too many.
@@ -107,13 +116,18 @@ def recipe_text(preset: Preset, given: Mapping[str, Sequence[str]]) -> str:
     for role, repeats in roles.items():
         if len(given[role]) > 1 and not repeats:
             raise RecipeError(f"{len(given[role])} models are given as {role}", right=f"one {role}")
-    return "\n".join(_lines(preset, given)) + "\n"
+    advice = textwrap.wrap(preset.advice, 110)
+    study = [f"# {line}" for line in (f"{preset.name}: {preset.summary}", str(preset.paper), *advice)]
+    return "\n".join([*(study if with_study else ()), *_lines(preset, given)]) + "\n"
+
+
+def example_text(preset: Preset) -> str:
+    """Return a preset as YAML with names to fill in, without its study."""
+    names = {role: [f"{role}1", f"{role}2"] if repeats else [role] for role, repeats in preset.roles.items()}
+    return recipe_text(preset, names, with_study=False)
 
 
 def _lines(preset: Preset, given: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    yield f"# {preset.name}: {preset.summary}"
-    yield f"# {preset.paper}"
-    yield from (f"# {line}" for line in textwrap.wrap(preset.advice, 110))
     base = [f"base_model: {_word(given[preset.base][0])}"] if preset.base else []
     taken = {model for models in given.values() for model in models}
     listed: list[str] = []

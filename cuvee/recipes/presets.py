@@ -135,7 +135,7 @@ _ALL = (
         (Place("chat", repeats=True),),
         "base",
         parameters={"select_topk": 0.1},
-        advice="select_topk: 1 for long reasoning, as FuseO1 has it",
+        advice="for long reasoning, select_topk: 1, as fuse-reasoning has it",
     ),
     Preset(
         "fuse-reasoning",

@@ -43,7 +43,7 @@ def test_values_that_are_not_finite_are_named_with_model_tensor_and_count(owner,
     models[owner][UP][3, :5] = value
     with pytest.raises(NonFinite) as caught:
         merge(models)
-    assert caught.value.found == f"tensor {UP!r} of {owner!r} holds 5 values that are NaN or infinite, of 640"
+    assert caught.value.found == f"tensor {UP!r} of {owner!r} holds NaN or infinite values: 5 of 640"
     assert caught.value.where == f"{owner}/model.safetensors"
     assert "--allow-nan" in caught.value.right
     assert not Path("out").exists()
@@ -54,7 +54,7 @@ def test_a_count_covers_all_blocks_of_a_tensor(models):
     for name in models:
         models[name] = {"w": torch.zeros(shape)}
     models["math"]["w"][::100_000] = float("nan")
-    with pytest.raises(NonFinite, match="holds 3 values"):
+    with pytest.raises(NonFinite, match="holds NaN or infinite values: 3 of 300000"):
         merge(models, "linear")
 
 
@@ -86,7 +86,7 @@ def test_an_output_that_overflows_its_dtype_is_named(models):
         tensors[UP] = tensors[UP] * 0 + 60000.0
     with pytest.raises(NonFinite) as caught:
         merge(models, "linear", parameters={"normalize": False}, out_dtype="float16")
-    assert caught.value.found == f"the merge makes 640 values of tensor {UP!r} NaN or infinite, of 640, in F16"
+    assert caught.value.found == f"the merge makes values of tensor {UP!r} NaN or infinite: 640 of 640, in F16"
     assert "bfloat16" in caught.value.right
     assert not Path("out").exists()
 

@@ -48,7 +48,7 @@ def multi_krum(
         values: (K, …): weights, or task vectors with a base; K ≥ 2f + 3.
         f: how many models may be arbitrarily bad.
         m: how many are averaged; 1 is Krum. Without it K − f − 2.
-        variant: which distances are added up, see `differs`.
+        variant: which distances are added up, see below.
         scope: where models are chosen: once for the whole model, or in each layer or tensor.
 
     Raises:

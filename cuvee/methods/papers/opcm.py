@@ -95,6 +95,8 @@ def _is_plain(name: str, role: str, plain: Patterns | None) -> bool:
 
 def _apart(delta: Tensor, total: Tensor, alpha: float, rank: str) -> Tensor:
     """Return a task vector without its part in the protected directions of the accumulation, both (m, n)."""
+    if not bool(torch.isfinite(total).all() & torch.isfinite(delta).all()):
+        return delta  # NaN that is let through: nothing of it can be decomposed
     found = strong_svd(total) if rank == "auto" else svd(total)
     if not len(found.s):
         return delta

@@ -25,7 +25,7 @@ def ramplus_tl(
     r: float = 0.1,
     alpha: Annotated[float, Bound(0)] = 0.2,
 ) -> Tensor:
-    """As ram, with what only one model changed scaled up by how much that model shares with others.
+    """As ram_plus, with what a model shares counted tensor by tensor, as mergekit does.
 
     Args:
         deltas: (K, …).

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 @merge_method(
-    paper=Paper("Animating rotation with quaternion curves (Shoemake)", year=1985, url="doi:10.1145/325165.325242"),
+    paper=Paper(
+        "Animating rotation with quaternion curves (Shoemake)", year=1985, url="https://doi.org/10.1145/325165.325242"
+    ),
     on=WEIGHTS,
     base=ENDPOINT,
     models=(2, 2),

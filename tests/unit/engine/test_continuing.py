@@ -62,8 +62,13 @@ def test_several_experts_are_added_in_one_merge_after_those_that_were_put_in_ord
 def test_an_expert_that_is_in_the_model_is_not_merged_twice(models):
     cuvee.merge(opcm("a", "b"), "out")
     before = contents(Path("out"))
-    with pytest.raises(RecipeError, match="'b' is merged into this model already"):
-        cuvee.continue_merge("out", ["b"])
+    for spoken in ("b", "./b/", Path("b").absolute()):
+        with pytest.raises(RecipeError, match="b/?' is merged into this model already"):
+            cuvee.continue_merge("out", [spoken])
+    with pytest.raises(RecipeError, match="'base' is the base of this model, and adds nothing"):
+        cuvee.continue_merge("out", ["base"])
+    with pytest.raises(RecipeError, match="'./c' is to be added twice"):
+        cuvee.continue_merge("out", ["c", "./c"])
     with pytest.raises(RecipeError, match="no expert"):
         cuvee.continue_merge("out", [])
     assert contents(Path("out")) == before
@@ -105,5 +110,5 @@ def test_without_continual_only_the_model_is_published_and_it_is_the_same(models
     assert not Path("alone/continual").exists()
     assert "continual" not in manifest("alone")
     assert verify(Path("alone")).problems == ()
-    with pytest.raises(CheckpointError, match="keeps nothing to go on from"):
+    with pytest.raises(CheckpointError, match="merged by opcm, with continual: false"):
         cuvee.continue_merge("alone", ["c"])

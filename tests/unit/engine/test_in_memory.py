@@ -26,7 +26,7 @@ def test_values_that_are_not_finite_are_refused_by_name_unless_they_are_let_thro
     bad, base = with_value(value, dtype=dtype), BASE if method != "linear" else None
     for block in (None, 1):
         with pytest.raises(
-            NonFinite, match="tensor 'model.w' of 'model1' holds 1 values that are NaN or infinite, of 24"
+            NonFinite, match="tensor 'model.w' of 'model1' holds NaN or infinite values: 1 of 24"
         ) as refused:
             cuvee.merge_tensors(method, [GOOD, bad, GOOD | {}], base, block_elements=block)
         assert "allow_nan=True" in str(refused.value.right)
@@ -35,13 +35,13 @@ def test_values_that_are_not_finite_are_refused_by_name_unless_they_are_let_thro
 
 
 def test_a_base_that_is_not_finite_is_refused_too():
-    with pytest.raises(NonFinite, match="tensor 'model.n' of 'base' holds 1 values"):
+    with pytest.raises(NonFinite, match="tensor 'model.n' of 'base' holds NaN or infinite values: 1 of 5"):
         cuvee.merge_tensors("ties", [GOOD, GOOD | {}], with_value(float("inf"), "model.n"))
 
 
 def test_what_a_merge_itself_makes_infinite_is_refused():
     large = {"w": torch.full((4,), 6e4, dtype=torch.float16)}
-    with pytest.raises(NonFinite, match="the merge makes 4 values of tensor 'w' NaN or infinite, of 4, in F16"):
+    with pytest.raises(NonFinite, match="the merge makes values of tensor 'w' NaN or infinite: 4 of 4, in F16"):
         cuvee.merge_tensors("linear", [large, large | {}], weight=1.0, normalize=False)
     kept = cuvee.merge_tensors("linear", [large, large | {}], weight=1.0, normalize=False, allow_nan=True)
     assert kept["w"].isinf().all()
