@@ -10,9 +10,10 @@ They are used where the gap is there, and nowhere else: cut where there is none,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from blake3 import blake3
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Frame",
     "Spectrum",
     "cayley",
     "decomposition_bytes",
@@ -35,18 +37,17 @@ __all__ = [
     "gram_spectrum",
     "holding",
     "inverse_cayley",
-    "low_rank",
     "numerical_rank",
     "orthogonalized",
     "polar",
     "product",
     "projected_svd",
-    "ridge_solve",
     "right_vectors",
     "second_moment",
     "spectral_norm",
     "strong_svd",
     "svd",
+    "truncated",
     "with_singular_values",
 ]
 
@@ -80,13 +81,28 @@ class Spectrum(NamedTuple):
         return (self.u * self.s) @ self.vh
 
 
+class Frame(NamedTuple):
+    """Vectors (m, q) made orthogonal to one another, of which some were repetitions of others.
+
+    Attributes:
+        vectors: (m, q).
+        condition: the largest singular value of the given ones beside the smallest that is no repetition's; 0 of none.
+        repetitions: how many singular values are too small to be of another direction.
+    """
+
+    vectors: Tensor
+    condition: float
+    repetitions: int
+
+
 def svd(matrix: Tensor, rank: int | None = None) -> Spectrum:
     """Return the singular triplets of a matrix (m, n), at most `rank`, without those below 1e-6 of the largest.
 
     A zero matrix has none: u is (m, 0). Vectors and values have the matrix's dtype.
     """
-    low = None if rank is None else projected_svd(matrix)
-    return low.cut(rank) if low is not None and len(low.s) >= (rank or 0) else _whole_svd(matrix, rank)
+    digest = _digest(matrix)
+    low = None if rank is None else projected_svd(matrix, digest)
+    return low.cut(rank) if low is not None and len(low.s) >= (rank or 0) else _whole_svd(matrix, rank, digest)
 
 
 def strong_svd(matrix: Tensor, rank: int | None = None) -> Spectrum:
@@ -94,17 +110,19 @@ def strong_svd(matrix: Tensor, rank: int | None = None) -> Spectrum:
 
     `numerical_rank` says how many these are.
     """
-    low = projected_svd(matrix)
+    digest = _digest(matrix)
+    low = projected_svd(matrix, digest)
     if low is not None:
         return low.cut(rank)
-    found = _whole_svd(matrix, rank)
+    found = _whole_svd(matrix, rank, digest)
     return found.cut(numerical_rank(found.s, min(matrix.shape)))
 
 
-def projected_svd(matrix: Tensor) -> Spectrum | None:
+def projected_svd(matrix: Tensor, digest: str | None = None) -> Spectrum | None:
     """Return the strong singular triplets of a matrix (m, n) of low rank that a gap sets apart, as exact as its dtype allows.
 
-    None where there is no such gap, or where the matrix is so small that all its triplets are soon found.
+    None where there is no such gap, or where the matrix is so small that all its triplets are soon found. `digest` is that of
+    the matrix, where it is known.
     """
     if min(matrix.shape) < _SHORTEST:
         return None
@@ -113,11 +131,11 @@ def projected_svd(matrix: Tensor) -> Spectrum | None:
         rank = _rank_of_sample(matrix)
         return () if rank is None else _by_projection(matrix, rank + _SPARE)
 
-    found = _known("projected", matrix, compute)
+    found = _known("projected", matrix, compute, digest)
     return Spectrum(*found) if found else None
 
 
-def _whole_svd(matrix: Tensor, rank: int | None) -> Spectrum:
+def _whole_svd(matrix: Tensor, rank: int | None, digest: str | None = None) -> Spectrum:
     """See `svd`."""
 
     def compute() -> tuple[Tensor, ...]:
@@ -129,7 +147,7 @@ def _whole_svd(matrix: Tensor, rank: int | None) -> Spectrum:
         s, v = s.to(matrix.dtype), v.to(matrix.dtype)
         return (u, s, v.mT) if tall else (v, s, u.mT)
 
-    return Spectrum(*_known(f"svd {rank}", matrix, compute))
+    return Spectrum(*_known(f"svd {rank}", matrix, compute, digest))
 
 
 def right_vectors(matrix: Tensor, rtol: float) -> Tensor:
@@ -145,15 +163,23 @@ def right_vectors(matrix: Tensor, rtol: float) -> Tensor:
     return _known(f"right {rtol}", matrix, compute)[0]
 
 
-def with_singular_values(matrix: Tensor, change: Callable[[Tensor], Tensor], *, keep: bool = True) -> Tensor:
+def with_singular_values(
+    matrix: Tensor, change: Callable[[Tensor], Tensor], *, keep: bool = True, strong: bool = False
+) -> Tensor:
     """Return U diag(f(s)) Vh of a matrix (m, n), in its dtype: the same directions with other singular values.
 
     Args:
         change: f, given the singular values above 1e-6 of the largest, (r,), falling, float64; the others become 0.
         keep: whether the decomposition may be wanted again.
+        strong: f may be given the values of a matrix of low rank that a gap sets apart, without what is weaker.
     """
+    digest = _digest(matrix) if keep else None
+    low = projected_svd(matrix, digest) if strong else None
+    if low is not None:
+        return (low.u * change(low.s.double()).to(matrix.dtype)) @ low.vh
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
-    values, vectors = _known("short side", matrix, lambda: _short_side(matrix)) if keep else _short_side(matrix)
+    found = _known("short side", matrix, lambda: _short_side(matrix), digest) if keep else _short_side(matrix)
+    values, vectors = found
     s = values[: _count_above(values, _WEAKEST)].sqrt()
     gain = change(s) / s
     used = gain != 0
@@ -179,20 +205,29 @@ def polar(matrix: Tensor, rtol: float = 1e-4, rank: int | None = None) -> Tensor
 
     Directions with singular values ≤ rtol · the largest are left out.
     """
+    return _polar(matrix, rtol, rank)[0]
+
+
+def _polar(matrix: Tensor, rtol: float, rank: int | None = None) -> tuple[Tensor, ...]:
+    """Return the polar factor, and all squared singular values, falling, float64."""
 
     def compute() -> tuple[Tensor, ...]:
         values, vectors = _short_side(matrix)
         kept = _count_above(values, rtol, rank)
         root = (vectors[:, :kept] * values[:kept].rsqrt()) @ vectors[:, :kept].mT
         tall = matrix.shape[0] >= matrix.shape[1]
-        return ((product(matrix, root) if tall else product(matrix.mT, root).mT).contiguous(),)
+        return (product(matrix, root) if tall else product(matrix.mT, root).mT).contiguous(), values
 
-    return _known(f"polar {rtol} {rank}", matrix, compute)[0]
+    return _known(f"polar {rtol} {rank}", matrix, compute)
 
 
-def orthogonalized(parts: Sequence[Tensor], rtol: float = 1e-4) -> Tensor:
+def orthogonalized(parts: Sequence[Tensor], rtol: float = 1e-4) -> Frame:
     """Return the polar factor of matrices (m, r_i) laid side by side, (m, Σ r_i): symmetric orthogonalisation."""
-    return polar(torch.cat(list(parts), 1), rtol)
+    stack = torch.cat(list(parts), 1)
+    vectors, values = _polar(stack, rtol)
+    kept = _count_above(values, rtol)
+    condition = float(values[0] / values[kept - 1]) ** 0.5 if kept else 0.0
+    return Frame(vectors, condition, stack.shape[1] - kept)
 
 
 def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,14 +301,6 @@ def gram_solve(
     return anchor + product(along, (q * f).mT, anchor.dtype)
 
 
-def ridge_solve(symmetric: Tensor, target: Tensor, ridge: float) -> Tensor:
-    """Return (A + ridge · mean(diag A) · I)⁻¹ b in float64, of a positive semidefinite A (n, n) and b (n,)."""
-    a = symmetric.double().clone()
-    a.diagonal().add_(ridge * float(a.diagonal().mean()) if len(a) else 0.0)
-    with _converging(a):
-        return torch.cholesky_solve(target.double()[:, None], torch.linalg.cholesky(a))[:, 0]
-
-
 def numerical_rank(s: Tensor, side: int) -> int:
     """Return the rank that a matrix was made with, min(m, n) where it is full.
 
@@ -288,7 +315,7 @@ def numerical_rank(s: Tensor, side: int) -> int:
     return strong if strong <= side // 2 else side
 
 
-def low_rank(matrix: Tensor, rank: int) -> Tensor:
+def truncated(matrix: Tensor, rank: int) -> Tensor:
     """Return the best approximation of a matrix (m, n) of that rank."""
     return svd(matrix, rank).matrix
 
@@ -402,15 +429,31 @@ def product(matrix: Tensor, factor: Tensor, dtype: torch_types.dtype | None = No
     return out
 
 
-def _known(how: str, matrix: Tensor, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Return `compute()`, or what an equal matrix gave before."""
+def _known(
+    how: str, matrix: Tensor, compute: Callable[[], tuple[Tensor, ...]], digest: str | None = None
+) -> tuple[Tensor, ...]:
+    """Return `compute()`, or what an equal matrix gave before; `digest` is that of the matrix, where it is known."""
     known = current().decompositions
     if known is None:
         return compute()
-    content = blake3(matrix.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    key = blake3(f"{how} {tuple(matrix.shape)} {matrix.dtype} {content.hexdigest()}".encode()).hexdigest()
+    key = blake3(f"{how} {digest or _digest(matrix)} {_made_by()}".encode()).hexdigest()
     found = known.get(key)
     if found is None:
         found = tuple(one.contiguous() for one in compute())
         known.put(key, found)
     return tuple(one.to(matrix.device) for one in found)
+
+
+def _digest(matrix: Tensor) -> str | None:
+    """Return the digest of a matrix by which decompositions are known; None where none are kept."""
+    if current().decompositions is None:
+        return None
+    content = blake3(matrix.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"{tuple(matrix.shape)} {matrix.dtype} {content.hexdigest()}"
+
+
+@functools.cache
+def _made_by() -> str:
+    """Return the digest of this source, and PyTorch's version: others may decompose otherwise."""
+    source = cast(Any, __spec__).loader.get_data(__file__)
+    return f"{blake3(source).hexdigest()} {torch.__version__}"

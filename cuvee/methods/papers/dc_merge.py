@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cuvee.methods.combination import Matrices, spread
-from cuvee.methods.pieces.combine import mean_of_weighted
-from cuvee.methods.pieces.subspaces import is_narrow, leading_directions, orthogonal_frames, share_of_rank
+from cuvee.methods.pieces.subspaces import leading_directions, mean_if_narrow, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Fraction, Paper, PerModel, merge_method
 from cuvee.methods.spectral import Spectrum, holding
 from cuvee.tensors.lazy_torch import torch
@@ -59,8 +58,9 @@ def dc_merge(
     Returns:
         (m, n); where min(m, n) < 2 K and K > 1, the mean.
     """
-    if is_narrow(deltas):
-        return mean_of_weighted(deltas, weight)
+    mean = mean_if_narrow(deltas, weight)
+    if mean is not None:
+        return mean
     side = min(deltas.shape[1:])
     spectra = [_smoothed(one, smoothing, rho) for one in leading_directions(deltas, rank, weight)]
     cover = orthogonal_frames(spectra)

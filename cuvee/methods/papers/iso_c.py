@@ -8,7 +8,7 @@ from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import MATRIX, Paper, PerModel, merge_method
-from cuvee.methods.spectral import holding, numerical_rank, projected_svd, with_singular_values
+from cuvee.methods.spectral import holding, numerical_rank, with_singular_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +38,7 @@ def iso_c(deltas: Matrices, *, weight: PerModel[float] = 1.0, rank: Literal["aut
     Returns:
         (m, n); zeros where the sum is zero.
     """
-    total, side = weighted_sum(deltas, weight), min(deltas.shape[1:])
-    low = projected_svd(total) if rank == "auto" else None
-    if low is not None:
-        noted(rank=len(low.s))
-        return (low.u * low.s.mean()) @ low.vh
+    side = min(deltas.shape[1:])
 
     def level(s: Tensor) -> Tensor:
         kept = numerical_rank(s, side) if rank == "auto" else side
@@ -51,4 +47,4 @@ def iso_c(deltas: Matrices, *, weight: PerModel[float] = 1.0, rank: Literal["aut
         flat[:kept] = s[:kept].sum() / max(1, kept)
         return flat
 
-    return with_singular_values(total, level)
+    return with_singular_values(weighted_sum(deltas, weight), level, strong=rank == "auto")

@@ -10,7 +10,7 @@ from cuvee.methods.pieces.descent import adam, momentum_descent
 from cuvee.methods.pieces.regression import FLOOR, Init, Regression, has_moved, start
 from cuvee.methods.pieces.spectral_filters import Filter, response_of
 from cuvee.methods.registry import MATRIX, Bound, Paper, merge_method
-from cuvee.methods.spectral import decomposition_bytes, gram_solve, low_rank, svd
+from cuvee.methods.spectral import decomposition_bytes, gram_solve, svd, truncated
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
@@ -97,6 +97,6 @@ def probed(deltas: Matrices, center: bool, rank_ratio: float | None) -> Regressi
         if middle is None:
             t.addmm_(u * s**3, vh, alpha=1 / squared)
         else:
-            target = low_rank((delta - middle).double(), rank).add_(middle)
+            target = truncated((delta - middle).double(), rank).add_(middle)
             t.addmm_(target @ vh.mT * s**2, vh, alpha=1 / squared)
     return Regression(torch.cat(probes) if probes else t[:0], t, total, is_rows=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.combination import Matrices, spread
-from cuvee.methods.pieces.combine import mean_of_weighted
-from cuvee.methods.pieces.subspaces import is_narrow, leading_directions, orthogonal_frames, share_of_rank
+from cuvee.methods.pieces.subspaces import leading_directions, merged_whole, orthogonal_frames, share_of_rank
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
 from cuvee.methods.spectral import holding
 
@@ -51,8 +50,9 @@ def r_tsvm(
     Returns:
         (m, n). One model gives its own task vector; where min(m, n) < 2 K, the mean.
     """
-    if len(deltas) == 1 or is_narrow(deltas):
-        return mean_of_weighted(deltas, weight)
+    whole = merged_whole(deltas, weight, "auto")
+    if whole is not None:
+        return whole
     side = min(deltas.shape[1:])
     found = [_outliers_and_density(deltas[k], outlier, threshold) for k in range(len(deltas))]
     scores, densities = _shares([one[0] for one in found]), _shares([one[1] for one in found])

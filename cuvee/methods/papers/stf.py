@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cuvee.methods.combination import Matrices, spread
-from cuvee.methods.pieces.combine import mean_of_weighted
-from cuvee.methods.pieces.subspaces import is_narrow, leading_directions
+from cuvee.methods.combination import Matrices
+from cuvee.methods.pieces.subspaces import leading_directions, merged_whole, note_stacks
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
-from cuvee.methods.spectral import Spectrum, holding, ridge_solve
+from cuvee.methods.spectral import Spectrum, eigh, holding
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+_REPEATED = 1e-6
+"""Eigenvalues of the system, beside their mean, up to which directions are repetitions of others."""
+
+
 @merge_method(
     paper=Paper("Superpose Task-specific Features for Model Merging", arxiv="2502.10698", year=2025),
     unit=MATRIX,
     workspace=holding(matrices=4, factors=3),  # base, a task vector, the result, all directions, the system in float64
-    cost="K decompositions; 1 linear system",
+    cost="K + 1 decompositions",
     formula="τ_i ≈ Σ_j s_ij u_ij v_ijᵀ, rank r;  M = Σ a_ij u_ij v_ijᵀ with u_ijᵀ M v_ij = s_ij for all i and j;  "
     "out = θ_0 + scaling · M",
-    differs="Neither paper nor code was seen: the idea is the paper's, the linear system and its ridge of 1e-6 Cuvée's. The "
-    "rank of each model is not known from the paper; with all min(m, n) the system has K times as many unknowns as a side. A "
-    "note of others says that the paper adds up biases and embeddings and averages norms: others does one for all.",
+    differs="Neither paper nor code was seen: the idea is the paper's, the linear system and its least solution, which asks "
+    "once for what several models have alike, Cuvée's. The rank of each model is not known from the paper; with all min(m, n) "
+    "the system has K times as many unknowns as a side. A note of others says that the paper adds up biases and embeddings and "
+    "averages norms: others does one for all.",
     status="reconstruction",
 )
 def stf(
@@ -44,10 +48,13 @@ def stf(
     Returns:
         (m, n). One model, where it may have all directions, gives its own task vector; where min(m, n) < 2 K, the mean.
     """
-    ranks = spread(rank, len(deltas))
-    if ranks in (["auto"], ["share"]) or is_narrow(deltas):
-        return mean_of_weighted(deltas, weight)
-    spectra = leading_directions(deltas, ranks, weight)
+    whole = merged_whole(deltas, weight, rank)
+    if whole is not None:
+        return whole
+    spectra = leading_directions(deltas, rank, weight)
     u, s, vh = (torch.cat(parts, axis) for parts, axis in zip(zip(*spectra, strict=True), (1, 0, 0), strict=True))
-    system = (u.mT @ u).double() * (vh @ vh.mT).double()
-    return Spectrum(u, ridge_solve(system, s, 1e-6).to(s.dtype), vh).matrix
+    values, q = eigh((u.mT @ u).double() * (vh @ vh.mT).double())
+    seen = int((values > _REPEATED * values.mean()).sum())
+    note_stacks(float(values[0] / values[seen - 1]) if seen else 0.0, repetitions=[len(s) - seen])
+    q = q[:, :seen]
+    return Spectrum(u, (q @ (q.mT @ s.double() / values[:seen])).to(s.dtype), vh).matrix

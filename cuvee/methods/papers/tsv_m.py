@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cuvee.methods.combination import Matrices, spread
-from cuvee.methods.pieces.combine import mean_of_weighted
-from cuvee.methods.pieces.subspaces import is_narrow, leading_directions, orthogonal_frames
+from cuvee.methods.combination import Matrices
+from cuvee.methods.pieces.subspaces import leading_directions, merged_whole, orthogonal_frames
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
 from cuvee.methods.spectral import holding
 
@@ -44,7 +43,7 @@ def tsv_m(
     Returns:
         (m, n). One model, where it may have all directions, gives its own task vector; where min(m, n) < 2 K, the mean.
     """
-    ranks = spread(rank, len(deltas))
-    if ranks in (["auto"], ["share"]) or is_narrow(deltas):
-        return mean_of_weighted(deltas, weight)
-    return orthogonal_frames(leading_directions(deltas, ranks, weight), polar_rtol).matrix
+    whole = merged_whole(deltas, weight, rank)
+    if whole is not None:
+        return whole
+    return orthogonal_frames(leading_directions(deltas, rank, weight), polar_rtol).matrix

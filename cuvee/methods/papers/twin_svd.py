@@ -8,7 +8,7 @@ from cuvee.methods.combination import Matrices, spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.low_rank import TWIN
 from cuvee.methods.registry import MATRIX, Fraction, PerModel, merge_method
-from cuvee.methods.spectral import holding, low_rank
+from cuvee.methods.spectral import holding, truncated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,5 +48,5 @@ def twin_svd(
     rank, merged = int(density * min(deltas.shape[1:])), shared.clone()
     for k, part in enumerate(shares):
         own = deltas[k].sub_(shared)
-        merged += part * (own if density == 1 else low_rank(own, rank))
+        merged += part * (own if density == 1 else truncated(own, rank))
     return merged

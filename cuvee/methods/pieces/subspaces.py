@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices, spread
+from cuvee.methods.pieces.combine import mean_of_weighted
 from cuvee.methods.spectral import Spectrum, orthogonalized, strong_svd, svd
 from cuvee.tensors.lazy_torch import torch
 
-__all__ = ["is_narrow", "leading_directions", "orthogonal_frames", "share_of_rank"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["leading_directions", "mean_if_narrow", "merged_whole", "note_stacks", "orthogonal_frames", "share_of_rank"]
 
 
-def is_narrow(deltas: Matrices) -> bool:
-    """Return whether K models would share fewer than 2 K directions, one at most for each: too few, and the mean is noted."""
-    narrow = len(deltas) > 1 and min(deltas.shape[1:]) < 2 * len(deltas)
-    if narrow:
-        noted(fallback="the mean: min(m, n) < 2 K")
-    return narrow
+def mean_if_narrow(deltas: Matrices, weight: Any = 1.0) -> Tensor | None:
+    """Return Σ w_i τ_i / K where K models would share fewer than 2 K directions, too few for a basis; which is noted."""
+    if len(deltas) == 1 or min(deltas.shape[1:]) >= 2 * len(deltas):
+        return None
+    noted(fallback="the mean: min(m, n) < 2 K")
+    return mean_of_weighted(deltas, weight)
+
+
+def merged_whole(deltas: Matrices, weight: Any, rank: Any) -> Tensor | None:
+    """Return w τ of one model that no rank is asked of, which has all directions; else see `mean_if_narrow`."""
+    if len(deltas) == 1 and not isinstance(spread(rank, 1)[0], int):
+        return mean_of_weighted(deltas, weight)
+    return mean_if_narrow(deltas, weight)
 
 
 def share_of_rank(deltas: Matrices) -> int:
@@ -44,12 +56,20 @@ def leading_directions(deltas: Matrices, rank: Any, weight: Any = 1.0, *, strong
     return found
 
 
+def note_stacks(*conditions: float, repetitions: list[int]) -> None:
+    """Note how near the directions of all models are to repeating one another, and how many do."""
+    noted(stack_condition=[math.ceil(round(one, 3)) for one in conditions])
+    if any(repetitions):
+        noted(repeated_directions=repetitions)
+
+
 def orthogonal_frames(spectra: list[Spectrum], rtol: float = 1e-4) -> Spectrum:
     """Return the singular vectors of all models, (m, q), (q,) and (q, n), each side made orthogonal symmetrically.
 
     The polar factor is the orthogonal frame nearest to the vectors, so the order of models leaves no trace; equal
-    directions of several models become one.
+    directions of several models become one. How near to that they are is noted: the condition of both stacks.
     """
     u = orthogonalized([one.u for one in spectra], rtol)
     v = orthogonalized([one.vh.mT for one in spectra], rtol)
-    return Spectrum(u, torch.cat([one.s for one in spectra]), v.mT)
+    note_stacks(u.condition, v.condition, repetitions=[u.repetitions, v.repetitions])
+    return Spectrum(u.vectors, torch.cat([one.s for one in spectra]), v.vectors.mT)

@@ -61,13 +61,30 @@ def merged(folders, out, method, names=tuple(LOW), base="base", **given):
 
 def test_ranks_and_fallbacks_are_said_of_each_tensor_and_summed_up(folders, tmp_path):
     report, notes, card = merged(folders, tmp_path / "out", "tsv_m")
-    assert notes[UP] == {"rank": [3, 2, 16 // 3]}
+    assert notes[UP].keys() == {"rank", "stack_condition"} and notes[UP]["rank"] == [3, 2, 16 // 3]
+    assert all(1 < one < 1e4 for one in notes[UP]["stack_condition"])
     assert NORM not in notes
-    assert list(report.notes) == [
+    ranks, conditions = report.notes
+    assert ranks == (
         "rank: attention_k 2, attention_o 2 to 5, attention_q 2 to 5, attention_v 2, "
         "mlp_down 2 to 5, mlp_gate 2 to 5, mlp_up 2 to 5"
-    ]
+    )
+    assert conditions.startswith("stack condition: attention_k ")
     assert all(f"- {line}" in card for line in report.notes)
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "r_tsvm", "dc_merge", "stf"])
+def test_directions_that_models_share_are_said_to_be_repeated(folders, tmp_path, method):
+    report, notes, _ = merged(folders, tmp_path / "out", method, ("math", "math", "code"))
+    _, alone, _ = merged(folders, tmp_path / "others", method, ("math", "code"))
+    assert notes[UP]["repeated_directions"] == ([3] if method == "stf" else [3, 3])
+    assert "repeated_directions" not in alone[UP]
+    assert any(line.startswith("repeated directions: ") for line in report.notes)
+
+
+def test_a_stack_of_what_is_orthogonal_already_has_condition_1(folders, tmp_path):
+    _, notes, _ = merged(folders, tmp_path / "out", "iso_cts", common_fraction=1)
+    assert notes[UP] == {"rank": 16, "own_directions": 0, "stack_condition": [1, 1]}
 
 
 def test_what_becomes_the_mean_says_why(folders, tmp_path):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from blake3 import blake3
 
 import cuvee
 from cuvee.methods import spectral
+from cuvee.methods.calls import Call, Place, activated
+from cuvee.methods.papers.iso_c import iso_c
 from cuvee.methods.pieces.star import star
 from cuvee.methods.spectral import numerical_rank, projected_svd, strong_svd, svd
+from cuvee.tensors.layout import Layout
 
 M, N = 520, 700
 WHOLE = spectral._whole_svd
@@ -26,6 +32,12 @@ def stored(matrix, dtype=torch.bfloat16):
     base = 0.02 * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(1))
     base = base.to(dtype).float()
     return (base + matrix).to(dtype).float() - base
+
+
+def keeping(matrix):
+    """A call on a matrix that keeps decompositions."""
+    layout = Layout(tuple(matrix.shape))
+    return Call(Place("x", layout, 0, layout.numel), decompositions=cuvee.KeptDecompositions())
 
 
 LOW = {
@@ -105,7 +117,31 @@ def test_adapters_that_were_merged_into_models_are_never_decomposed_whole(method
     sides.clear()
     again = cuvee.merge_tensors(method, experts, {name: base}, decompositions=known, **how)[name]
     assert torch.equal(got, again) and not [side for side in sides if side > 20]
-    monkeypatch.setattr(spectral, "projected_svd", lambda matrix: None)
-    monkeypatch.setattr("cuvee.methods.papers.iso_c.projected_svd", lambda matrix: None)
+    monkeypatch.setattr(spectral, "projected_svd", lambda matrix, digest=None: None)
     want = cuvee.merge_tensors(method, experts, {name: base}, **how)[name]
     assert float((got - want).norm() / (want - base).norm()) < 1e-5
+
+
+def test_a_matrix_is_digested_once_whether_a_gap_is_found_or_not(monkeypatch):
+    digested: list[int] = []
+    monkeypatch.setattr(spectral, "blake3", lambda given: digested.append(len(given)) or blake3(given))
+    for matrix in (WHOLE_ONES["noise"](), LOW["exact"]()):
+        for decompose in (lambda one: svd(one, 4), strong_svd, lambda one: iso_c(one[None])):
+            digested.clear()
+            with activated(keeping(matrix)):
+                decompose(matrix)
+            assert digested.count(4 * matrix.numel()) == 1
+
+
+def test_what_other_code_or_another_torch_decomposed_is_made_again(monkeypatch):
+    matrix, counted = with_spectrum([2.0, 1.0], m=30, n=40), []
+    decomposed = spectral._decomposed
+    monkeypatch.setattr(spectral, "_decomposed", lambda given: counted.append(1) or decomposed(given))
+    with activated(keeping(matrix)):
+        svd(matrix, 2), svd(matrix, 2)
+        assert len(counted) == 1
+        assert blake3(Path(spectral.__file__).read_bytes()).hexdigest() in spectral._made_by()
+        assert torch.__version__ in spectral._made_by()
+        monkeypatch.setattr(spectral, "_made_by", lambda: "another")
+        svd(matrix, 2)
+        assert len(counted) == 2

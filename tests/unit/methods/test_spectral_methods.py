@@ -254,6 +254,12 @@ def test_stf_adds_up_tasks_that_share_nothing_and_keeps_equal_ones():
     assert close(merged("stf", TASKS[:1], rank=24), TASKS[0], 1e-5)
 
 
+def test_stf_of_task_vectors_that_contradict_each_other_is_nothing():
+    task, base = TASKS[0].float(), random(24, 30, seed=9).float()
+    got = cuvee.merge_tensors("stf", [{NAME: base + task}, {NAME: base - task}], {NAME: base})[NAME] - base
+    assert float(got.norm()) < 1e-4 * float(task.norm())
+
+
 # --- lore_merging ---
 
 
