@@ -33,11 +33,14 @@ def notes_in_words(
     chosen: Counter[str] = Counter()
     offered: Counter[str] = Counter()
     fallbacks: Counter[str] = Counter()
+    nouns: dict[str, str] = {}
     for task in sorted(tasks, key=lambda task: (task.role, task.name)):
         for what, fact in notes.get(task.name, {}).items():
             found = list(_flat(fact))
             if what == "fallback":
                 fallbacks.update(found)
+                if len(task.layout.shape) < 2:
+                    nouns |= dict.fromkeys(found, "tensor")
             elif what == "chosen":
                 choices = 1 if fact == found else sum(one is not None for one in fact)  # or one an expert
                 offered.update([labels[one.model] for one in task.inputs] * choices)
@@ -50,7 +53,10 @@ def notes_in_words(
     ]
     if offered:
         lines.append("chosen: " + ", ".join(f"{label} in {chosen[label]} of {offered[label]}" for label in offered))
-    lines += [f"{count} {'matrices' if count > 1 else 'matrix'} became {what}" for what, count in fallbacks.items()]
+    many = {"matrix": "matrices", "tensor": "tensors"}
+    for what, count in fallbacks.items():
+        noun = nouns.get(what, "matrix")
+        lines.append(f"{count} {noun if count == 1 else many[noun]} became {what}")
     return lines
 
 

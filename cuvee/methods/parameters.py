@@ -120,7 +120,8 @@ class Parameter:
                     return int(value)
         right = self.accepts
         if isinstance(value, str) and self.choices:
-            right = f"{right}; {nearest(value, map(str, self.choices))}"
+            meant = nearest(value, (choice for choice in self.choices if isinstance(choice, str)))
+            right = f"{right}; {meant}" if meant.startswith("did you mean") else right
         raise MethodError(f"{self.name} is {value!r}", right=f"{self.name}: {right}")
 
 

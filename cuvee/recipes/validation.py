@@ -284,7 +284,7 @@ def _check_weights(resolver: Resolver, experts: tuple[Expert, ...], findings: Fi
     total = sum(weights)
     if abs(total) < 1e-8 and method.on is WEIGHTS:
         findings.error(
-            f"the weights {_numbers(weights)} sum to 0, and {switch} divides by their sum",
+            f"the weights {_numbers(weights)} sum to {total:g}, and {switch} divides by their sum",
             path,
             right=f"other weights, or {switch}: false",
             kind=MethodError,

@@ -141,7 +141,7 @@ def slerp_pair(a, b, t, *, near, unit_floor, line_below=1e-8):
     d /= norm_b if norm_b > unit_floor else 1.0
     d = min(1.0, max(-1.0, d))
     theta = math.acos(d)
-    if abs(d) > near or math.sin(theta) < line_below:
+    if abs(d) > near or d < 1e-6 - 1 or math.sin(theta) < line_below:
         return weighted([a, b], [1 - t, t])
     return weighted([a, b], [math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)])
 

@@ -158,6 +158,34 @@ def test_della_ranks_over_the_whole_tensor_when_asked():
     assert kept == {"w": [5, 0]}
 
 
+def test_della_keeps_by_magnitude_itself_when_asked():
+    # between 1 and 5 of their row 2 is a quarter of the way, and p from 0.2 to 0.8; a row of one magnitude has p = density
+    delta = {"w": [[1.0, -5.0, 2.0], [3.0, 3.0, -3.0]]}
+    given = {"statistics": {"mask/model0/w": torch.ones(2, 3)}, "density": 0.5, "epsilon": 0.3, "ranks": "magnitude"}
+    for method in ("della", "della_linear"):
+        merged = merge(method, delta, rescale="expected", **given)
+        assert merged == {"w": [1 / 0.2, -5 / 0.8, 2 / 0.35, 6, 6, -6]}
+
+
+def test_della_gives_back_what_the_vote_took_when_asked():
+    one, two = (
+        {"w": [[3.0, -1.0, 0.0, 2.0], [1.0, 1.0, 1.0, 1.0]]},
+        {"w": [[-1.0, -2.0, -1.0, 2.0], [1.0, 1.0, 1.0, 1.0]]},
+    )
+    plain = {"normalize": False}
+    assert merge("della", one, two, **plain) == {"w": [3, -3, -1, 4, 2, 2, 2, 2]}
+    # of the second model's four entries in the first row three agree: they count 4/3 of what they are
+    third = 4 / 3
+    assert merge("della", one, two, adaptive="row", **plain) == {
+        "w": [3, -1 - 2 * third, -third, 2 + 2 * third, 2, 2, 2, 2]
+    }
+    seventh = 8 / 7  # in the tensor seven of eight
+    rest = [1 + seventh] * 4
+    assert merge("della", one, two, adaptive="tensor", **plain) == {
+        "w": [3, -1 - 2 * seventh, -seventh, 2 + 2 * seventh, *rest]
+    }
+
+
 def test_dellas_row_is_one_output_channel_of_a_convolution():
     delta = {"w": [[[[1.0, 3.0]], [[2.0, 4.0]]]]}  # (1, 2, 1, 2): one channel, ranks 0 2 1 3
     given = {"statistics": {"mask/model0/w": torch.ones(1, 2, 1, 2)}, "density": 0.5, "epsilon": 0.3}
@@ -179,6 +207,16 @@ def test_official_breadcrumbs_works_by_rows_and_leaves_scalars_alone():
         "vector": [0, 4, 3, 0, 0, 0, 0, 0, 0, 0],
         "scalar": [7],
     }
+
+
+def test_official_breadcrumbs_drops_of_what_it_kept_when_asked():
+    delta = {"w": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -9.0, 10.0]}
+    for method in ("breadcrumbs", "breadcrumbs_ties"):
+        rows = {"keep_top": 0.5, "remove_top": 0.2}
+        assert merge(method, delta, **rows) == {"w": [0, 0, 0, 4, 5, 6, 7, 8, 0, 0]}
+        assert merge(method, delta, **rows, remove_first=False) == {"w": [0, 0, 0, 0, 0, 6, 7, 8, 0, 0]}
+        assert merge(method, delta, keep_top=0.1, remove_top=0.2, remove_first=False) == {"w": [0] * 10}
+        assert merge(method, delta, remove_top=0.2) == {"w": [1, 2, 3, 4, 5, 6, 7, 8, 0, 0]}
 
 
 def test_breadcrumbs_keeps_the_density_below_the_outliers():
@@ -303,6 +341,17 @@ def test_nuslerp_takes_rows_columns_or_the_whole():
     assert nuslerp() == pytest.approx([arc, arc, 0, 6 * arc])
 
 
+@pytest.mark.parametrize("flatten", [True, False])
+def test_nuslerp_of_opposite_task_vectors_takes_the_line_though_their_sums_with_the_base_are_rounded(flatten):
+    generator = torch.Generator().manual_seed(0)
+    base, delta = (torch.randn(24, 16, generator=generator) * size for size in (0.05, 0.01))
+    one, two = base + delta, base - 1.5 * delta
+    merged = cuvee.merge_tensors(
+        "nuslerp", [{"w": one}, {"w": two}], {"w": base}, weight=[0.7, 0.3], nuslerp_flatten=flatten
+    )["w"]
+    assert merged.numpy() == pytest.approx((0.7 * one + 0.3 * two).numpy(), abs=1e-7)
+
+
 def test_nearswap_moves_by_at_most_t():
     assert merge("nearswap", {"w": [0.5, -0.5, 0.01, 0.0]}, t=0.1) == {"w": [0.1, -0.1, 0.01, 0]}
 
@@ -349,3 +398,7 @@ def test_weights_that_sum_to_zero_are_refused_where_they_are_normalised():
     for method in ("linear", "multislerp"):
         with pytest.raises(cuvee.CuveeError, match=r"sum to (zero|0)"):
             cuvee.merge_tensors(method, [model, model], weight=[1.0, -1.0])
+        # also where they do in some tensors only
+        weight = [1.0, [{"filter": "w", "value": -1.0}, {"value": 1.0}]]
+        with pytest.raises(cuvee.CuveeError, match=r"\[1.0, -1.0\] sum to (zero|0)\n.*tensor 'w'"):
+            cuvee.merge_tensors(method, [{**model, "v": model["w"]}] * 2, weight=weight)

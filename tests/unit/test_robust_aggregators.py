@@ -134,6 +134,8 @@ def test_the_flag_aggregator_projects_the_mean():
     assert merged == pytest.approx([0.5, 0.5, 0], abs=1e-3)
     with pytest.raises(MethodError, match="init_seed makes a matrix of 3 rows and 2 columns for the whole model"):
         cuvee.merge_tensors("flag_aggregator", models, {"w": torch.zeros(3)}, r=2, init_seed=1, scope="tensor")
+    with pytest.raises(MethodError, match="r is 7, and 6 models span 6 dimensions"):
+        cuvee.merge_tensors("flag_aggregator", GOOD, base, r=7)
 
 
 def test_the_flag_aggregator_gives_all_models_the_median_length():

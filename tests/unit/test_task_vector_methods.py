@@ -56,6 +56,11 @@ def test_pcb_merging_keeps_the_best_scores():
     assert merged[1] == 0 and merged[2] == pytest.approx((0.2 + 0.3) / 2, abs=0.05)
 
 
+def test_pcb_merging_cannot_clamp_half_of_all_from_either_side():
+    with pytest.raises(MethodError, match=r"clamp_ratio is 0.5"):
+        merge("pcb_merging", [1.0, 2.0], [2.0, 1.0], clamp_ratio=0.5)
+
+
 def test_cabs_keeps_n_of_m_of_each_model_without_overlap():
     one, two = [4.0, 3.0, 2.0, 1.0, 1.0, 2.0], [9.0, 8.0, 1.0, 2.0, 3.0, 3.0]
     kept = {"n": 2, "m": 4}

@@ -34,6 +34,7 @@ def breadcrumbs_ties(
     rescale: Rescale = False,
     keep_top: Fraction | None = None,
     remove_top: Fraction = 0.0,
+    remove_first: bool = True,
     int8_mask: bool = False,
 ) -> Tensor:
     """Drop the largest and the smallest entries of task vectors, and merge those that agree in sign.
@@ -45,12 +46,15 @@ def breadcrumbs_ties(
         gamma: share of the largest entries dropped.
         normalize: divide by the weights of the models that agree.
         rescale: give each tensor its old Σ|x| back ("l1", true), or divide by density ("expected").
-        keep_top: the official variant: share kept of each row, the largest of what remove_top left. Replaces density, gamma.
-        remove_top: share of the largest dropped from each row first.
+        keep_top: the official variant: share kept of each row, the largest of what remove_top left. Replaces density, gamma;
+            without it and with remove_top all that is left.
+        remove_top: share of the largest dropped from each row.
+        remove_first: drop before keeping; otherwise of what keep_top has kept.
         int8_mask: accepted for mergekit's recipes; no effect.
     """
-    if keep_top is not None:
-        kept = each(keep_largest_of_rows, deltas, keep_top, remove_top)
+    if keep_top is not None or remove_top > 0:
+        share = 1.0 if keep_top is None else keep_top
+        kept = each(keep_largest_of_rows, deltas, share, remove_top, remove_first=remove_first)
     else:
         kept = each(_kept, deltas, density, gamma, rescale=rescale)
     return sign_consensus(kept, weight, normalize=normalize)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cuvee.methods.measuring import each
 from cuvee.methods.pieces.drop import Ranking, drop_by_rank
 from cuvee.methods.pieces.rescale import Rescale
-from cuvee.methods.pieces.vote import sign_consensus
+from cuvee.methods.pieces.vote import Regain, sign_consensus
 from cuvee.methods.registry import ROW, Fraction, Paper, PerModel, merge_method
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def della(
     normalize: bool = True,
     rescale: Rescale = True,
     ranks: Ranking = "row",
+    adaptive: Regain = "none",
     int8_mask: bool = False,
 ) -> Tensor:
     """Drop entries of task vectors at random, small ones more often, rescale the rest, and merge those that agree in sign.
@@ -46,11 +47,14 @@ def della(
         epsilon: half the spread of that probability over a row; density ± epsilon must lie inside (0, 1).
         normalize: divide by the weights of the models that agree.
         rescale: "l1" (true): to the old Σ|x| of the tensor; "expected": divide by the probability; "none" (false).
-        ranks: of an entry's magnitude: in its row; or in the tensor, which is then held whole (a variant of the official code).
+        ranks: of an entry's magnitude: in its row; or in the tensor, which is then held whole; or no rank, but its magnitude
+            between the least and the largest of the row (variants of the official code).
+        adaptive: after the vote, scale what each model has left of a row, or of the tensor, by how many entries it had over
+            how many agree (the adaptive λ of the official code); "none" does not.
         int8_mask: accepted for mergekit's recipes; no effect.
 
     Raises:
         MethodError: density ± epsilon leaves (0, 1).
     """
     dropped = each(drop_by_rank, deltas, density, epsilon, rescale=rescale, ranks=ranks)
-    return sign_consensus(dropped, weight, normalize=normalize)
+    return sign_consensus(dropped, weight, normalize=normalize, regain=adaptive)

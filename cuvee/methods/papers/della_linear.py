@@ -46,7 +46,8 @@ def della_linear(
         epsilon: half the spread of that probability over a row; density ± epsilon must lie inside (0, 1).
         normalize: divide by the sum of weights.
         rescale: "l1" (true): to the old Σ|x| of the tensor; "expected": divide by the probability; "none" (false).
-        ranks: of an entry's magnitude: in its row; or in the tensor, which is then held whole (a variant of the official code).
+        ranks: of an entry's magnitude: in its row; or in the tensor, which is then held whole; or no rank, but its magnitude
+            between the least and the largest of the row (variants of the official code).
         int8_mask: accepted for mergekit's recipes; no effect.
 
     Raises:

@@ -63,10 +63,14 @@ def flag_aggregator(
         scope: over which the subspace is taken: the whole model, or each layer or tensor.
 
     Raises:
-        MethodError: the model is too large for init_seed, or scope is not model there.
+        MethodError: r > K; or the model is too large for init_seed, or scope is not model there.
     """
     count = len(deltas)
-    r = min(count, (count + 2) // 2 if r is None else r)
+    r = (count + 2) // 2 if r is None else r
+    if r > count:
+        raise MethodError(
+            f"r is {r}, and {count} models span {count} dimensions at most", right=f"r: {(count + 2) // 2}"
+        )
     if init_seed is None:
         gram, inside = measured(Gram(), deltas, scope=scope), None
     else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cuvee.errors import MethodError
+from cuvee.methods.combination import spread
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.registry import NONE, WEIGHTS, Paper, PerModel, merge_method
 
@@ -29,5 +31,11 @@ def linear(weights: Tensor, *, weight: PerModel[float] = 1.0, normalize: bool = 
 
     Returns:
         (…); K equal models give that model.
+
+    Raises:
+        MethodError: the weights sum to zero under normalize.
     """
+    given = spread(weight, len(weights))
+    if normalize and abs(sum(given)) < 1e-8:
+        raise MethodError(f"the weights {given} sum to {sum(given):g}", right="weights with a sum, or normalize: false")
     return weighted_sum(weights, weight, normalize=normalize)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cuvee.methods.calls import current
+from cuvee.methods.calls import current, noted
 from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     arrays=True,
     formula="c = mean cosine of the pairs of τ;  t = K·c / (1 + (K−1)·c);  out = θ_0 + scaling · t · mean τ_i",
     differs="mergekit lets t leave [0, 1] when task vectors point apart, and takes norms of at least 1e-3 into its cosines "
-    "(compat: mergekit keeps both); here t is clamped and cosines are exact.",
+    "(compat: mergekit keeps both); here t is clamped, which the report says, and cosines are exact.",
 )
 def model_stock(deltas: Tensor, *, filter_wise: bool = False) -> Tensor:
     """Go from the base towards the average of the models, the further the more their task vectors agree.
@@ -41,6 +41,8 @@ def model_stock(deltas: Tensor, *, filter_wise: bool = False) -> Tensor:
     over = "row" if filter_wise else "all"
     gram = measured(Gram(), deltas, over=over)  # type: ignore[arg-type]
     t = _interpolation(gram, mergekit=current().compat == "mergekit")
+    if t.ndim == 0 and t == 0 and np.triu(gram, 1).sum() < 0:
+        noted(fallback="the base: task vectors point apart")
     return linear_combination(deltas, np.stack([t / len(deltas)] * len(deltas)), "row" if t.ndim else "all")
 
 

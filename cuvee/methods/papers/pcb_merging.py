@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from cuvee.methods.folding import Again, Done, Fold
 from cuvee.methods.measuring import measured, measured_each
 from cuvee.methods.pieces.vote import sum_models
 from cuvee.methods.reductions import Ranks
-from cuvee.methods.registry import Fraction, Paper, PerModel, merge_method
+from cuvee.methods.registry import Bound, Fraction, Paper, PerModel, merge_method
 from cuvee.tensors import kernels
 from cuvee.tensors.elementary import exp, tanh
 from cuvee.tensors.lazy_torch import torch
@@ -63,7 +63,7 @@ def pcb_merging(
     *,
     weight: PerModel[float] = 1.0,
     ratio: Fraction = 0.1,
-    clamp_ratio: Fraction = 1e-4,
+    clamp_ratio: Annotated[float, Bound(0, 0.5, open_high=True)] = 1e-4,
     inter: Inter = "raw_sum",
 ) -> Tensor:
     """Weigh every entry by how large it is in its task and how well it agrees with the others; drop the rest.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     arrays=True,
     formula="out = [sin((1−t)φ)·θ_0 + sin(tφ)·θ_1] / sin φ,  cos φ = ⟨θ_0, θ_1⟩ / ‖θ_0‖‖θ_1‖",
     differs="As mergekit. Tensors with |cos φ| > dot_threshold take the straight line: among fine-tunes of one base that "
-    "is most of them.",
+    "is most of them; the report says how many.",
 )
 def slerp(weights: Tensor, *, t: Fraction, dot_threshold: float = 0.9995, eps: float = 1e-8) -> Tensor:
     """Interpolate along the arc between two models, tensor by tensor.

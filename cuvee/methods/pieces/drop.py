@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Ranking", "dare", "drop_at_random", "drop_by_rank", "keep_mask", "magprune", "row_ranks"]
 
 
-Ranking: TypeAlias = Literal["row", "tensor"]
+Ranking: TypeAlias = Literal["row", "tensor", "magnitude"]
 
 
 def keep_mask(delta: Tensor, probability: float | Callable[[], Tensor]) -> Tensor:
@@ -93,8 +93,7 @@ def row_ranks(delta: Tensor, ranks: Ranking = "row") -> Tensor:
     Returns:
         int64, (rows, length).
     """
-    several = ranks == "row" and len(current(delta).place.layout.shape) > 1
-    rows = delta.reshape(len(delta) if several else 1, -1)
+    rows = _rows(delta, ranks)
     if rows.device.type == "cpu" and rows.dtype == torch.float32:
         # Key and index in one word: NumPy's vectorised sort is far faster than any stable argsort.
         keys: Any = ordered_keys(rows, magnitude=True)
@@ -113,7 +112,7 @@ def drop_by_rank(
 ) -> Tensor:
     """Keep each entry with a probability that rises with its rank in the row, from density − ε to density + ε.
 
-    With ranks "tensor" all of it, which must be here, is one row.
+    With ranks "tensor" all of it, which must be here, is one row; with "magnitude" it rises with the magnitude itself.
 
     Raises:
         MethodError: density − ε or density + ε is not inside (0, 1).
@@ -132,18 +131,36 @@ def drop_by_rank(
             f"{0.9 * min(density, 1 - density):.2g}",
         )
     by_rank = _rank_probabilities(density, epsilon, _row_length(delta, ranks))
-    needs_each = rescale == "expected" or ranks == "tensor" or current(delta).statistics
+    needs_each = rescale == "expected" or ranks != "row" or current(delta).statistics
     if not needs_each and kernels.serve(delta):
         return rescale_kept(keep_where(_compiled_mask(delta, by_rank), delta, room(delta)), delta, rescale, density)
     delta = as_tensor(plain(delta))
-    probability = torch.from_numpy(by_rank).to(delta.device)[row_ranks(delta, ranks)].reshape(delta.shape)
+    if ranks == "magnitude":
+        probability = (density - epsilon) + 2 * epsilon * _heights(_rows(delta, ranks))
+    else:
+        probability = torch.from_numpy(by_rank).to(delta.device)[row_ranks(delta, ranks)]
+    probability = probability.reshape(delta.shape)
     kept = keep_where(keep_mask(delta, lambda: probability), delta, room(delta))
     return rescale_kept(kept, delta, rescale, probability.to(delta.dtype))
 
 
+def _row_count(delta: Tensor, ranks: Ranking) -> int:
+    return len(delta) if ranks != "tensor" and len(current(delta).place.layout.shape) > 1 else 1
+
+
+def _rows(delta: Tensor, ranks: Ranking) -> Tensor:
+    return delta.reshape(_row_count(delta, ranks), -1)
+
+
 def _row_length(delta: Tensor, ranks: Ranking) -> int:
-    several = ranks == "row" and len(current(delta).place.layout.shape) > 1
-    return number_of(delta) // (len(delta) if several else 1)
+    return number_of(delta) // _row_count(delta, ranks)
+
+
+def _heights(rows: Tensor) -> Tensor:
+    """Return where each magnitude lies between the least (0) and the largest (1) of its row, float64; ½ where all are one."""
+    sizes = rows.abs().double()
+    low, high = sizes.amin(-1, keepdim=True), sizes.amax(-1, keepdim=True)
+    return torch.where(high > low, (sizes - low) / (high - low).where(high > low, 1.0), 0.5)
 
 
 def _rank_probabilities(density: float, epsilon: float, length: int) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cuvee.methods.calls import current
+from cuvee.methods.calls import current, noted
 from cuvee.methods.combination import Stored
 from cuvee.methods.measuring import Over
 from cuvee.methods.pieces.combine import weighted_sum
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["linear_combination", "slerp_coefficients"]
 
+_OPPOSITE = 1e-6
+"""How near to −1 a cosine counts as it: the arc there is as long as it is arbitrary, and blows rounding up a thousandfold."""
+
 
 def slerp_coefficients(gram: NDArray[Any], t: float, *, near: float, unit_floor: float) -> NDArray[Any]:
     """Return (c_0, c_1) of slerp(x_0, x_1; t) for each Gram matrix.
 
     Args:
         gram: (2, 2, …), float64.
-        near: beyond this |cosine| the straight line is taken.
+        near: beyond this |cosine| the straight line is taken, and beyond −1 + 1e-6 always.
         unit_floor: vectors with a norm up to this are not normalised.
 
     Returns:
@@ -38,7 +41,9 @@ def slerp_coefficients(gram: NDArray[Any], t: float, *, near: float, unit_floor:
     scale = np.where(norms > unit_floor, norms, 1.0)
     cosine = np.clip(gram[0, 1] / (scale[0] * scale[1]), -1.0, 1.0)
     theta = np.arccos(cosine)
-    straight = (np.abs(cosine) > near) | (np.sin(theta) < 1e-8)
+    straight = (np.abs(cosine) > near) | (cosine < _OPPOSITE - 1) | (np.sin(theta) < 1e-8)
+    if straight.ndim == 0 and straight:
+        noted(fallback="a straight line between the two")
     sine = np.where(straight, 1.0, np.sin(theta))
     arc = np.stack([np.sin((1 - t) * theta) / sine, np.sin(t * theta) / sine])
     line = np.stack([np.full_like(cosine, 1 - t), np.full_like(cosine, t)])

@@ -150,10 +150,15 @@ def keep_band(delta: Tensor, density: float, gamma: float) -> Tensor:
     return keep_where(kept, delta)
 
 
-def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0) -> Tensor:
+def keep_largest_of_rows(
+    delta: Tensor, keep_top: float, remove_top: float = 0.0, *, remove_first: bool = True
+) -> Tensor:
     """In each row of length c, zero the int(c·remove_top) largest, then keep the int(c·keep_top) largest of the rest.
 
     A row lies along the last dimension; the order among equal magnitudes is by index. A 0-d tensor is left as it is.
+
+    Args:
+        remove_first: without it the int(c·keep_top) largest are kept, and then their int(c·remove_top) largest zeroed.
 
     Source: Model Breadcrumbs, arXiv 2312.06795, official code (`TaskVectorMiddleKeep`).
     """
@@ -163,7 +168,7 @@ def keep_largest_of_rows(delta: Tensor, keep_top: float, remove_top: float = 0.0
     rows = delta.reshape(-1, delta.shape[-1])
     order = torch.argsort(rows.abs(), dim=-1, descending=True, stable=True)
     first = int(rows.shape[-1] * remove_top)
-    chosen = order[:, first : first + int(rows.shape[-1] * keep_top)]
+    chosen = order[:, first : first * remove_first + int(rows.shape[-1] * keep_top)]
     result = torch.zeros_like(rows)
     return result.scatter_(-1, chosen, rows.gather(-1, chosen)).reshape(delta.shape)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from cuvee.methods.combination import Stored, plain, spread
 from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.combine import weighted_sum
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MergeFunc",
+    "Regain",
     "TieSign",
     "elect_signs",
     "sign_consensus",
@@ -30,6 +33,7 @@ __all__ = [
 
 TieSign = Literal["plus", "global_majority"]
 MergeFunc = Literal["weighted_mean", "sum", "mean", "max"]
+Regain = Literal["none", "row", "tensor"]
 
 
 def elect_signs(votes: Tensor, tie_sign: TieSign = "plus") -> Tensor:
@@ -56,6 +60,7 @@ def sign_consensus(
     normalize: bool = True,
     tie_sign: TieSign = "plus",
     merge_func: MergeFunc = "weighted_mean",
+    regain: Regain = "none",
 ) -> Tensor:
     """Elect a sign per element and combine the entries that have it.
 
@@ -64,15 +69,19 @@ def sign_consensus(
         weight: K coefficients; they scale the vote and the result.
         normalize: divide a "weighted_mean" by the weights of those that agree (1 where these sum to 0).
         merge_func: "weighted_mean"; "sum" of w_i τ_i; "mean" of τ_i over those that agree; "max": the largest.
+        regain: scale what a model has left after the vote, of each row along the last dimension or of the tensor, by how many
+            entries it had over how many agree.
 
-    Source: TIES-Merging, arXiv 2306.01708, steps 2 and 3; weights as in mergekit.
+    Source: TIES-Merging, arXiv 2306.01708, steps 2 and 3; weights as in mergekit; `regain` in the code of DELLA-Merging.
     """
     weights = [float(w) for w in spread(weight, len(deltas))]
-    if tie_sign == "plus" and merge_func in ("weighted_mean", "sum"):
+    if tie_sign == "plus" and merge_func in ("weighted_mean", "sum") and regain == "none":
         return weigh_consensus(deltas, weights, weights, normalize=normalize and merge_func == "weighted_mean")
     deltas = as_tensor(plain(deltas))
     signs = elect_signs(weighted_sum(deltas, weights), tie_sign)
     agrees = [delta * w * signs > 0 for delta, w in zip(deltas, weights, strict=True)]
+    if regain != "none":
+        deltas = _regained(deltas, agrees, regain)
     if merge_func == "max":
         return signs * torch.stack([keep_where(a, d) for a, d in zip(agrees, deltas.abs(), strict=True)]).amax(0)
     if merge_func == "mean":
@@ -99,6 +108,14 @@ def weigh_consensus(
     signs = sign_or_plus(weighted_sum(deltas, votes))
     agrees = [delta * vote * signs > 0 for delta, vote in zip(deltas, votes, strict=True)]
     return _weigh(deltas, agrees, weights, normalize=normalize, floor=floor)
+
+
+def _regained(deltas: Tensor, agrees: list[Tensor], regain: Regain) -> Tensor:
+    left = [keep_where(agree, delta) for agree, delta in zip(agrees, deltas, strict=True)]
+    counts = measured(Sums("nonzero"), [*deltas, *left], over="row" if regain == "row" else "all")
+    had, agree = np.stack(counts).reshape(2, len(deltas), *np.shape(counts[0]))
+    gains = torch.as_tensor(had / np.maximum(agree, 1), dtype=deltas.dtype, device=deltas.device)
+    return torch.stack([delta * gain[..., None] for delta, gain in zip(deltas, gains, strict=True)])
 
 
 def _weigh(deltas: Tensor, agrees: list[Tensor], weights: list[float], *, normalize: bool, floor: float) -> Tensor:

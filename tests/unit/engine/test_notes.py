@@ -94,6 +94,19 @@ def test_what_becomes_the_mean_says_why(folders, tmp_path):
     assert report.notes[-1] == "4 matrices became the mean: min(m, n) < 2 K"
 
 
+def test_what_took_the_straight_line_is_counted(folders, tmp_path):
+    names, shapes = ("again", "math"), llama_shapes(LLAMA)
+    report, notes, _ = merged(folders, tmp_path / "out", "slerp", names, None, t=0.5, dot_threshold=0.5)
+    assert notes[NORM] == {"fallback": "a straight line between the two"}
+    assert list(report.notes) == [f"{len(notes)} tensors became a straight line between the two"]
+    report, notes, _ = merged(folders, tmp_path / "arc", "slerp", ("again", "bad"), None, t=0.5)
+    assert not {name for name in notes if len(shapes[name]) > 1}
+    report, notes, _ = merged(folders, tmp_path / "stock", "model_stock", ("again", "bad"))
+    assert set(notes) < set(shapes) and {one["fallback"] for one in notes.values()} == {
+        "the base: task vectors point apart"
+    }
+
+
 def test_a_filter_says_of_each_model_its_own(folders, tmp_path):
     _, notes, _ = merged(folders, tmp_path / "out", "iso_c", before=[{"star": {"eta": 99}}])
     assert notes[UP]["star_rank"].keys() == {"0", "1", "2"}
