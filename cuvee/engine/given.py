@@ -32,6 +32,7 @@ __all__ = [
     "GivenStatistics",
     "TrialStatistics",
     "beside_factors",
+    "check_stacks",
     "check_statistics",
     "describe_statistics",
     "header_of",
@@ -232,8 +233,6 @@ def check_statistics(formula: Formula, statistics: Mapping[int, Model], tasks: S
     Raises:
         IncompatibleModels: nothing in a file belongs to any tensor, or what is stacked is of another number of experts.
     """
-    apart = [one.of for one in (next(formula.apart(task)) for task in tasks) if one.of]
-    stacks = {name: stack for stack in apart for name in (stack.name, module_of(stack.name))}
     names = {name for task in tasks for name in (task.name, module_of(task.name))}
     prefixes = {name[:at] for name in names for at, c in enumerate(name) if c == "."}
     warnings: list[str] = []
@@ -245,20 +244,41 @@ def check_statistics(formula: Formula, statistics: Mapping[int, Model], tasks: S
                 where=model.label,
                 right="statistics of one of the models: names as in the models, gram/<module> or hidden/<layer>",
             )
-        for name, source in model.tensors.items():
-            stack = stacks.get(name.partition("/")[2])
-            if stack and source.shape[:1] != (stack.experts,):
-                raise IncompatibleModels(
-                    f"the statistic {name!r} is of shape {source.shape}, and {stack.name!r} holds {stack.experts} experts",
-                    where=model.label,
-                    right=f"shape ({stack.experts}, …): what belongs to each expert, one after the other",
-                )
+        shapes = {name: (name.partition("/")[2], source.shape) for name, source in model.tensors.items()}
+        check_stacks(formula, shapes, tasks, where=model.label)
         if strangers:
             warnings.append(f"{model.label}: {len(strangers)} statistics belong to no tensor, such as {strangers[0]!r}")
         kinds = {name.partition("/")[0] for name in model.tensors} - formula.kinds
         if kinds:
             warnings.append(f"{model.label}: {formula.method.name} has no use for {', '.join(sorted(kinds))}")
     return warnings
+
+
+def check_stacks(
+    formula: Formula,
+    shapes: Mapping[str, tuple[str, Sequence[int]]],
+    tasks: Sequence[Task],
+    *,
+    where: str = "statistics",
+) -> None:
+    """Refuse a statistic of a tensor whose experts are merged one by one, if it is stacked for another number of them.
+
+    Args:
+        shapes: by the name of the statistic, the tensor or module that it is of, and its shape.
+
+    Raises:
+        IncompatibleModels: naming it.
+    """
+    apart = [one.of for one in (next(formula.apart(task)) for task in tasks) if one.of]
+    stacks = {name: stack for stack in apart for name in (stack.name, module_of(stack.name))}
+    for name, (of, shape) in shapes.items():
+        stack = stacks.get(of)
+        if stack and tuple(shape[:1]) != (stack.experts,):
+            raise IncompatibleModels(
+                f"the statistic {name!r} is of shape {tuple(shape)}, and {stack.name!r} holds {stack.experts} experts",
+                where=where,
+                right=f"shape ({stack.experts}, …): what belongs to each expert, one after the other",
+            )
 
 
 def beside_factors(adapters: Mapping[int, Model]) -> GivenStatistics:

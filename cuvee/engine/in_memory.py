@@ -11,7 +11,7 @@ import numpy as np
 from cuvee.checkpoints.sources import MemoryTensor, Model, as_tensor
 from cuvee.engine.adapters import check_adapters
 from cuvee.engine.blocks import Computed
-from cuvee.engine.given import DirectStatistics, beside_factors
+from cuvee.engine.given import DirectStatistics, beside_factors, check_stacks
 from cuvee.engine.keeping import KeptInMemory
 from cuvee.engine.matching import BASE
 from cuvee.engine.models import model_from_values
@@ -143,6 +143,8 @@ def merge_tensors(
         kept=KeptInMemory(),
         decompositions=decompositions,
     )
+    shapes = {name: (name.split("/", 2)[-1], tuple(given.shape)) for name, given in (statistics or {}).items()}
+    check_stacks(formula, shapes, matched.tasks)
     handler = _Collecting(None if allow_nan else {number: model.label for number, model in opened.items()})
     largest = max((task.layout.numel for task in matched.tasks), default=1)
     run_rounds(matched.tasks, formula, handler, threads=1, block_elements=block_elements or max(1, largest))

@@ -207,6 +207,9 @@ def test_a_statistic_of_another_number_of_experts_is_refused(tmp_path, number):
     recipe = cuvee.Recipe("bayesian_model_merging", models=models, base_model=folders[0])
     with pytest.raises(IncompatibleModels, match=rf"gram/{DOWN}.*shape \({number}, 12, 12\).*holds {COUNT} experts"):
         cuvee.plan(recipe)
+    given = {f"gram/model{k}/{DOWN}": torch.eye(INNER).repeat(number, 1, 1) for k in range(2)}
+    with pytest.raises(IncompatibleModels, match=rf"gram/model0/{DOWN}.*shape \({number}, 12, 12\).*{COUNT} experts"):
+        cuvee.merge_tensors("bayesian_model_merging", [one, other], base, context=MIXTRAL, statistics=given)
 
 
 def test_nan_in_one_expert_is_named_and_let_through_stays_there(tmp_path):
