@@ -206,9 +206,14 @@ def _publish(found: Statistics, target: Path, options: CollectOptions) -> None:
             "tokens": found.tokens,
             "tensors": len(found.tensors),
             "shared": len(found.shared),
+            "unreached": found.unreached,
         }
         print_json({"out": str(target), **said, "bytes": size})
     elif not options.quiet:
         shared = f", {len(found.shared)} more that share them" if found.shared else ""
         counts = f"{plural(found.texts, 'text')}, {found.tokens} tokens: {plural(len(found.tensors), 'tensor')}{shared}"
         show(screen(), prose(f"{counts}, {in_bytes(size)} in {target}"))
+        if found.unreached:
+            show(
+                screen(), prose(f"matrices of experts that no token reached: {found.unreached}; more texts reach more")
+            )

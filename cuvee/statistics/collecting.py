@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cuvee.checkpoints.sources import Model
+from cuvee.statistics.experts import as_stored, maps_of, watched
 from cuvee.statistics.found import Statistics, checked
-from cuvee.statistics.networks import layers_of, linear_maps, load_network
+from cuvee.statistics.networks import layers_of, load_network
 from cuvee.statistics.passes import MAX_TOKENS, Watch, hooked, run_texts
 from cuvee.tensors.lazy_torch import torch
 
@@ -60,7 +61,8 @@ def collect_gram(
 ) -> Statistics:
     """Return XᵀX / tokens of the inputs of every linear map, `gram/<module>`, (inputs, inputs), summed in float64.
 
-    Maps that are given one input (queries, keys and values; gate and up) share one. All that is collected is in memory.
+    Maps that are given one input (queries, keys and values; gate and up) share one. Those of experts are of the tokens that
+    reach each, stacked as the experts are in the model, or one by one. All that is collected is in memory.
 
     Args:
         model, texts, max_tokens, device, watch: as for `collect_hidden`.
@@ -71,12 +73,13 @@ def collect_gram(
         Others: as `collect_hidden`.
     """
     network = load_network(model, device=device)
-    maps = linear_maps(model, network, only)
+    maps = maps_of(model, network, only)
     before, finished = summed_grams()
-    with hooked(maps, before=before):
+    with watched(maps, before=before):
         tokens = run_texts(network, model, texts, max_tokens, device, watch)
     tensors, shared = finished()
-    return checked(tensors, model, texts, tokens, max_tokens, shared)
+    of_experts, unreached = as_stored(tensors, "gram", maps.stacks, model)
+    return checked(tensors, model, texts, tokens, max_tokens, shared | of_experts, unreached)
 
 
 def summed_grams() -> tuple[Callable[[str, Tensor], None], Callable[[], tuple[dict[str, Tensor], dict[str, str]]]]:

@@ -30,6 +30,7 @@ class Statistics:
     Attributes:
         tensors: name -> float32, such as `gram/<module>` (inputs, inputs), `hidden/<layer>` (texts, width).
         shared: a name -> the one of `tensors` that it means too.
+        unreached: matrices of experts of which nothing is known, since no token reached them.
         texts: how many they were collected on.
         tokens: in all of them.
         digest: of the texts.
@@ -40,6 +41,7 @@ class Statistics:
     tokens: int
     digest: str
     shared: Mapping[str, str] = field(default_factory=dict)
+    unreached: int = 0
 
     def write(self, path: Path) -> None:
         """Write them as a safetensors file, complete or not at all.
@@ -73,6 +75,7 @@ def checked(
     tokens: int,
     max_tokens: int,
     shared: Mapping[str, str],
+    unreached: int = 0,
 ) -> Statistics:
     """Return what was collected, once it is finite.
 
@@ -83,4 +86,4 @@ def checked(
         if not bool(torch.isfinite(tensor).all()):
             found = f"the model computes NaN or Inf: {name}"
             raise CheckpointError(found, where=model.label, right="a model that works; cuvee inspect shows its tensors")
-    return Statistics(tensors, len(texts), tokens, digest_of_texts(texts, max_tokens), shared)
+    return Statistics(tensors, len(texts), tokens, digest_of_texts(texts, max_tokens), shared, unreached)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from cuvee.checkpoints.sources import Model
 from cuvee.errors import IncompatibleModels
 from cuvee.statistics.collecting import summed_grams
+from cuvee.statistics.experts import as_stored, maps_of, stacks_of, watched
 from cuvee.statistics.found import Statistics, checked
-from cuvee.statistics.networks import linear_maps, load_network
-from cuvee.statistics.passes import MAX_TOKENS, Watch, hooked, run_texts
+from cuvee.statistics.networks import load_network
+from cuvee.statistics.passes import MAX_TOKENS, Watch, run_texts
 from cuvee.tensors.draws import draw_key, uniform
 from cuvee.tensors.lazy_torch import torch
 
@@ -52,12 +53,17 @@ def collect_fisher(
 
     Source: Matena and Raffel, Merging Models with Fisher-Weighted Averaging, arXiv 2111.09832.
     """
+
+    def asked(name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
+
     network = load_network(model, device=device)
     wanted: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
+    apart = {one.name: one for one in stacks_of(model, network, asked) if one.stored}
     for name, value in network.named_parameters(remove_duplicate=False):
-        matches = name in model.tensors and any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
+        matches = name in apart or (name in model.tensors and asked(name))
         if matches and id(value) in first:
             shared[f"fisher/{name}"] = f"fisher/{first[id(value)]}"
         elif matches:
@@ -76,7 +82,10 @@ def collect_fisher(
 
     show = _predicting(network, model, draws, seed, lambda: list(wanted.values()), add)
     tokens = run_texts(network, model, texts, max_tokens, device, watch, show)
-    tensors = {f"fisher/{name}": total.cpu() for name, total in sums.items()}
+    tensors = {f"fisher/{name}": total.cpu() for name, total in sums.items() if name not in apart}
+    for stack in apart.values():
+        for total, matrices in zip(sums[stack.name], stack.stored, strict=True):
+            tensors |= {f"fisher/{name}": total[rows].cpu() for name, rows in matrices.items()}
     return checked(tensors, model, texts, tokens, max_tokens, shared)
 
 
@@ -106,7 +115,7 @@ def collect_outgram(
         Others: as `collect_hidden`.
     """
     network = load_network(model, device=device)
-    maps = linear_maps(model, network, only)
+    maps = maps_of(model, network, only)
     outputs: list[tuple[str, Tensor]] = []
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
@@ -130,11 +139,13 @@ def collect_outgram(
         outputs.clear()
         predict(ids)
 
-    with hooked(maps, before=before, after=after):
+    with watched(maps, before=before, after=after):
         tokens = run_texts(network, model, texts, max_tokens, device, watch, show)
     tensors, shared = finished()
     tensors |= {f"outgram/{name}": (total / rows[name]).float().cpu() for name, total in sums.items()}
-    return checked(tensors, model, texts, tokens, max_tokens, shared)
+    of_experts, unreached = as_stored(tensors, "gram", maps.stacks, model)
+    as_stored(tensors, "outgram", maps.stacks, model)
+    return checked(tensors, model, texts, tokens, max_tokens, shared | of_experts, unreached)
 
 
 def _predicting(

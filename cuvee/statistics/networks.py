@@ -129,26 +129,16 @@ def layers_of(model: Model, network: nn.Module) -> dict[str, nn.Module]:
 
 
 def linear_maps(model: Model, network: nn.Module, only: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the network's linear maps by name: those that the model has the weight of, and whose names match a pattern.
-
-    Raises:
-        IncompatibleModels: there is none.
-    """
+    """Return the network's linear maps by name: those that the model has the weight of, and whose names match a pattern."""
     from transformers.pytorch_utils import Conv1D  # GPT-2's, a linear map all the same
 
-    found: dict[str, nn.Module] = {
+    return {
         name: module
         for name, module in network.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
         and f"{name}.weight" in model.tensors
         and any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
     }
-    if not found:
-        right = (
-            'a model of torch.nn.Linear or Conv1D under the names of its weights; or another pattern, such as "*.mlp.*"'
-        )
-        raise IncompatibleModels("the network has no such linear maps", where=model.label, right=right)
-    return found
 
 
 @contextlib.contextmanager

@@ -146,6 +146,7 @@ def _by_diagonals(
             raise MethodError(
                 "objective: diag_fisher needs diagonal Fishers, and no model has any", right=collect_command("fisher")
             )
+        noted(fallback="the mean: no diagonal Fisher information of it")
         return mean(values)
     weight, t, total = None, None, None
     for k in range(len(values)):

@@ -270,7 +270,7 @@ def posterior_mean(
     if isinstance(anchor, str):
         anchor = start(anchor, found.total, count)
     if trace <= 0:
-        noted(fallback="the anchor: no model has moved")
+        noted(fallback="the anchor: no model has moved, or none has been given an input")
         return anchor
     if gram_norm == "mean_diagonal":
         found.scale(columns / trace)
