@@ -160,6 +160,7 @@ class Call:
         misses: measurements that this block has added to.
         path: the models being worked on, outermost first; the last one keys the random draws.
         memory: where costly intermediates are kept from visit to visit.
+        measuring: the measurement that values are looked at for.
         buffers: this thread's reused ones, for results that hold until the call's end.
         kept: where whole tensors are kept from round to round.
         decompositions: those that are known already.
@@ -180,6 +181,7 @@ class Call:
     asked: dict[Any, int] = field(default_factory=dict)
     alone: bool = False
     memory: Memory | None = None
+    measuring: Key = ()
     buffers: dict[Key, torch_types.Tensor] | None = None
     kept: Kept | None = None
     decompositions: Decompositions | None = None

@@ -69,7 +69,7 @@ def measured(
         return call.answers[key]
     if callable(values):
         given = [values()]
-    state = call.states.get(key)
+    state, call.measuring = call.states.get(key), key
     at_once = call.alone or (place.is_whole and scope == "tensor")
     shortcut = getattr(reduction, "at_once", None)
     if at_once and shortcut and over == "all" and not many:

@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from cuvee.methods.calls import Place
+from cuvee.methods.calls import Place, current
 from cuvee.methods.combination import Stored, plain
 from cuvee.methods.folding import Again, Done, Fold
 from cuvee.tensors import kernels
 from cuvee.tensors.either import as_tensor, number_of
 from cuvee.tensors.lazy_torch import torch
-from cuvee.tensors.order import DIGIT, count_equal, digit_counts, kth_largest, value_of_key
+from cuvee.tensors.order import (
+    DIGIT,
+    count_equal,
+    digit_counts,
+    equal_in_windows,
+    high_counts,
+    kth_largest,
+    value_of_key,
+)
 from cuvee.tensors.rows import Row
 from cuvee.tensors.sums import lane_sum, magnitude_sum, product_sums
 
@@ -181,8 +189,8 @@ class _Stage:
     targets: tuple[_Target, ...]
 
     @property
-    def prefixes(self) -> list[int | None]:
-        return list(dict.fromkeys(target.prefix for target in self.targets if target.remaining))
+    def prefixes(self) -> list[int]:
+        return list(dict.fromkeys(target.prefix or 0 for target in self.targets if target.remaining))
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,8 @@ class _Ties:
 @dataclass(frozen=True)
 class Ranks:
     """The k-th largest value for one or several k, exactly: radix selection on the bits, 16 at a time.
+
+    Differences of bf16 numbers mostly end with the first 16 bits; where the k-th does, one look is enough.
 
     Args:
         counts: called with n, returns the k's (0 ≤ k ≤ n); a frozen value, so that equal ones are one measurement.
@@ -222,16 +232,37 @@ class Ranks:
         if isinstance(state, _Ties):
             return count_equal(values, self.magnitude, state.keys)
         if state is None:
-            counts = digit_counts(values, self.magnitude, [None], self.digits - 1)
-            return np.append(counts, [[_count_nonzero(values)]], axis=1) if self.of_nonzero else counts
+            return high_counts(values, self.magnitude, self.digits)
         return digit_counts(values, self.magnitude, state.prefixes, state.digit)
 
     def of_stored(self, given: Sequence[Row], leaf: int, state: Any) -> NDArray[Any]:
         if isinstance(state, _Ties):
-            ties = [[kernels.count_equal(one, self.magnitude, key, leaf) for key in state.keys] for one in given]
+            ties = [
+                [self._equal_by_leaf(one, number, key, leaf) for key in state.keys] for number, one in enumerate(given)
+            ]
             return np.moveaxis(np.array(ties), -1, 0)
-        counted = [self.measure(one, -1, state) for one in given]  # type: ignore[arg-type]
+        if state is None and self.resolve_ties:
+            counted = [self._high_counts(one, number, leaf) for number, one in enumerate(given)]
+        else:
+            counted = [self.measure(one, -1, state) for one in given]  # type: ignore[arg-type]
         return counted[0][None, None] if len(counted) == 1 else np.stack(counted)[None]  # they are large
+
+    def _high_counts(self, one: Row, number: int, leaf: int) -> NDArray[np.int64]:
+        """Return `high_counts`; what was seen around the ranks on the way is kept: it mostly says where the ties are."""
+        call, counts = current(), np.zeros((2, 1 << DIGIT >> self.magnitude), np.int64)
+        numel = call.place.layout.numel
+        shares = [k / numel for k in self.counts(numel)] if call.memory else []
+        windows = kernels.count_high(one, self.magnitude, counts, leaf, shares)
+        if call.memory:
+            call.memory.put(call.place.tensor, (call.measuring, number, call.place.start), windows)
+        return counts
+
+    def _equal_by_leaf(self, one: Row, number: int, key: int, leaf: int) -> NDArray[np.int64]:
+        call = current()
+        kept = (call.measuring, number, call.place.start)
+        windows = call.memory.get(call.place.tensor, kept) if call.memory else None
+        found = None if windows is None else equal_in_windows(windows, key)
+        return kernels.count_equal(one, self.magnitude, key, leaf) if found is None else found
 
     def at_once(self, values: Any, place: Place) -> tuple[Ranked, ...] | None:
         """Return the ranks of a tensor that is all here, in a pass or two; None where it takes the counting of digits."""
@@ -257,16 +288,24 @@ class Ranks:
         if isinstance(state, _Ties):
             return Done(self._ranked(state, folded))
         if state is None:
-            wanted = self.counts(int(folded[0, -1]) if self.of_nonzero else numel)
-            state = _Stage(self.digits - 1, tuple(_Target(None, k) for k in wanted))
-            rows: dict[int | None, NDArray[np.int64]] = {None: folded[0, : 1 << DIGIT]}
-        else:
-            rows = dict(zip(state.prefixes, folded, strict=True))
-        found = [_descend(target, rows) for target in state.targets]
+            return self._next_to_high(folded, numel)
+        rows = dict(zip(state.prefixes, folded, strict=True))
+        found = [_descend(target, rows.get(target.prefix)) for target in state.targets]
         targets = tuple(target for target, _ in found)
-        if state.digit > 0:
-            return Again(_Stage(state.digit - 1, targets)) if any(t.remaining for t in targets) else self._last(found)
+        if state.digit > 0 and any(t.remaining for t in targets):
+            return Again(_Stage(state.digit - 1, targets))
         return self._last(found)
+
+    def _next_to_high(self, folded: NDArray[np.int64], numel: int) -> Done | Again:
+        counts, short = folded
+        zeros = int(short[0 if self.magnitude else 1 << (DIGIT - 1)])
+        wanted = self.counts(numel - zeros if self.of_nonzero else numel)
+        high = [_descend(_Target(None, k), counts) for k in wanted]
+        found = [_end_short(target, equal, short, DIGIT * (self.digits - 1)) for target, equal in high]
+        ended = [one for one in found if one]
+        if len(ended) == len(high):
+            return self._last(ended)
+        return Again(_Stage(self.digits - 2, tuple(target for target, _ in high)))
 
     def _last(self, found: Sequence[tuple[_Target, int]]) -> Done | Again:
         whole = tuple(not self.resolve_ties or target.remaining in (0, equal) for target, equal in found)
@@ -286,17 +325,37 @@ class Ranks:
         return tuple(ranked)
 
 
-def _descend(target: _Target, counts: dict[int | None, NDArray[np.int64]]) -> tuple[_Target, int]:
-    """Return the target one digit further, and the number of keys that begin with its new prefix."""
+def _descend(target: _Target, row: Any) -> tuple[_Target, int]:
+    """Return the target one digit further, and the number of keys that begin with its new prefix.
+
+    Args:
+        row: how many keys that begin with its prefix have each next digit.
+    """
     if target.remaining == 0:
         return target, 0
-    row = counts[target.prefix]
     reached = np.cumsum(row[::-1])
     step = int(np.searchsorted(reached, target.remaining))
     digit = len(row) - 1 - step
     above = int(reached[step - 1]) if step else 0
     prefix = ((target.prefix or 0) << DIGIT) | digit
     return _Target(prefix, target.remaining - above), int(row[digit])
+
+
+def _end_short(target: _Target, equal: int, short: NDArray[np.int64], bits: int) -> tuple[_Target, int] | None:
+    """Return the target at its key, and the number of equal ones; None where it is not a short one.
+
+    Args:
+        equal: how many keys begin with the target's prefix.
+        short: how many keys with each high digit have only zeros behind it: the least of them.
+        bits: behind the high digit.
+    """
+    if target.remaining == 0:
+        return target, 0
+    high = target.prefix or 0
+    longer = equal - int(short[high])
+    if target.remaining <= longer:
+        return None
+    return _Target(high << bits, target.remaining - longer), int(short[high])
 
 
 def _place_tie(folded: Any, column: int, remaining: int) -> tuple[str, int, int]:

@@ -34,6 +34,7 @@ API uint32_t cuvee_sources(void) { return CUVEE_SOURCES; }
 enum { F32 = 0, BF16 = 1, F16 = 2 };
 enum { CHUNK = 1024, LANES = 256, DIGITS = 65536 };
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 static inline float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 static inline uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
@@ -827,14 +828,38 @@ static Gather fastest_gather(void)
     return gather_plain;
 }
 
-/* counts[high digit] += 1 for the even keys, and odd[high digit] += 1 for the others: equal neighbours do not wait for each other. */
-INLINE void count_high_digits(const uint32_t *keys, int64_t size, int64_t *counts, uint32_t *odd)
+/* Counters of high digits: all[digit][1] of the short keys, whose low digit is 0, all[digit][0] of the others. In differences of
+ * bf16 numbers most are short, so that this is mostly enough. Two tables, so that equal neighbours do not wait for each other. */
+typedef struct { uint32_t (*even)[2], (*odd)[2]; } HighCounters;
+
+static HighCounters new_counters(int64_t digits)
 {
+    uint32_t (*even)[2] = calloc(2 * digits, sizeof *even);
+    return (HighCounters){even, even + digits};
+}
+
+static inline int64_t short_keys(HighCounters table, int64_t digit) { return (int64_t)table.even[digit][1] + table.odd[digit][1]; }
+static inline int64_t all_keys(HighCounters table, int64_t digit)
+{
+    return short_keys(table, digit) + table.even[digit][0] + table.odd[digit][0];
+}
+
+/* Where the counter of a key lies, in its place. */
+FAST static void find_counters(uint32_t *keys, int64_t size)
+{
+    for (int64_t i = 0; i < size; i++) keys[i] = keys[i] >> 16 << 1 | ((keys[i] & 0xffff) == 0);
+}
+
+/* Count the high digits of the keys, which are put to use. */
+INLINE void count_high_digits(uint32_t *keys, int64_t size, HighCounters table)
+{
+    uint32_t *even = table.even[0], *odd = table.odd[0];
+    find_counters(keys, size);
     for (int64_t i = 0; i + 1 < size; i += 2) {
-        counts[keys[i] >> 16]++;
-        odd[keys[i + 1] >> 16]++;
+        even[keys[i]]++;
+        odd[keys[i + 1]]++;
     }
-    if (size & 1) counts[keys[size - 1] >> 16]++;
+    if (size & 1) even[keys[size - 1]]++;
 }
 
 /* counts[low digit] += 1 for the keys, CHUNK at most, with this high digit. */
@@ -845,18 +870,50 @@ static void count_low_digits(Gather gather, const uint32_t *keys, int64_t size, 
     for (int64_t i = 0; i < count; i++) counts[found[i] & 0xffff]++;
 }
 
-/* counts[high digit of each key] += 1; returns -1 without memory. */
-API int cuvee_count_high(const Row *row, int magnitude, int64_t n, int64_t *counts)
+enum { WINDOW = 64 };
+
+/* The first of WINDOW digits around the one that a share of the n keys counted so far reaches from above. */
+static int32_t window_around(HighCounters table, int64_t digits, int64_t n, double share)
 {
-    uint32_t *odd = calloc(DIGITS, sizeof *odd), keys[CHUNK];
-    if (!odd) return -1;
-    for (int64_t begin = 0; begin < n; begin += CHUNK) {
-        int64_t size = MIN(CHUNK, n - begin);
-        load_keys(row, magnitude, begin, size, keys);
-        count_high_digits(keys, size, counts, odd);
+    int64_t left = (int64_t)(share * (double)n), digit = digits;
+    while (digit > 0 && left >= 0) left -= all_keys(table, --digit);
+    return (int32_t)MIN(MAX(digit - WINDOW / 2, 0), digits - WINDOW);
+}
+
+/* Add to a leaf's windows, (targets, 1 + WINDOW) with the first digit of each before its counts, `sign` times the short keys. */
+static void add_windows(HighCounters table, int64_t targets, int32_t sign, int32_t *windows)
+{
+    for (int64_t t = 0; t < targets; t++, windows += 1 + WINDOW)
+        for (int64_t w = 0; w < WINDOW; w++) windows[1 + w] += sign * (int32_t)short_keys(table, windows[0] + w);
+}
+
+/* counts[0, high digit] += how many keys have it, counts[1, high digit] += how many of them are short: (2, DIGITS), of magnitudes
+ * (2, DIGITS / 2). windows[leaf, target] = the first of WINDOW digits around that of the key which shares[target] of the first leaf
+ * reaches, and how many short keys of the leaf have each; all 0 before. Returns -1 without memory. */
+API int cuvee_count_high(
+    const Row *row, int magnitude, int64_t n, int64_t leaf, const double *shares, int64_t targets, int64_t *counts, int32_t *windows)
+{
+    int64_t digits = magnitude ? DIGITS / 2 : DIGITS, width = targets * (1 + WINDOW);
+    HighCounters table = new_counters(digits);
+    if (!table.even) return -1;
+    for (int64_t start = 0; start < n; start += leaf, windows += width) {
+        for (int64_t t = 0; t < width && start; t += 1 + WINDOW) windows[t] = windows[t - width];
+        if (start) add_windows(table, targets, -1, windows);
+        int64_t stop = MIN(start + leaf, n);
+        for (int64_t begin = start; begin < stop; begin += CHUNK) {
+            uint32_t keys[CHUNK];
+            load_keys(row, magnitude, begin, MIN(CHUNK, stop - begin), keys);
+            count_high_digits(keys, MIN(CHUNK, stop - begin), table);
+        }
+        for (int64_t t = 0; t < targets && !start; t++)
+            windows[t * (1 + WINDOW)] = window_around(table, digits, stop, shares[t]);
+        add_windows(table, targets, 1, windows);
     }
-    for (int digit = 0; digit < DIGITS; digit++) counts[digit] += odd[digit];
-    free(odd);
+    for (int64_t digit = 0; digit < digits; digit++) {
+        counts[digit] += all_keys(table, digit);
+        counts[digits + digit] += short_keys(table, digit);
+    }
+    free(table.even);
     return 0;
 }
 
@@ -1343,26 +1400,27 @@ FAST static void score_keys(const Rivals *rivals, int64_t begin, int64_t size, f
     for (int64_t i = 0; i < rivals->K * CHUNK; i++) keys[i] = ordered_key(as_bits(scores[i]), 0);
 }
 
-/* As cuvee_count_high for the scores of each model, counts (K, DIGITS); with `highs` as cuvee_count_low for each[k] of them of
+/* counts[k, high digit] += how many scores of model k have it, (K, DIGITS); with `highs` as cuvee_count_low for each[k] of them of
  * model k, one after the other, counts (sum of each, DIGITS). */
 API int cuvee_pcb_count(const Rivals *rivals, int64_t n, const uint32_t *highs, const int64_t *each, int64_t *counts)
 {
-    int64_t K = rivals->K;
+    int64_t K = rivals->K, digits = highs ? 1 : K * DIGITS;
     float *values = calloc(3 * K * CHUNK, sizeof *values);
-    uint32_t *odd = calloc(K * DIGITS, sizeof *odd), *keys = (uint32_t *)values + 2 * K * CHUNK;
+    uint32_t *keys = (uint32_t *)values + 2 * K * CHUNK;
+    HighCounters table = new_counters(digits);
     Gather gather = fastest_gather();
-    for (int64_t begin = 0; values && odd && begin < n; begin += CHUNK) {
-        int64_t size = MIN(CHUNK, n - begin), table = 0;
+    for (int64_t begin = 0; values && table.even && begin < n; begin += CHUNK) {
+        int64_t size = MIN(CHUNK, n - begin), number = 0;
         score_keys(rivals, begin, size, values, keys);
         for (int64_t k = 0; k < K; k++)
-            if (!highs) count_high_digits(keys + k * CHUNK, size, counts + k * DIGITS, odd + k * DIGITS);
-            else for (int64_t last = table + each[k]; table < last; table++)
-                count_low_digits(gather, keys + k * CHUNK, size, highs[table], counts + table * DIGITS);
+            if (!highs) count_high_digits(keys + k * CHUNK, size, (HighCounters){table.even + k * DIGITS, table.odd + k * DIGITS});
+            else for (int64_t last = number + each[k]; number < last; number++)
+                count_low_digits(gather, keys + k * CHUNK, size, highs[number], counts + number * DIGITS);
     }
-    for (int64_t place = 0; odd && !highs && place < K * DIGITS; place++) counts[place] += odd[place];
-    int failed = !values || !odd;
+    for (int64_t digit = 0; table.even && !highs && digit < digits; digit++) counts[digit] += all_keys(table, digit);
+    int failed = !values || !table.even;
     free(values);
-    free(odd);
+    free(table.even);
     return failed ? -1 : 0;
 }
 

@@ -40,7 +40,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "largest_of_stretches": (_I, [_P, _P, _N, _N, _N, _N, _P]),
     "pcb_count": (_I, [_P, _N, _P, _P, _P]),
     "pcb_balance": (_I, [_P, _N, _P, _P, _P, _P]),
-    "count_high": (_I, [_P, _I, _N, _P]),
+    "count_high": (_I, [_P, _I, _N, _N, _P, _N, _P, _P]),
     "count_low": (None, [_P, _I, _P, _N, _N, _P]),
     "count_equal": (None, [_P, _I, _U, _N, _N, _P]),
     "digest_leaves": (None, [_P, _N, _N, _P]),

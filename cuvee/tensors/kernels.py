@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "MOST_OF_A_LEAF",
+    "WINDOW",
     "available",
     "bernoulli",
     "column_products",
@@ -70,6 +71,9 @@ KINDS = {"F32": 0, "BF16": 1, "F16": 2}
 """The storage types that `decode` and `encode` know, by safetensors' names."""
 MOST_OF_A_LEAF = 1 << 20
 """Bytes of a leaf that `digest_leaves` and `stream` take."""
+
+WINDOW = 64
+"""High digits of which `count_high` says how often each leaf has them: a quarter of an octave above and below."""
 
 _ALIGNED = 64
 _UNREADABLE = -2
@@ -370,9 +374,22 @@ def column_products(rows: Sequence[Row], leaf: int, columns: int, first: int) ->
     return out
 
 
-def count_high(row: Row, magnitude: bool, counts: NDArray[np.int64]) -> None:
-    """Add the counts of the keys' high digits to `counts` (65536,)."""
-    _memory(library().cuvee_count_high(_as_c([row]), magnitude, math.prod(row.shape), _at(counts)))
+def count_high(row: Row, magnitude: bool, counts: NDArray[np.int64], leaf: int, shares: Sequence[float]) -> Any:
+    """Add what `order.high_counts` counts to `counts`, (2, 65536), or (2, 32768) of magnitudes.
+
+    Args:
+        shares: T of the keys.
+
+    Returns:
+        what `order.equal_in_windows` looks into, around the keys that these shares of the first leaf reach from above.
+    """
+    size, wanted = math.prod(row.shape), np.array(shares, np.float64)
+    windows = np.zeros((-(-size // leaf), len(wanted), 1 + WINDOW), np.int32)
+    found = library().cuvee_count_high(
+        _as_c([row]), magnitude, size, leaf, _at(wanted), len(wanted), _at(counts), _at(windows)
+    )
+    _memory(found)
+    return windows
 
 
 def select(row: Row, magnitude: bool, k: int, leaf: int) -> tuple[int, int, NDArray[np.int64]] | None:

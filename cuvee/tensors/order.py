@@ -22,6 +22,8 @@ __all__ = [
     "device_keys",
     "digit_counts",
     "digits_of",
+    "equal_in_windows",
+    "high_counts",
     "kth_largest",
     "ordered_keys",
     "value_of_key",
@@ -109,13 +111,45 @@ def value_of_key(key: int, digits: int, magnitude: bool) -> float:
     return float(np.array([key], unsigned).view(real)[0])
 
 
-def digit_counts(values: Tensor, magnitude: bool, prefixes: Sequence[int | None], digit: int) -> NDArray[np.int64]:
-    """Count the values of one digit of the ordered keys, among those that begin with each prefix.
+def high_counts(values: Any, magnitude: bool, digits: int) -> NDArray[np.int64]:
+    """Count the values by the highest digit of their ordered keys, all of them and those whose other digits are 0.
+
+    The latter are the least with that digit, and the most: differences of bf16 numbers have few bits.
+
+    Args:
+        values: float32 or float64, or a row.
+        magnitude: order |x| instead of x; the keys have one bit less.
+        digits: of the keys.
+
+    Returns:
+        (2, 65536), or (2, 32768) of magnitudes.
+    """
+    counts = np.zeros((2, _SIZE >> magnitude), np.int64)
+    if kernels.serve(values):
+        kernels.count_high(kernels.row_of(values), magnitude, counts, max(1, number_of(values)), ())
+        return counts
+    keys, shift = ordered_keys(values, magnitude), DIGIT * (digits - 1)
+    for row, chosen in enumerate((keys, keys[keys & ((1 << shift) - 1) == 0])):
+        counts[row] = _count(chosen, None, digits - 1)[: counts.shape[1]]
+    return counts
+
+
+def equal_in_windows(windows: NDArray[np.int32], key: int) -> NDArray[np.int64] | None:
+    """Return how many keys of each leaf are `key`, of float32 values; None where `kernels.count_high` has not looked."""
+    if key & (_SIZE - 1):
+        return None
+    offsets = (key >> DIGIT) - windows[0, :, 0]
+    looked = np.flatnonzero((offsets >= 0) & (offsets < kernels.WINDOW))
+    return windows[:, looked[0], 1 + offsets[looked[0]]].astype(np.int64) if looked.size else None
+
+
+def digit_counts(values: Tensor, magnitude: bool, prefixes: Sequence[int], digit: int) -> NDArray[np.int64]:
+    """Count the values of one digit of the ordered keys, not the highest, among those that begin with each prefix.
 
     Args:
         values: float32 or float64, or a row.
         magnitude: order |x| instead of x.
-        prefixes: the higher digits to match; None matches all.
+        prefixes: the higher digits to match.
         digit: which digit, 0 the lowest.
 
     Returns:
@@ -123,22 +157,18 @@ def digit_counts(values: Tensor, magnitude: bool, prefixes: Sequence[int | None]
     """
     counts = np.zeros((len(prefixes), _SIZE), np.int64)
     if kernels.serve(values):
-        one = kernels.row_of(values)
-        if digit == 1:
-            kernels.count_high(one, magnitude, counts[0])
-        else:
-            kernels.count_low(one, magnitude, [prefix or 0 for prefix in prefixes], counts)
+        kernels.count_low(kernels.row_of(values), magnitude, prefixes, counts)
         return counts
     keys = ordered_keys(values, magnitude)
     for row, prefix in enumerate(prefixes):
-        if isinstance(keys, np.ndarray):
-            counts[row] = _count(keys, prefix, digit)
-        else:
-            counts[row] = _count_on_device(keys, prefix, digit)
+        counts[row] = _count(keys, prefix, digit)
     return counts
 
 
-def _count(keys: NDArray[Any], prefix: int | None, digit: int) -> NDArray[np.int64]:
+def _count(keys: Keys, prefix: int | None, digit: int) -> NDArray[np.int64]:
+    """Count one digit of the keys that begin with a prefix; None: of all."""
+    if not isinstance(keys, np.ndarray):
+        return _count_on_device(keys, prefix, digit)
     shift = keys.dtype.type(DIGIT * digit)
     chosen = keys if prefix is None else keys[(keys >> (shift + DIGIT)) == prefix]
     return np.bincount(((chosen >> shift) & (_SIZE - 1)).ravel().astype(np.int64), minlength=_SIZE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_methods_against_reference import CASES, SMALL, STREAMED, make
 
@@ -34,7 +34,7 @@ from cuvee.methods.reductions import Gram, Ranks, Shared, Sums
 from cuvee.methods.registry import DELTAS, MATRIX, edits, methods
 from cuvee.tensors import c_library, kernels
 from cuvee.tensors.layout import Layout
-from cuvee.tensors.order import digit_counts, ordered_keys
+from cuvee.tensors.order import digit_counts, equal_in_windows, high_counts, ordered_keys
 from cuvee.tensors.rows import Act, Combination, Row, Served
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels are not compiled")
@@ -107,13 +107,36 @@ def test_digit_counts_are_their_definition(values, magnitude, data):
     flat = values.reshape(-1)
     highs = sorted({int(key) >> 16 for key in ordered_keys(flat, magnitude)}) or [0]
     prefixes = data.draw(st.lists(st.sampled_from([*highs, 7]), min_size=1, max_size=3, unique=True))
-    for prefix, digit in (([None], 1), (prefixes, 0)):
-        found = compiled_and_defined(lambda p=prefix, d=digit: digit_counts(flat, magnitude, p, d))
-        np.testing.assert_array_equal(*found)
-        keys = ordered_keys(flat, magnitude).astype(np.int64)
-        for row, high in zip(found[0], prefix, strict=True):
-            chosen = keys if high is None else keys[keys >> 16 == high]
-            np.testing.assert_array_equal(row, np.bincount((chosen >> 16 * digit) & 0xFFFF, minlength=1 << 16))
+    keys = ordered_keys(flat, magnitude).astype(np.int64)
+    high = compiled_and_defined(lambda: high_counts(flat, magnitude, 2))
+    low = compiled_and_defined(lambda: digit_counts(flat, magnitude, prefixes, 0))
+    np.testing.assert_array_equal(*high)
+    np.testing.assert_array_equal(*low)
+    for row, chosen in zip(high[0], (keys, keys[keys & 0xFFFF == 0]), strict=True):
+        np.testing.assert_array_equal(row, np.bincount(chosen >> 16, minlength=1 << 16 >> magnitude))
+    for row, prefix in zip(low[0], prefixes, strict=True):
+        np.testing.assert_array_equal(row, np.bincount(keys[keys >> 16 == prefix] & 0xFFFF, minlength=1 << 16))
+
+
+@settings(max_examples=100, deadline=None)
+@given(deltas(), st.integers(1, 700), st.lists(st.floats(0, 1), min_size=1, max_size=2), st.booleans())
+def test_windows_say_how_many_short_keys_each_leaf_has(values, leaf, shares, magnitude):
+    assume(values.shape[1] > 0)
+    row = kernels.row_of(values[0])
+    keys = ordered_keys(values[0], magnitude).reshape(-1).astype(np.int64)
+    counts = np.zeros((2, 1 << 16 >> magnitude), np.int64)
+    windows = kernels.count_high(row, magnitude, counts, leaf, shares)
+    np.testing.assert_array_equal(counts, high_counts(values[0], magnitude, 2))
+    leaves = [keys[start : start + leaf] for start in range(0, len(keys), leaf)]
+    for share, first in zip(shares, windows[0, :, 0], strict=True):
+        reached = [*np.sort(leaves[0])[::-1] >> 16, 0][int(share * len(leaves[0]))]
+        assert first == min(max(reached - kernels.WINDOW // 2, 0), counts.shape[1] - kernels.WINDOW)
+    for key in {*keys.tolist(), *(keys >> 16 << 16).tolist()}:
+        near = any(0 <= (key >> 16) - first < kernels.WINDOW for first in windows[0, :, 0])
+        found = equal_in_windows(windows, key)
+        assert (found is not None) == (near and key & 0xFFFF == 0)
+        if found is not None:
+            np.testing.assert_array_equal(found, [np.count_nonzero(one == key) for one in leaves])
 
 
 @settings(max_examples=100, deadline=None)

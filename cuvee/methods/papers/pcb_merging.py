@@ -109,7 +109,8 @@ class EndsOfScores:
 
     def measure(self, values: Tensor, axis: int, state: Any) -> NDArray[np.int64]:
         scores = zip(scores_of(values, self.clamps, self.inter), self._stages(state), strict=True)
-        return np.concatenate([self.ranks.measure(score, axis, stage) for score, stage in scores])
+        found = [self.ranks.measure(score, axis, stage) for score, stage in scores]
+        return np.concatenate(found if state else [counts[:1] for counts in found])
 
     def of_stored(self, given: Sequence[Stored], leaf: int, state: Any) -> NDArray[np.int64]:
         prefixes = None if state is None else [stage.prefixes for stage in state]
@@ -119,8 +120,10 @@ class EndsOfScores:
     def next(self, folded: Any, state: Any, numel: int) -> Done | Again:
         stages = self._stages(state)
         tables = np.split(folded, np.cumsum([1 if stage is None else len(stage.prefixes) for stage in stages])[:-1])
+        if state is None:  # without a count of short keys each takes as many stages as there are digits
+            tables = [np.concatenate([table, np.zeros_like(table)]) for table in tables]
         found: list[Any] = [self.ranks.next(t, stage, numel) for t, stage in zip(tables, stages, strict=True)]
-        if isinstance(found[0], Done):  # all at once: each takes as many stages as there are digits
+        if isinstance(found[0], Done):
             return Done(tuple((floor.value, top.value) for floor, top in (one.value for one in found)))
         return Again(tuple(one.state for one in found))
 
