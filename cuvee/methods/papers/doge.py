@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import measured_each
 from cuvee.methods.pieces.descent import adam
-from cuvee.methods.pieces.regression import has_moved
+from cuvee.methods.pieces.regression import has_moved, note_unmoved
 from cuvee.methods.reductions import Ranks
 from cuvee.methods.registry import MATRIX, Bound, Paper, merge_method
 from cuvee.methods.spectral import decomposition_bytes, svd
@@ -80,7 +80,9 @@ def doge(
     for k, delta in enumerate(deltas):
         together[:, k] = delta
     norms = [float(torch.linalg.vector_norm(together[:, k], dtype=torch.float64)) for k in range(count)]
-    lambdas = [lambda_ / norm if has_moved(norm**2, m * n) else 0.0 for norm in norms]
+    moved = [has_moved(norm**2, m * n) for norm in norms]
+    note_unmoved(moved)
+    lambdas = [lambda_ / norm if there else 0.0 for norm, there in zip(norms, moved, strict=True)]
     correction = adam(torch.zeros_like(delta), _projected_gradient(together, lambdas, subspace), steps, lr)
     merged = torch.zeros_like(delta)
     for k, (threshold, share) in enumerate(zip(thresholds, lambdas, strict=True)):

@@ -43,6 +43,9 @@ def lore_merging(
 ) -> Tensor:
     """Split models without a base into one that they share and low-rank parts, and add the parts up on it.
 
+    Any other method merges the parts where this one, with scaling: 0, is a stage that the other names as its base_model, with
+    before: [low_rank: {shrink: mu}].
+
     Args:
         models: (K, m, n), or the (K, …) blocks of what is no matrix, which is averaged.
         weight: of each model's part in the sum.

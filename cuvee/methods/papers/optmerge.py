@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices
 from cuvee.methods.pieces.combine import weighted_sum
 from cuvee.methods.pieces.descent import adam, momentum_descent
-from cuvee.methods.pieces.regression import FLOOR, Init, Regression, has_moved, start
+from cuvee.methods.pieces.regression import FLOOR, Init, Regression, has_moved, note_unmoved, start
 from cuvee.methods.pieces.spectral_filters import Filter, response_of
 from cuvee.methods.registry import MATRIX, Bound, Paper, merge_method
 from cuvee.methods.spectral import decomposition_bytes, gram_solve, svd, truncated
@@ -87,10 +88,11 @@ def probed(deltas: Matrices, center: bool, rank_ratio: float | None) -> Regressi
     rank = max(1, min(m, n) // count if rank_ratio is None else int(min(m, n) * rank_ratio))
     total = weighted_sum(deltas)
     middle = total / count if center else None
-    probes, t = [], total.new_zeros((m, n), dtype=torch.float64)
+    probes, moved, t = [], [], total.new_zeros((m, n), dtype=torch.float64)
     for delta in deltas:
         squared = float(delta.double().square().sum())
-        if not has_moved(squared, delta.numel()):
+        moved.append(has_moved(squared, delta.numel()))
+        if not moved[-1]:
             continue
         u, s, vh = svd(delta.double(), rank)
         probes.append(s[:, None] * vh / squared**0.5)
@@ -99,4 +101,6 @@ def probed(deltas: Matrices, center: bool, rank_ratio: float | None) -> Regressi
         else:
             target = truncated((delta - middle).double(), rank).add_(middle)
             t.addmm_(target @ vh.mT * s**2, vh, alpha=1 / squared)
+    note_unmoved(moved)
+    noted(rank=[len(probe) for probe in probes])
     return Regression(torch.cat(probes) if probes else t[:0], t, total, is_rows=True)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cuvee.methods.calls import current
+from cuvee.methods.calls import current, noted
 from cuvee.methods.combination import Matrices, plain
 from cuvee.methods.measuring import measured
 from cuvee.methods.papers.ties import ties
@@ -96,16 +96,21 @@ def ortho_merge(
     inner = base if span is None else base @ span.mT
     one = torch.eye(inner.shape[1], dtype=torch.float64, device=base.device)
     total = torch.zeros_like(one)
+    half_turns = 0
     for k in range(len(deltas)):
         delta = deltas[k]
         if average is not None:
             delta[torch.cosine_similarity(delta, average, dim=1) >= conflict_threshold] = 0
         expert = delta.add_(base)
         skew = _skew(inner, expert if span is None else expert @ span.mT, ridge)
+        if skew is None:
+            half_turns, skew = half_turns + 1, torch.zeros_like(one)
         size = float(skew.norm())
         total += skew / size if direction_weight == "uniform" and size else skew
         turns.append((cayley(skew) - one).to(base.dtype))
         sizes.append(size)
+    if half_turns:
+        noted(models_not_rotated=half_turns)
     length = float(total.norm())
     rotate = _SIZE[theta]
     turn = cayley(total * (rotate(sizes) / length if length >= 1e-8 else 0.0)) - one
@@ -124,16 +129,15 @@ def _span(base: Tensor, deltas: Matrices) -> Tensor | None:
     return svd(torch.cat([base, *deltas])).vh
 
 
-def _skew(base: Tensor, expert: Tensor, ridge: float) -> Tensor:
-    """Return the skew-symmetric matrix of the rotation R with base R ≈ expert, (n, n), float64."""
+def _skew(base: Tensor, expert: Tensor, ridge: float) -> Tensor | None:
+    """Return the skew-symmetric matrix of the rotation R with base R ≈ expert, (n, n), float64; None of half a turn."""
     one = torch.eye(base.shape[1], dtype=torch.float64, device=base.device)
     overlap = base.double().mT @ expert.double()
     size = 0.0 if torch.equal(base, expert) else spectral_norm(overlap)
-    if size:  # no change has no rotation, not even by a rounding error that a residual would be made of
-        skew = inverse_cayley(polar(overlap + ridge * size * one, rtol=0.0))
-        if bool(torch.isfinite(skew).all()) and float(skew.abs().max()) < _HALF_TURN:
-            return skew
-    return torch.zeros_like(one)
+    if not size:  # no change has no rotation, not even by a rounding error that a residual would be made of
+        return torch.zeros_like(one)
+    skew = inverse_cayley(polar(overlap + ridge * size * one, rtol=0.0))
+    return skew if bool(torch.isfinite(skew).all()) and float(skew.abs().max()) < _HALF_TURN else None
 
 
 def _merged(residuals: Any, how: Residual, density: float) -> Tensor:

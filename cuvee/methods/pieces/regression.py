@@ -6,7 +6,7 @@ vector itself, whose rows lie in the space of the inputs that it was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from cuvee.errors import MethodError
@@ -35,6 +35,7 @@ __all__ = [
     "given_gram",
     "given_matrices",
     "has_moved",
+    "note_unmoved",
     "posterior_mean",
     "regression_bytes",
     "start",
@@ -103,6 +104,12 @@ def has_moved(squared_norm: float, elements: int) -> bool:
     return squared_norm > elements * _UNMOVED**2
 
 
+def note_unmoved(moved: Sequence[bool]) -> None:
+    """Note how many models take no part, where any does not."""
+    if not all(moved):
+        noted(unmoved_models=len(moved) - sum(moved))
+
+
 def from_task_vectors(deltas: Any, weight: Any = 1.0, *, normalize: bool = True) -> Regression:
     """Return the regression with G_i = Δ_iᵀΔ_i / ‖Δ_i‖², without the norm unless `normalize`.
 
@@ -115,6 +122,7 @@ def from_task_vectors(deltas: Any, weight: Any = 1.0, *, normalize: bool = True)
     count, m, n = deltas.shape
     few_rows = count * m < n
     c, t, total = None, None, None
+    moved = []
     for k, b in enumerate(spread(weight, count)):
         delta = deltas[k]
         if few_rows:
@@ -122,7 +130,8 @@ def from_task_vectors(deltas: Any, weight: Any = 1.0, *, normalize: bool = True)
         else:
             squares, moment = second_moment(delta)
         norm = float(squares.trace())
-        share = b / (norm if normalize else 1.0) if has_moved(norm, delta.numel()) else 0.0
+        moved.append(has_moved(norm, delta.numel()))
+        share = b / (norm if normalize else 1.0) if moved[-1] else 0.0
         if moment is None:
             moment = product(delta.mT, squares, torch.float64).mT
             c = squares.new_empty(count * m, n) if c is None else c
@@ -133,6 +142,7 @@ def from_task_vectors(deltas: Any, weight: Any = 1.0, *, normalize: bool = True)
         t = moment.mul_(share) if t is None else t.add_(moment, alpha=share)
         total = delta.clone() if total is None else total.add_(delta)
     assert c is not None and t is not None and total is not None, "there is at least one model"
+    note_unmoved(moved)
     return Regression(c, t, total, few_rows)
 
 

@@ -11,6 +11,8 @@ from models import LLAMA, family, llama_shapes, write_model
 import cuvee
 from cuvee.engine.notes import notes_in_words, notes_of_tensor
 from cuvee.methods.calls import Call, Place, activated, noted
+from cuvee.methods.combination import Matrices
+from cuvee.methods.papers.ortho_merge import ortho_merge
 from cuvee.methods.pieces.star import star
 from cuvee.tensors.layout import Layout
 
@@ -37,6 +39,7 @@ def folders(tmp_path_factory):
                 model[tensor] = base[tensor] + 0.01 * left @ right
         write_model(root / name, model, LLAMA)
     write_model(root / "again", one, LLAMA)
+    write_model(root / "still", base, LLAMA)
     write_model(root / "bad", {name: 100 * torch.randn(one[name].shape, generator=generator) for name in one}, LLAMA)
     return root
 
@@ -85,6 +88,24 @@ def test_directions_that_models_share_are_said_to_be_repeated(folders, tmp_path,
 def test_a_stack_of_what_is_orthogonal_already_has_condition_1(folders, tmp_path):
     _, notes, _ = merged(folders, tmp_path / "out", "iso_cts", common_fraction=1)
     assert notes[UP] == {"rank": 16, "own_directions": 0, "stack_condition": [1, 1]}
+
+
+@pytest.mark.parametrize("method", ["wudi_merging", "optmerge", "doge", "bayesian_model_merging"])
+def test_models_that_have_not_moved_are_counted(folders, tmp_path, method):
+    report, notes, _ = merged(folders, tmp_path / "out", method, ("math", "still", "code"))
+    assert notes[UP]["unmoved_models"] == 1
+    assert any(line.startswith("unmoved models: attention_k 1, ") for line in report.notes)
+    _, notes, _ = merged(folders, tmp_path / "others", method, ("math", "code"))
+    assert not any("unmoved_models" in one for one in notes.values())
+
+
+def test_models_that_turn_something_by_half_a_turn_are_counted():
+    base = torch.eye(3)
+    call = Call(Place("x", Layout((3, 3)), 0, 9))
+    with activated(call):
+        moved = [torch.diag(torch.tensor([-2.0, -2.0, 0.0])), torch.full((3, 3), 0.01)]
+        ortho_merge(Matrices((2, 3, 3), lambda k: moved[k].clone()), base=base, ridge=0.0)
+    assert call.notes == {"models_not_rotated": 1}
 
 
 def test_what_becomes_the_mean_says_why(folders, tmp_path):

@@ -292,6 +292,20 @@ def test_lore_lowers_its_objective_with_every_turn():
     assert values == sorted(values, reverse=True)
 
 
+def test_lore_stands_in_front_of_other_methods_as_their_base():
+    low = [{"low_rank": {"shrink": 0.4}}]
+    models = [{NAME: one} for one in TASKS]
+    shared = {NAME: weights_merged(TASKS, mu=0.4, scaling=0.0)}
+    summed = cuvee.merge_tensors("task_arithmetic", models, shared, before=low, compute_dtype="float64")[NAME]
+    assert close(summed, weights_merged(TASKS, mu=0.4), 1e-12)
+    parts = [
+        cuvee.merge_tensors("task_arithmetic", [one], shared, before=low, compute_dtype="float64")[NAME] - shared[NAME]
+        for one in models
+    ]
+    got = cuvee.merge_tensors("tsv_m", models, shared, before=low, compute_dtype="float64")[NAME]
+    assert close(got - shared[NAME], merged("tsv_m", parts), 1e-6)
+
+
 def test_lore_relative_to_the_changes_does_not_depend_on_their_size():
     one = weights_merged(TASKS, mu=0.2, mu_unit="relative", iterations=3)
     assert close(weights_merged([1e-3 * task for task in TASKS], mu=0.2, mu_unit="relative", iterations=3), 1e-3 * one)
