@@ -68,17 +68,13 @@ def cases_in(root: Path) -> list[GoldenCase]:
     return [GoldenCase(path.parent) for path in sorted(root.glob("*/*/case.json"))]
 
 
-MORE_PARAMETERS = {
-    "bayesian_model_merging": {"others": "mean"}
-}  # its case is of WUDI's code, which averages what is no matrix
-
-
 def run_method(case: GoldenCase, folder: Path) -> Tensors:
     """Merge in memory."""
     models, base, others = case.inputs()
     said = case.description
-    parameters = MORE_PARAMETERS.get(said["method"], {}) | said["params"]
-    return cuvee.merge_tensors(said["method"], models, base, statistics=others, compat=said.get("compat"), **parameters)
+    return cuvee.merge_tensors(
+        said["method"], models, base, statistics=others, compat=said.get("compat"), **said["params"]
+    )
 
 
 def run_yaml(case: GoldenCase, folder: Path) -> Tensors:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     differs="A reconstruction: the paper's text and code were not seen. The formula follows from Gaussian regression with a "
     "Gaussian prior at the anchor; the units of G_i and of the prior are our choice, and so is how a hybrid weighs data and "
     "task vectors (mix). The search of prior_precision by type of module is left to the user, by filters. Any other merge "
-    "may be the anchor: after: [reforge: …].",
+    "may be the anchor: after: [reforge: …]. By its prior, what is no matrix is the anchor (others: anchor); here it is the "
+    "mean, as of all methods on matrices.",
     status="reconstruction",
 )
 def bayesian_model_merging(
@@ -37,7 +38,7 @@ def bayesian_model_merging(
     gram: MixedSource = "auto",
     gram_norm: GramNorm = "mean_diagonal",
     mix: Fraction = 0.5,
-    others: Literal["anchor", "mean", "base", "sum"] = "anchor",
+    others: Literal["mean", "anchor", "base", "sum"] = "mean",
 ) -> Tensor:
     """Regress on the inputs of all models, as far as they say something; elsewhere stay at an anchor.
 
@@ -51,8 +52,8 @@ def bayesian_model_merging(
         gram_norm: mean_diagonal: the diagonal of C is brought to a mean of 1, so that prior_precision has no unit;
             delta_frobenius: each G_i is divided by its trace, which is ‖τ_i‖² of a task vector; none: as they are.
         mix: the share of data in a hybrid.
-        others: what becomes of what is no matrix: the anchor, whatever it is made of; or the mean of the task vectors,
-            nothing of them, or their sum.
+        others: what becomes of what is no matrix: the mean of the task vectors, as of all methods on matrices; what the
+            anchor is of it; nothing of them; or their sum.
 
     Returns:
         (m, n). A matrix without Gram matrices, where others have some, is the anchor; a hybrid knows it by its task vectors.

@@ -155,13 +155,15 @@ def test_bmm_goes_from_the_regression_to_the_anchor():
         torch.testing.assert_close(near, merged("wudi_merging", deltas, filter="none"), rtol=0, atol=1e-9)
 
 
-def test_bmm_gives_what_is_no_matrix_its_anchor():
+def test_bmm_gives_what_is_no_matrix_the_mean_or_its_anchor():
     vectors = torch.tensor([[1.0, 2.0], [3.0, 5.0]], dtype=torch.float64)
     models = [{"model.norm.weight": one} for one in vectors]
     base = {"model.norm.weight": torch.zeros(2, dtype=torch.float64)}
     wanted = {"sum": [4.0, 7.0], "mean": [2.0, 3.5], "zero": [0.0, 0.0]}
-    for settings, want in [({"anchor": anchor}, want) for anchor, want in wanted.items()] + [
-        ({"others": others}, wanted["zero" if others == "base" else others]) for others in ("sum", "mean", "base")
+    for settings, want in [
+        *(({"anchor": anchor, "others": "anchor"}, want) for anchor, want in wanted.items()),
+        *(({"others": other}, wanted["zero" if other == "base" else other]) for other in ("sum", "mean", "base")),
+        ({}, wanted["mean"]),
     ]:
         got = cuvee.merge_tensors("bayesian_model_merging", models, base, importance=[5.0, 1.0], **settings)
         assert got["model.norm.weight"].tolist() == want
