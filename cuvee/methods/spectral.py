@@ -37,6 +37,7 @@ __all__ = [
     "gram_spectrum",
     "holding",
     "inverse_cayley",
+    "least_solution",
     "numerical_rank",
     "orthogonalized",
     "polar",
@@ -55,6 +56,8 @@ _CHUNK = 1 << 22
 _WEAKEST = 1e-6
 _LOW_RANK = 1e-2
 _MUCH = 8.0
+_MUCH_LONGER = 100.0
+"""A solution this much longer than what it is to reach has been made so by directions that hardly differ."""
 _PANEL = 256
 _SHORTEST = 512
 """Sides from which on it is worth a look whether a matrix has low rank."""
@@ -299,6 +302,25 @@ def gram_solve(
     # Θ = A + (T Q diag(1/λ) − A Q) diag(f) Qᵀ
     along = product(t, q, torch.float64).div_(values).sub_(product(anchor, q, torch.float64))
     return anchor + product(along, (q * f).mT, anchor.dtype)
+
+
+def least_solution(symmetric: Tensor, target: Tensor, rtol: float = 1e-6) -> tuple[Tensor, int]:
+    """Return the least x, (n,), float64, that comes nearest to A x = b, of a positive semidefinite A (n, n) and b (n,).
+
+    Directions with eigenvalues up to rtol · their mean count as repetitions of others; how many there are comes second.
+    """
+    a, b = symmetric.double(), target.double()
+    if not len(b):
+        return b, 0
+    factor, failed = torch.linalg.cholesky_ex(a)
+    if not int(failed) and float(factor.diagonal().min()) ** 2 > rtol * float(a.diagonal().mean()):
+        x = torch.cholesky_solve(b[:, None], factor)[:, 0]
+        if float(x.norm()) <= _MUCH_LONGER * float(b.norm()):
+            return x, 0
+    values, q = eigh(a)
+    kept = int((values > rtol * values.mean()).sum())
+    q = q[:, :kept]
+    return q @ ((q.mT @ b) / values[:kept]), len(b) - kept
 
 
 def numerical_rank(s: Tensor, side: int) -> int:

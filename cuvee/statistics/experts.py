@@ -159,7 +159,9 @@ def _watching(
             if stack is None or weight.shape[-2:] != stack.weight.shape[1:]:
                 return out
             if weight.dim() == 2:
-                before(stack.expert(number), given)
+                before(
+                    stack.expert(number), given.detach()
+                )  # a tensor of its own, though another may be given the same
                 if after:
                     after(stack.expert(number), out)
             elif len(weight) == len(stack.weight) and not after:  # all at once, on zeros where a token goes elsewhere

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices
-from cuvee.methods.pieces.subspaces import leading_directions, merged_whole, note_stacks
+from cuvee.methods.pieces.subspaces import leading_directions, merged_whole
 from cuvee.methods.registry import MATRIX, Bound, Paper, PerModel, merge_method
-from cuvee.methods.spectral import Spectrum, eigh, holding
+from cuvee.methods.spectral import Spectrum, holding, least_solution
 from cuvee.tensors.lazy_torch import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-_REPEATED = 1e-6
-"""Eigenvalues of the system, beside their mean, up to which directions are repetitions of others."""
-
-
 @merge_method(
     paper=Paper("Superpose Task-specific Features for Model Merging", arxiv="2502.10698", year=2025),
     unit=MATRIX,
     workspace=holding(matrices=4, factors=3),  # base, a task vector, the result, all directions, the system in float64
-    cost="K + 1 decompositions",
+    cost="K decompositions; 1 linear system",
     formula="τ_i ≈ Σ_j s_ij u_ij v_ijᵀ, rank r;  M = Σ a_ij u_ij v_ijᵀ with u_ijᵀ M v_ij = s_ij for all i and j;  "
     "out = θ_0 + scaling · M",
     differs="Neither paper nor code was seen: the idea is the paper's, the linear system and its least solution, which asks "
@@ -53,8 +50,7 @@ def stf(
         return whole
     spectra = leading_directions(deltas, rank, weight)
     u, s, vh = (torch.cat(parts, axis) for parts, axis in zip(zip(*spectra, strict=True), (1, 0, 0), strict=True))
-    values, q = eigh((u.mT @ u).double() * (vh @ vh.mT).double())
-    seen = int((values > _REPEATED * values.mean()).sum())
-    note_stacks(float(values[0] / values[seen - 1]) if seen else 0.0, repetitions=[len(s) - seen])
-    q = q[:, :seen]
-    return Spectrum(u, (q @ (q.mT @ s.double() / values[:seen])).to(s.dtype), vh).matrix
+    a, repetitions = least_solution((u.mT @ u).double() * (vh @ vh.mT).double(), s)
+    if repetitions:
+        noted(repeated_directions=repetitions)
+    return Spectrum(u, a.to(s.dtype), vh).matrix

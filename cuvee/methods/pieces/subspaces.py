@@ -14,7 +14,7 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["leading_directions", "mean_if_narrow", "merged_whole", "note_stacks", "orthogonal_frames", "share_of_rank"]
+__all__ = ["leading_directions", "mean_if_narrow", "merged_whole", "orthogonal_frames", "share_of_rank"]
 
 
 def mean_if_narrow(deltas: Matrices, weight: Any = 1.0) -> Tensor | None:
@@ -56,13 +56,6 @@ def leading_directions(deltas: Matrices, rank: Any, weight: Any = 1.0, *, strong
     return found
 
 
-def note_stacks(*conditions: float, repetitions: list[int]) -> None:
-    """Note how near the directions of all models are to repeating one another, and how many do."""
-    noted(stack_condition=[math.ceil(round(one, 3)) for one in conditions])
-    if any(repetitions):
-        noted(repeated_directions=repetitions)
-
-
 def orthogonal_frames(spectra: list[Spectrum], rtol: float = 1e-4) -> Spectrum:
     """Return the singular vectors of all models, (m, q), (q,) and (q, n), each side made orthogonal symmetrically.
 
@@ -71,5 +64,7 @@ def orthogonal_frames(spectra: list[Spectrum], rtol: float = 1e-4) -> Spectrum:
     """
     u = orthogonalized([one.u for one in spectra], rtol)
     v = orthogonalized([one.vh.mT for one in spectra], rtol)
-    note_stacks(u.condition, v.condition, repetitions=[u.repetitions, v.repetitions])
+    noted(stack_condition=[math.ceil(round(one.condition, 3)) for one in (u, v)])
+    if u.repetitions or v.repetitions:
+        noted(repeated_directions=[u.repetitions, v.repetitions])
     return Spectrum(u.vectors, torch.cat([one.s for one in spectra]), v.vectors.mT)

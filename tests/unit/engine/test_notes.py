@@ -80,7 +80,7 @@ def test_ranks_and_fallbacks_are_said_of_each_tensor_and_summed_up(folders, tmp_
 def test_directions_that_models_share_are_said_to_be_repeated(folders, tmp_path, method):
     report, notes, _ = merged(folders, tmp_path / "out", method, ("math", "math", "code"))
     _, alone, _ = merged(folders, tmp_path / "others", method, ("math", "code"))
-    assert notes[UP]["repeated_directions"] == ([3] if method == "stf" else [3, 3])
+    assert notes[UP]["repeated_directions"] == (3 if method == "stf" else [3, 3])
     assert "repeated_directions" not in alone[UP]
     assert any(line.startswith("repeated directions: ") for line in report.notes)
 
