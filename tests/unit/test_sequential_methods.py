@@ -55,6 +55,16 @@ def test_alpha_of_one_protects_every_direction_and_one_model_is_itself():
     torch.testing.assert_close(merged("opcm", experts[:1], base), experts[0])
 
 
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.wpe.weight", "text_model.class_embedding"])
+def test_tables_of_tokens_and_positions_are_added_as_they_are(name):
+    base, experts = drawn(2)
+    total = sum(experts) - 2 * base
+    want = base + total * (sum(float((one - base).norm()) for one in experts) / 2 / total.norm())
+    torch.testing.assert_close(merged("opcm", experts, base, name), want)
+    other = merged("opcm", experts, base, name, plain=[])
+    assert float((other - want).norm()) > 1e-3
+
+
 def test_the_order_of_opcm_is_a_parameter_and_names_no_place_twice():
     base, experts = drawn(3)
     got = merged("opcm", experts, base, order=[2, 0, 1])

@@ -16,6 +16,8 @@ from cuvee.tensors.lazy_torch import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TABLES = ("embedding", "position")
+
 
 @merge_method(
     paper=Paper(
@@ -55,7 +57,8 @@ def opcm(
         deltas: (K, …).
         alpha: share of the accumulation's singular values whose directions are protected.
         order: the place of each model, 0 first; without it as they are listed.
-        plain: names of matrices that are added as they are, as vectors and kernels are; without it embeddings.
+        plain: names of matrices that are added as they are, as vectors and kernels are; without it embeddings and tables
+            of positions.
         rank: auto: an accumulation of low rank protects the directions that it has; full: all that are not exactly zero.
         continual: keep what a later merge goes on from, which takes as much room as the model in float32; false: only the
             model, which cannot be continued.
@@ -90,7 +93,7 @@ def opcm(
 
 
 def _is_plain(name: str, role: str, plain: Patterns | None) -> bool:
-    return role == "embedding" if plain is None else name in plain
+    return role in _TABLES if plain is None else name in plain
 
 
 def _apart(delta: Tensor, total: Tensor, alpha: float, rank: str) -> Tensor:
