@@ -19,14 +19,15 @@ from cuvee.methods.calls import Pending, Place, Scope, activated, active, curren
 from cuvee.methods.combination import Matrices, Stored, by_model, plain, spread
 from cuvee.methods.folding import Accumulator, Again, Done, Miss, Reduction
 from cuvee.tensors import kernels
-from cuvee.tensors.either import same_memory
+from cuvee.tensors.either import number_of, same_memory
+from cuvee.tensors.lazy_torch import torch
 from cuvee.tensors.rows import Row
 
 if TYPE_CHECKING:
     import torch as torch_types
     from numpy.typing import NDArray
 
-__all__ = ["Over", "each", "each_loaded", "kept", "measured", "measured_each", "remembered"]
+__all__ = ["Over", "each", "each_loaded", "kept", "measured", "measured_each", "remembered", "remembered_mask"]
 
 _BEFORE = -1
 """In a path: what runs before the method."""
@@ -185,6 +186,16 @@ def remembered(what: str, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         value = compute()
         call.memory.put(call.place.tensor, key, value)
     return value
+
+
+def remembered_mask(make: Callable[[], NDArray[np.bool_]], like: torch_types.Tensor) -> Any:
+    """Return the mask (n,) that `make` gives, shaped as `like`, on the CPU; a block that will be seen again keeps its bits."""
+    if current(like).place.is_whole:
+        mask: Any = make()
+    else:
+        packed = remembered("mask", lambda: np.packbits(make()))
+        mask = np.unpackbits(packed, count=number_of(like)).view(np.bool_)
+    return (mask if isinstance(like, np.ndarray | Row) else torch.from_numpy(mask)).reshape(like.shape)
 
 
 def each(

@@ -119,6 +119,14 @@ typedef struct {
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* So many elements at once, for what should stay in registers over all models. The arrays of a chunk end on a whole number of them. */
+enum { WIDTH = 16 };
+typedef float Floats __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
+#define AT(values, i) (*(Floats *)((values) + (i)))
+#define WHERE(yes, value) ((Floats)((yes) & (Ints)(value))) /* and 0 elsewhere */
+#define CHOOSE(yes, value, other) ((Floats)(((yes) & (Ints)(value)) | (~(yes) & (Ints)(other))))
+
 INLINE void decode_chunk(const void *source, int kind, int64_t begin, int64_t size, float *out)
 {
     if (kind == BF16)
@@ -165,6 +173,21 @@ INLINE void multiply_each(const Step *step, int64_t begin, int64_t size, float *
     }
 }
 
+/* True where dividing by a number is multiplying by its inverse, which is several times as fast: of powers of two. */
+INLINE int divides_exactly(float divisor)
+{
+    return (as_bits(divisor) & 0x7fffff) == 0 && isnormal(divisor) && isnormal(1.0f / divisor);
+}
+
+INLINE void divide(float *values, int64_t size, float divisor)
+{
+    float inverse = 1.0f / divisor;
+    if (divides_exactly(divisor))
+        for (int64_t i = 0; i < size; i++) values[i] *= inverse;
+    else
+        for (int64_t i = 0; i < size; i++) values[i] /= divisor;
+}
+
 INLINE void take_steps(const Row *row, int64_t begin, int64_t size, float *values)
 {
     for (Step *step = row->steps; step < row->steps + row->count; step++) {
@@ -183,7 +206,7 @@ INLINE void take_steps(const Row *row, int64_t begin, int64_t size, float *value
                 values[i] *= share > 1.0f ? 1.0f : share;
             }
         else
-            for (int64_t i = 0; i < size; i++) values[i] /= number;
+            divide(values, size, number);
     }
 }
 
@@ -239,36 +262,28 @@ INLINE void add_weighted(const float *values, const float *weights, int64_t K, f
         float w = weights[k];
         for (int64_t i = 0; i < size; i++) out[i] += value[i] * w;
     }
-    if (divisor != 1.0f)
-        for (int64_t i = 0; i < size; i++) out[i] /= divisor;
+    if (divisor != 1.0f) divide(out, size, divisor);
 }
 
 /* pieces.vote.weigh_consensus */
 INLINE void agree(
     const float *values, const float *votes, const float *weights, int64_t K, int normalize, float floor, int64_t size, float *out)
 {
-    float signs[CHUNK], divisor[CHUNK];
-    for (int64_t i = 0; i < size; i++) signs[i] = out[i] = divisor[i] = 0.0f;
-    for (int64_t k = 0; k < K; k++) {
-        const float *value = values + k * CHUNK;
-        float vote = votes[k];
-        for (int64_t i = 0; i < size; i++) signs[i] += value[i] * vote;
-    }
-    for (int64_t i = 0; i < size; i++) signs[i] = signs[i] >= 0.0f ? 1.0f : -1.0f;
-    for (int64_t k = 0; k < K; k++) {
-        const float *value = values + k * CHUNK;
-        float vote = votes[k], w = weights[k];
-        for (int64_t i = 0; i < size; i++) {
-            int agrees = value[i] * vote * signs[i] > 0.0f;
-            out[i] += agrees ? value[i] * w : 0.0f;
-            divisor[i] += agrees ? w : 0.0f;
+    const Floats none = {0}, one = none + 1.0f, least = none + floor;
+    for (int64_t i = 0; i < size; i += WIDTH) {
+        Floats balance = none, total = none, divisor = none;
+        for (int64_t k = 0; k < K; k++) balance += AT(values + k * CHUNK, i) * votes[k];
+        Floats sign = CHOOSE(balance >= none, one, -one);
+        for (int64_t k = 0; k < K; k++) {
+            Floats value = AT(values + k * CHUNK, i);
+            Ints agrees = value * votes[k] * sign > none;
+            total += WHERE(agrees, value * weights[k]);
+            divisor += WHERE(agrees, none + weights[k]);
         }
+        if (normalize && floor > 0.0f) total /= CHOOSE(divisor < least, least, divisor);
+        else if (normalize) total /= CHOOSE(divisor == none, one, divisor);
+        AT(out, i) = total;
     }
-    if (!normalize) return;
-    if (floor > 0.0f)
-        for (int64_t i = 0; i < size; i++) out[i] /= divisor[i] < floor ? floor : divisor[i];
-    else
-        for (int64_t i = 0; i < size; i++) out[i] /= divisor[i] == 0.0f ? 1.0f : divisor[i];
 }
 
 /* pieces.combine.largest: of equal magnitudes the later one. */
@@ -313,18 +328,17 @@ INLINE void sum_unanimous(const Sum *sum, const float *values, int64_t size, flo
 /* pieces.unique.scale_unique */
 INLINE void scale_unique(const Sum *sum, const float *values, int64_t size, float *out)
 {
-    float alone[CHUNK], count[CHUNK];
-    for (int64_t i = 0; i < size; i++) alone[i] = count[i] = out[i] = 0.0f;
-    for (int64_t k = 0; k < sum->K; k++) {
-        const float *value = values + k * CHUNK;
-        float w = sum->weights[k];
-        for (int64_t i = 0; i < size; i++) {
-            count[i] += value[i] != 0.0f ? 1.0f : 0.0f;
-            alone[i] += value[i] * w;
-            out[i] += value[i];
+    const Floats none = {0}, one = none + 1.0f;
+    for (int64_t i = 0; i < size; i += WIDTH) {
+        Floats alone = none, total = none, count = none;
+        for (int64_t k = 0; k < sum->K; k++) {
+            Floats value = AT(values + k * CHUNK, i);
+            count += WHERE(value != none, one);
+            alone += value * sum->weights[k];
+            total += value;
         }
+        AT(out, i) = CHOOSE(count == one, alone, total / CHOOSE(count < one, one, count));
     }
-    for (int64_t i = 0; i < size; i++) out[i] = count[i] == 1.0f ? alone[i] : out[i] / (count[i] < 1.0f ? 1.0f : count[i]);
 }
 
 /* pieces.sort.middle; the values are put in another order. */
@@ -497,25 +511,27 @@ FAST API void cuvee_threshold(
 /* papers.sce.variance: the population variance over K models, exactly 0 where they are equal: a third of 3x is not always x. */
 FAST API int cuvee_variance(const Row *rows, int64_t K, int64_t n, float *out)
 {
-    float count = (float)K, *values = malloc(K * CHUNK * sizeof *values);
+    float count = (float)K, inverse = 1.0f / count, *values = malloc(K * CHUNK * sizeof *values);
+    int exact = divides_exactly(count);
     if (!values) return -1;
     for (int64_t begin = 0; begin < n; begin += CHUNK) {
         int64_t size = MIN(CHUNK, n - begin);
         const void *held = NULL;
-        float base[CHUNK], center[CHUNK], total[CHUNK];
-        int32_t differ[CHUNK];
+        float base[CHUNK], found[CHUNK];
         for (int64_t k = 0; k < K; k++) load_chunk(rows + k, begin, size, &held, base, values + k * CHUNK);
-        for (int64_t i = 0; i < size; i++) center[i] = total[i] = 0.0f, differ[i] = 0;
-        for (int64_t k = 0; k < K; k++)
-            for (int64_t i = 0; i < size; i++) center[i] += values[k * CHUNK + i];
-        for (int64_t i = 0; i < size; i++) center[i] = center[i] / count;
-        for (int64_t k = 0; k < K; k++)
-            for (int64_t i = 0; i < size; i++) {
-                float away = values[k * CHUNK + i] - center[i];
-                total[i] += away * away;
-                differ[i] |= values[k * CHUNK + i] != values[i];
+        for (int64_t i = 0; i < size; i += WIDTH) {
+            Floats center = {0}, total = {0};
+            Ints differ = {0};
+            for (int64_t k = 0; k < K; k++) center += AT(values + k * CHUNK, i);
+            center = exact ? center * inverse : center / count;
+            for (int64_t k = 0; k < K; k++) {
+                Floats value = AT(values + k * CHUNK, i), away = value - center;
+                total += away * away;
+                differ |= value != AT(values, i);
             }
-        for (int64_t i = 0; i < size; i++) out[begin + i] = differ[i] ? total[i] / count : 0.0f;
+            AT(found, i) = WHERE(differ, exact ? total * inverse : total / count);
+        }
+        memcpy(out + begin, found, size * sizeof *out);
     }
     free(values);
     return 0;
@@ -949,6 +965,23 @@ static uint32_t select_key(uint32_t *keys, int64_t n, int64_t k)
     return keys[place];
 }
 
+/* The k-th largest, 1 <= k <= n, of keys between low and high, by counting them in ever smaller ranges. */
+static uint32_t select_between(const uint32_t *keys, int64_t n, int64_t k, uint32_t low, uint32_t high)
+{
+    enum { BINS = 1024 };
+    for (;;) {
+        uint32_t counts[4][BINS + 1] = {{0}}; /* four tables: equal neighbours do not wait for each other; what is outside lies last */
+        int shift = 0;
+        while ((high - low) >> shift >= BINS) shift++;
+        for (int64_t i = 0; i < n; i++) counts[i & 3][MIN((keys[i] - low) >> shift, BINS)]++;
+        uint32_t bin = (high - low) >> shift;
+        for (int64_t here; (here = (int64_t)counts[0][bin] + counts[1][bin] + counts[2][bin] + counts[3][bin]) < k; bin--) k -= here;
+        low += bin << shift;
+        if (!shift) return low;
+        high = MIN(high - low, (1u << shift) - 1) + low;
+    }
+}
+
 /* The k-th largest key in one pass: a sample says between which keys it lies, the pass keeps those and counts what is above.
  * Returns 1, with the key, how many keys are above it, and equal[leaf] = how many of each run of `leaf` elements are equal to
  * it; 0 where the sample misled, -1 without memory. The row's steps must not count. */
@@ -970,7 +1003,7 @@ API int cuvee_select(
     }
     Gather gather = fastest_gather();
     /* Pages that are not touched cost nothing. */
-    uint32_t *found = malloc((n + 16) * sizeof *found), *order = NULL;
+    uint32_t *found = malloc((n + 16) * sizeof *found);
     int64_t leaves = (n + leaf - 1) / leaf, *ends = malloc(leaves * sizeof *ends), count = 0, more = 0;
     if (found && ends)
         for (int64_t start = 0, number = 0; start < n; start += leaf, number++) {
@@ -983,9 +1016,8 @@ API int cuvee_select(
             ends[number] = count;
         }
     int inside = more < k && k <= more + count;
-    if (found && ends && inside && (order = malloc(count * sizeof *order))) {
-        memcpy(order, found, count * sizeof *order);
-        uint32_t key = select_key(order, count, k - more);
+    if (found && ends && inside) {
+        uint32_t key = select_between(found, count, k - more, low, high);
         int64_t at = 0;
         for (int64_t number = 0; number < leaves; number++) {
             int64_t here = 0;
@@ -998,8 +1030,7 @@ API int cuvee_select(
         *kth = key;
         *above = more;
     }
-    int failed = !found || !ends || (inside && !order);
-    free(order);
+    int failed = !found || !ends;
     free(found);
     free(ends);
     return failed ? -1 : inside;

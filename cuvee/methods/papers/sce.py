@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cuvee.methods.calls import current, room
 from cuvee.methods.combination import Stored, by_model
-from cuvee.methods.measuring import each, measured
+from cuvee.methods.measuring import each, measured, remembered_mask
 from cuvee.methods.pieces.trim import among_largest
 from cuvee.methods.pieces.vote import sum_models, weigh_consensus
 from cuvee.methods.reductions import Ranks, Sums
@@ -71,13 +72,17 @@ def sce(deltas: Tensor, *, select_topk: Fraction = 1.0, variant: Literal["mergek
 def _select(deltas: Tensor, share: float, variant: str) -> Tensor:
     if share >= 1:
         return deltas
-    varied = variance(deltas)
+    one, varied = by_model(deltas)[0], functools.cache(lambda: variance(deltas))
     ranks = Ranks(ShareOfNonzero(share), of_nonzero=True, digits=digits_of(deltas.dtype))
     (ranked,) = measured(ranks, varied)
-    selects_none = variant == "fuseai" or current(varied).compat == "mergekit"
+    selects_none = variant == "fuseai" or current(one).compat == "mergekit"
     if math.isnan(ranked.value) and not selects_none and measured(Sums("abs"), varied) == 0:
         return deltas
-    chosen = among_largest(varied, ranked, current(varied).place)
+
+    def choose() -> Any:
+        return among_largest(varied(), ranked, current(one).place)
+
+    chosen = remembered_mask(lambda: choose().reshape(-1), one) if isinstance(deltas, Stored) else choose()
     return each(lambda delta: keep_where(chosen, delta, room(delta)), deltas)
 
 

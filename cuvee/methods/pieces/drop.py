@@ -10,7 +10,7 @@ import numpy as np
 from cuvee.errors import MethodError
 from cuvee.methods.calls import current, room
 from cuvee.methods.combination import plain
-from cuvee.methods.measuring import remembered
+from cuvee.methods.measuring import remembered_mask
 from cuvee.methods.pieces.rescale import Rescale, rescale_kept
 from cuvee.methods.registry import ROW, Fraction, Paper, Role, edit
 from cuvee.tensors import kernels
@@ -52,23 +52,11 @@ def keep_mask(delta: Tensor, probability: float | Callable[[], Tensor]) -> Tenso
         return bernoulli(key, place.start, place.stop, flat, delta.device)
 
     if isinstance(delta, np.ndarray | Row) and isinstance(probability, float):
-        return _remembered_mask(lambda: bernoulli_array(key, place.start, place.stop, probability), delta)
+        return remembered_mask(lambda: bernoulli_array(key, place.start, place.stop, probability), delta)
     delta = as_tensor(delta)
     if delta.device.type != "cpu":
         return draw().reshape(delta.shape)
-    return _remembered_mask(lambda: draw().numpy(), delta)
-
-
-def _remembered_mask(draw: Callable[[], NDArray[np.bool_]], delta: Tensor) -> Tensor:
-    """Return a mask shaped as `delta`; a block that will be visited again keeps it, a bit an element."""
-    mask: Any = (
-        draw() if current(delta).place.is_whole else _unpacked(remembered("mask", lambda: np.packbits(draw())), delta)
-    )
-    return (mask if isinstance(delta, np.ndarray | Row) else torch.from_numpy(mask)).reshape(delta.shape)
-
-
-def _unpacked(packed: NDArray[np.uint8], delta: Tensor) -> NDArray[np.bool_]:
-    return np.unpackbits(packed, count=number_of(delta)).view(np.bool_)
+    return remembered_mask(lambda: draw().numpy(), delta)
 
 
 def drop_at_random(delta: Tensor, density: float, *, rescale: Rescale = True) -> Tensor:
@@ -178,7 +166,7 @@ def _compiled_mask(delta: Tensor, by_rank: NDArray[np.float64]) -> Tensor:
     def draw() -> NDArray[np.bool_]:
         return kernels.rank_drop(kernels.row_of(delta), key, call.place.start, limits_of(by_rank).astype(np.uint32))
 
-    return _remembered_mask(draw, delta)
+    return remembered_mask(draw, delta)
 
 
 _L1 = "l1: times Σ|τ_i| / Σ|m_i ⊙ τ_i| over the tensor"
