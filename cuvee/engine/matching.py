@@ -14,7 +14,17 @@ from cuvee.errors import CheckpointError, CuveeError, IncompatibleModels, printa
 from cuvee.tensors.dtypes import DType
 from cuvee.tensors.layout import Layout
 
-__all__ = ["BASE", "Matched", "Matching", "Ties", "describe_model", "match", "match_whole", "resolve_ties"]
+__all__ = [
+    "BASE",
+    "Matched",
+    "Matching",
+    "Ties",
+    "describe_each",
+    "describe_model",
+    "match",
+    "match_whole",
+    "resolve_ties",
+]
 
 BASE = -1
 _MOST_NAMES = 12
@@ -120,7 +130,7 @@ class Ties:
 
 def match_whole(matching: Matching) -> Matched:
     """Match the tensors of all models by name and shape."""
-    described = {number: describe_model(model) for number, model in matching.everyone}
+    described = describe_each(dict(matching.everyone))
     ties = resolve_ties(dict(matching.everyone), described)
     reference = described[matching.everyone[0][0]] if matching.base is None or matching.on_deltas else None
     base = ties.models.get(BASE, matching.base)
@@ -158,6 +168,17 @@ def match(parts: Sequence[Matching], ties: Ties, architecture: Architecture, con
 def describe_model(model: Model) -> Architecture:
     """Describe a model from its tensors and its config."""
     return describe({name: source.shape for name, source in model.tensors.items()}, model.config)
+
+
+def describe_each(models: Mapping[int, Model]) -> dict[int, Architecture]:
+    """Describe several models by number; fine-tunes of one model share its description."""
+    found: dict[int, Architecture] = {}
+    last: tuple[Any, ...] = ()
+    for number, model in models.items():
+        known = ({name: source.shape for name, source in model.tensors.items()}, model.config)
+        found[number] = found[next(reversed(found))] if known == last else describe(*known)
+        last = known
+    return found
 
 
 def resolve_ties(

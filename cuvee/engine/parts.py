@@ -20,7 +20,7 @@ from cuvee.architectures import (
     split_by_module,
 )
 from cuvee.checkpoints.sources import Model
-from cuvee.engine.matching import BASE, Matched, Matching, Ties, describe_model, match, match_whole, resolve_ties
+from cuvee.engine.matching import BASE, Matched, Matching, Ties, describe_each, match, match_whole, resolve_ties
 from cuvee.engine.tasks import needs_base
 from cuvee.errors import CuveeError, IncompatibleModels, RecipeError, raise_all
 from cuvee.methods.registry import NONE
@@ -74,7 +74,7 @@ class _Cutting:
         self.recipe = recipe
         self.prepared = prepared
         self.models = models
-        self.described = {number: describe_model(model) for number, model in models.items()}
+        self.described = describe_each(models)
         wanted = list(recipe.modules)
         self.modules = {n: split_by_module(self.described[n], models[n].tensors, wanted) for n in models}
         self.stacks = {(n, module): self._stacks(n, module) for n in models for module in (wanted or [""])}

@@ -387,13 +387,21 @@ def _label(contract: Contract) -> str:
 
 
 def _cases():
-    """Every law of every contract; slow are a method's further variants, and the dear laws of all but one of each kind."""
+    """Every law of every contract; slow are a method's further variants, and the laws of the engine but for one of each kind.
+
+    Those of blocks and threads are quick for some of `e2e/test_bytes.py` too.
+    """
     dear = {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes", "devices_agree"}
+    of_the_engine = {
+        *("low_precision_is_merged_in_float32_and_rounded_once", "float64_is_merged_in_float64"),
+        *("the_order_of_tensors_does_not_matter", "inputs_are_left_alone", "scaling_multiplies_the_merged_task_vector"),
+    }
     of_each_kind = {"linear", "slerp", "ties", "dare_ties", "della", "widen", "tsv_m", "opcm", "lines"}
+    quick = dict.fromkeys(dear, {"ties", "della", "tsv_m", "lines"}) | dict.fromkeys(of_the_engine, of_each_kind)
     seen = set()
     for contract in CONTRACTS:
         for law in LAWS:
-            is_slow = contract.method in seen or (law in dear and contract.method not in of_each_kind)
+            is_slow = contract.method in seen or contract.method not in quick.get(law, {contract.method})
             marks = [pytest.mark.slow] if is_slow else []
             yield pytest.param(contract, law, id=f"{_label(contract)}-{law}", marks=marks)
         seen.add(contract.method)

@@ -225,9 +225,10 @@ WRAPPED = (
     ([{"magprune": {"density": 0.4, "epsilon": 0.1, "rescale": "expected"}}], [{"scale": {"factor": 0.0}}]),
 )
 INNER = ("task_arithmetic", "ties", "consensus_ties", "magmax", "pcb_merging", "della", "widen")
+QUICK = ("task_arithmetic", "ties", "widen")
 
 
-@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("inner", [pytest.param(i, marks=[] if i in QUICK else [pytest.mark.slow]) for i in INNER])
 def test_no_kernel_changes_a_bit_of_a_wrapped_merge(inner):
     names = ["embed_tokens.weight", *(f"layers.{layer}.mlp.up_proj.weight" for layer in range(3)), "norm.weight"]
     shapes = {f"model.{name}": (300, 500) if "1" in name else (9, 40) for name in names} | {"model.norm.weight": (40,)}

@@ -16,8 +16,8 @@ from cuvee.engine.budget import Budget
 from cuvee.recipes import Recipe, RecipeModel
 from cuvee.tensors import kernels
 
-# Large enough that tensors have several leaves: an embedding of 500 × 512, matrices of 1500 × 512, and long vectors.
-CONFIG = {**LLAMA, "hidden_size": 512, "intermediate_size": 1500, "vocab_size": 500, "num_hidden_layers": 1}
+# Large enough that tensors have several leaves: an embedding of 500 × 512, matrices of 300 × 512, and long vectors.
+CONFIG = {**LLAMA, "hidden_size": 512, "intermediate_size": 300, "vocab_size": 500, "num_hidden_layers": 1}
 EXTRA = {"other.long_bias": (150_001,), "other.kernel.weight": (70, 40, 5, 5), "other.scale": (), "other.none": (0, 3)}
 
 RECIPES = {

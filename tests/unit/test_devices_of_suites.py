@@ -90,7 +90,9 @@ def scored(mode, built, names, corruption):
     return mode.far
 
 
-@pytest.mark.parametrize("made", [lm.SUITE, lm.SUITE_LORA], ids=lambda made: made.name)
+@pytest.mark.parametrize(
+    "made", [pytest.param(lm.SUITE, marks=pytest.mark.slow), lm.SUITE_LORA], ids=["in full", "adapters"]
+)
 def test_language_models_are_trained_and_scored_on_one_device(watch, tmp_path, corpora, made):
     form = dataclasses.replace(words.FORM, base=SHORT, expert=SHORT, lora=SHORT, held_out_bytes=2_000)
     built = lm.build_lm(made, tmp_path, 0, form, corpora, silently, FAR)

@@ -31,7 +31,7 @@ def test_the_list_says_what_a_method_does_and_what_it_is_for(run):
         assert fact in wide
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [*METHODS, *EDITS])
 def test_every_page_fits_the_window_and_shows_its_parameters_and_a_recipe(run, name, columns):
     outcome = run("methods", name, columns=columns)
