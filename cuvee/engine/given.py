@@ -157,12 +157,14 @@ def open_statistics(recipe: Recipe, prepared: Prepared) -> dict[int, Model]:
     found: dict[int, Model] = {}
     errors: list[Any] = []
     opened: dict[str, Model] = {}
+    method, edits = prepared.method, (*prepared.before, *prepared.after)
+    kinds = (*method.needs, *method.uses, *(kind for edit, _ in edits for kind in edit.uses))
     for number, entry in enumerate(prepared.parts[0].experts if not prepared.is_cut else ()):
         given = entry.statistics
         try:
             if isinstance(given, str | os.PathLike):
                 path = os.fspath(given)
-                found[number] = opened[path] = opened.get(path) or _open(path)
+                found[number] = opened[path] = opened.get(path) or _open(path, kinds)
             elif given is not None:
                 found[number] = _in_memory(given, number)
             _check_needs(prepared.method, entry, found.get(number), recipe)
@@ -173,10 +175,11 @@ def open_statistics(recipe: Recipe, prepared: Prepared) -> dict[int, Model]:
     return found
 
 
-def _open(path: str) -> Model:
+def _open(path: str, kinds: Sequence[str]) -> Model:
+    """Open a file of statistics, of which the recipe takes these kinds."""
     place = Path(path).expanduser()
     if not fs.is_file(place):
-        right = collect_command("hidden", "MODEL", path)
+        right = collect_command(kinds[0], "MODEL", path) if kinds else "leave it out: the recipe has no use for it"
         raise CheckpointError("there is no such file of statistics", where=path, right=right)
     file, stored, metadata = open_safetensors(place)
     tensors: dict[str, TensorSource] = dict(stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -28,6 +29,7 @@ __all__ = [
 
 BASE = -1
 _MOST_NAMES = 12
+_MOST_EXCLUDED = 3
 
 Arguments = Callable[[str, float | None, Sequence[str]], Mapping[str, Any]]
 """Returns a method's arguments for a tensor's name, its position among the layers, and its name in each model."""
@@ -387,8 +389,8 @@ def _report_missing(matching: Matching, matched: Matched, missing: Mapping[str, 
             IncompatibleModels(
                 f"{model.label!r} lacks {_tensors(len(names))} that {', '.join(map(repr, have))} {verb}: {shown}{more}",
                 where=str(model.folder or (model.files[0].path if model.files else model.label)),
-                right="models of one architecture, or leave them out: exclude: "
-                + str([printable(name) for name in names[:3]]).replace("'", '"'),
+                right="models of one architecture"
+                + (f", or leave them out: exclude: {json.dumps(names)}" if len(names) <= _MOST_EXCLUDED else ""),
             )
         )
 

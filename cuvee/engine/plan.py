@@ -37,8 +37,9 @@ from cuvee.engine.rounds import Tally
 from cuvee.engine.stages import stage_model
 from cuvee.engine.tasks import Formula, Task
 from cuvee.engine.trial import try_out
-from cuvee.errors import IncompatibleModels, raise_all
+from cuvee.errors import IncompatibleModels, ResourceError, raise_all
 from cuvee.methods.calls import CONTINUAL
+from cuvee.methods.parameters import Patterns
 from cuvee.methods.registry import ADAPTERS
 from cuvee.recipes import Prepared, Recipe, prepare
 from cuvee.recipes.describing import describe_recipe
@@ -263,9 +264,26 @@ def _warnings(
     yield from matched.warnings
     yield from slowness(formula.device)
     yield from check_statistics(formula, statistics, tasks)
+    yield from _unmatched(prepared, tasks)
     for model in models.values():
         yield from (f"{model.label}: {note}" for note in model.notes)
     yield from kinship(tasks, {number: model.label for number, model in models.items()})
+
+
+def _unmatched(prepared: Prepared, tasks: Sequence[Task]) -> Iterator[str]:
+    """Say which patterns among the parameters match no tensor."""
+    settings = [("", task.arguments or {}) for task in tasks]
+    settings += [(f"{edit.name}.", values) for edit, values in (*prepared.before, *prepared.after)]
+    written = {
+        (f"{owner}{name}", pattern): Patterns((pattern,))
+        for owner, values in settings
+        for name, value in values.items()
+        if isinstance(value, Patterns)
+        for pattern in value.patterns
+    }
+    for (name, pattern), one in written.items():
+        if not any(task.name in one for task in tasks):
+            yield f"{name}: {pattern!r} matches no tensor"
 
 
 def _with_data(
@@ -282,6 +300,10 @@ def _with_data(
         formula = dataclasses.replace(formula, statistics=GivenStatistics(statistics))
     if decompositions is None:
         return formula
+    if fs.exists(Path(decompositions)) and not fs.is_folder(Path(decompositions)):
+        raise ResourceError(
+            "decompositions are kept in a folder, and this is none", where=str(decompositions), right="another name"
+        )
     return dataclasses.replace(formula, decompositions=ResultsInFolder(Path(decompositions), "decomposition"))
 
 

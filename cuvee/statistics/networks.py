@@ -56,8 +56,9 @@ def load_words(model: Model, what: str, instead: str = "") -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(model.folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever the files make it raise
+        said = printable(str(error).split("\n")[0].rstrip(" :"))
         raise CheckpointError(
-            f"the tokenizer of {model.label!r} cannot be loaded: {type(error).__name__}: {printable(str(error))[:200]}",
+            f"the tokenizer of {model.label!r} cannot be loaded: {type(error).__name__}: {said[:200]}",
             where=str(model.folder),
             right=f"the tokenizer's files in the model's folder{other}",
         ) from None

@@ -215,3 +215,11 @@ def test_what_lies_outside_the_layers_of_recall_belongs_to_its_stack():
     assert layer_of("encoder.embed_positions.weight", "position", layers) == "encoder.layers.0"
     assert layer_of("encoder.norm.weight", "norm", layers) == "encoder.layers.11"
     assert layer_of("lm_head.weight", "head", layers) == "encoder.layers.11"
+
+
+@pytest.mark.parametrize(("method", "command"), [("mats", "cuvee collect gram MODEL"), ("linear", "leave it out")])
+def test_a_file_that_is_missing_is_answered_with_what_this_method_takes(method, command, tmp_path):
+    recipe = cuvee.Recipe(method, models=[cuvee.RecipeModel("a", statistics=str(tmp_path / "no.safetensors")), "b"])
+    with pytest.raises(CheckpointError, match="no such file of statistics") as caught:
+        cuvee.plan(recipe)
+    assert caught.value.right.startswith(command)

@@ -231,3 +231,27 @@ def test_a_promise_that_a_matrix_breaks_is_refused_with_its_name(tmp_path):
     assert "up_proj" in caught.value.where
     needed = int(caught.value.right.split()[1].removesuffix("MB")) * 1_000_000
     assert cuvee.plan(recipe, memory=needed).budget.bytes <= needed
+
+
+def test_patterns_that_match_no_tensor_are_said(tmp_path):
+    folders = write(tmp_path, *family(2, SHAPES))
+    parameters = {"not_matrix": ["*.mpl.*", MATRIX_NAMES[0]]}
+    recipe = cuvee.Recipe(
+        "tsv_m",
+        models=folders[1:],
+        base_model=folders[0],
+        parameters=parameters,
+        before=[{"star": {"not_matrix": ["nothing"]}}],
+    )
+    said = [warning for warning in cuvee.plan(recipe).warnings if "matches no tensor" in warning]
+    assert said == ["not_matrix: '*.mpl.*' matches no tensor", "star.not_matrix: 'nothing' matches no tensor"]
+
+
+def test_a_file_where_decompositions_belong_is_refused_before_anything_is_written(tmp_path):
+    folders = write(tmp_path, *family(2, SHAPES))
+    (tmp_path / "kept").write_text("")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ResourceError, match="decompositions are kept in a folder"):
+        recipe = cuvee.Recipe("tsv_m", models=folders[1:], base_model=folders[0])
+        cuvee.run(cuvee.plan(recipe, decompositions=tmp_path / "kept"), tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
