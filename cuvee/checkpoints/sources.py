@@ -152,7 +152,8 @@ class ModelFile:
             self.fd = -1
 
     def __del__(self) -> None:
-        self.close()
+        if fs is not None:  # as it is when the interpreter ends, which closes all
+            self.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Experts that a network holds stacked in one parameter: no module is given what goes into one, so products are watched."""
+"""Experts that a network holds in one parameter, and routers: no linear map is given what goes in, so products are watched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PRODUCTS = ("linear", "matmul", "__matmul__", "bmm")
 
 @dataclass(frozen=True)
 class Stack:
-    """The matrices of the experts of a layer, stacked in one parameter of a network.
+    """The matrices of the experts of a layer, stacked in one parameter of a network; or a router, a stack of one.
 
     Attributes:
         name: of the parameter.
@@ -55,7 +55,7 @@ class Maps:
 
 
 def stacks_of(model: Model, network: nn.Module, wanted: Callable[[str], bool]) -> list[Stack]:
-    """Return the parameters of a network that hold several experts, where the model has these, and some of them is wanted.
+    """Return what experts hold in one parameter of a network, and routers, where the model has these, and some is wanted.
 
     Args:
         wanted: whether one is, by the name of its tensor in the model.
@@ -67,17 +67,21 @@ def stacks_of(model: Model, network: nn.Module, wanted: Callable[[str], bool]) -
         means = architecture.meaning(name)
         if len(shape) == (3 if means.packed_experts else 2):
             stored.setdefault((means.stack, means.layer, means.role, means.expert, means.packed_experts), name)
-    parameters = {name: weight for name, weight in network.named_parameters() if weight.dim() == 3}
+            stored.setdefault((means.stack, means.layer, means.role, shape), name)
+    modules = {f"{name}.weight" for name, one in network.named_modules() if isinstance(one, torch.nn.Linear)}
+    parameters = {name: weight for name, weight in network.named_parameters() if name not in modules}
     held = describe({name: tuple(weight.shape) for name, weight in parameters.items()}, model.config)
     found = []
     for name, weight in parameters.items():
         means = held.meaning(name)
-        if not means.packed_experts:
-            continue
         place = (means.stack, means.layer)
-        together = stored.get((*place, means.role, None, means.packed_experts))
-        if together and shapes[together] == tuple(weight.shape):
-            found += [Stack(name, weight, stored_as=together)] if wanted(together) else []
+        alike = stored.get((*place, means.role, tuple(weight.shape)))
+        if means.role is Role.ROUTER and weight.dim() == 2 and alike and wanted(alike):
+            found.append(Stack(name, weight[None], [{alike: slice(0, len(weight))}]))
+        if not means.packed_experts or weight.dim() != 3:
+            continue
+        if alike:
+            found += [Stack(name, weight, stored_as=alike)] if wanted(alike) else []
             continue
         roles = _PARTS.get(means.role, (means.role,))
         apart = [[stored.get((*place, role, e, None)) for role in roles] for e in range(means.packed_experts)]
@@ -159,9 +163,7 @@ def _watching(
             if stack is None or weight.shape[-2:] != stack.weight.shape[1:]:
                 return out
             if weight.dim() == 2:
-                before(
-                    stack.expert(number), given.detach()
-                )  # a tensor of its own, though another may be given the same
+                before(stack.expert(number), given.detach())  # a tensor of its own: none that another may be given too
                 if after:
                     after(stack.expert(number), out)
             elif len(weight) == len(stack.weight) and not after:  # all at once, on zeros where a token goes elsewhere
@@ -195,6 +197,8 @@ def as_stored(
         found = {
             e: tensors.pop(name) for e in range(len(stack.weight)) if (name := f"{kind}/{stack.expert(e)}") in tensors
         }
+        if not found and len(stack.weight) == 1:
+            continue  # a router that another product computes: as a module that is no linear map
         if not found:
             left_out = module_of(stack.stored_as or next(iter(next(filter(None, stack.stored)))))
             raise IncompatibleModels(

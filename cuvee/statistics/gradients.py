@@ -84,7 +84,7 @@ def collect_fisher(
     tokens = run_texts(network, model, texts, max_tokens, device, watch, show)
     tensors = {f"fisher/{name}": total.cpu() for name, total in sums.items() if name not in apart}
     for stack in apart.values():
-        for total, matrices in zip(sums[stack.name], stack.stored, strict=True):
+        for total, matrices in zip(sums[stack.name].reshape(stack.weight.shape), stack.stored, strict=True):
             tensors |= {f"fisher/{name}": total[rows].cpu() for name, rows in matrices.items()}
     return checked(tensors, model, texts, tokens, max_tokens, shared)
 

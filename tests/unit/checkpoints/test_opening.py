@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ def test_shards_are_read_by_their_index(tmp_path: Path) -> None:
     assert {name: source.shape for name, source in model.tensors.items()} == {"a": (2, 3), "b": (3,), "c": (2,)}
     assert model.folder == tmp_path and len(model.files) == 2 and model.config is None
     assert same_bytes(read_model(model)["a"], torch.arange(6.0).reshape(2, 3))
+
+
+def test_a_script_may_end_with_a_model_open(tmp_path: Path) -> None:
+    code = f"import cuvee; model = cuvee.open_model({str(write_shards(tmp_path))!r}); print(len(model.tensors))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")
 
 
 def test_folder_with_one_file_and_config(write_model: WriteModel) -> None:

@@ -49,7 +49,7 @@ def stored(family, expert, part):
 
 
 def what_experts_are_given(folder, texts):
-    """Return of each expert what goes into it, and into its second matrix, as (tokens, width)."""
+    """Return of each expert what goes into it, and into its second matrix, as (tokens, width); and what the router is given."""
     network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     words = transformers.AutoTokenizer.from_pretrained(folder)
     given = []
@@ -63,9 +63,9 @@ def what_experts_are_given(folder, texts):
         first = [hidden[(chosen == e).any(-1)] for e in range(COUNT)]
         if hasattr(experts, "_apply_gate") and hasattr(experts, "gate_up_proj_bias"):
             biased = zip(first, experts.gate_up_proj, experts.gate_up_proj_bias, strict=True)
-            return first, [experts._apply_gate(x @ w + b) for x, w, b in biased]
+            return first, [experts._apply_gate(x @ w + b) for x, w, b in biased], hidden
         pairs = [(x @ w.mT).chunk(2, -1) for x, w in zip(first, experts.gate_up_proj, strict=True)]
-        return first, [experts.act_fn(gate) * up for gate, up in pairs]
+        return first, [experts.act_fn(gate) * up for gate, up in pairs], hidden
 
 
 def gram(x):
@@ -75,7 +75,7 @@ def gram(x):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gram_matrices_of_experts_are_of_the_tokens_that_reach_each(folders, family):
     found = collect_gram(cuvee.open_model(folders / family), TEXTS)
-    first, second = what_experts_are_given(folders / family, TEXTS)
+    first, second, hidden = what_experts_are_given(folders / family, TEXTS)
     for e in range(COUNT):
         if family == "gpt_oss":
             got = [found.tensors[f"gram/{stored(family, e, part)}"][e] for part in ("gate_up_proj", "down_proj")]
@@ -84,6 +84,9 @@ def test_the_gram_matrices_of_experts_are_of_the_tokens_that_reach_each(folders,
             assert found.shared[f"gram/{stored(family, e, 'up_proj')}"] == f"gram/{stored(family, e, 'gate_proj')}"
         for one, x in zip(got, (first[e], second[e]), strict=True):
             torch.testing.assert_close(one.double(), gram(x), atol=1e-5, rtol=1e-4)
+    router = {"mixtral": "block_sparse_moe.gate", "qwen3_moe": "mlp.gate", "gpt_oss": "mlp.router"}[family]
+    got = found.tensors[f"gram/model.layers.0.{router}"]
+    torch.testing.assert_close(got.double(), gram(hidden), atol=1e-5, rtol=1e-4)
     assert found.unreached == 2 * sum(not len(x) for x in first)
 
 
@@ -96,7 +99,8 @@ def test_what_is_collected_of_experts_is_what_mats_takes(folders, family):
         own = collect(model, TEXTS)
         given = {**own.tensors, **{name: own.tensors[of] for name, of in own.shared.items()}}
         given = {f"{k}/model{m}/{name}": v for m in range(2) for n, v in given.items() for k, name in [n.split("/", 1)]}
-        experts = [name for name in tensors if "experts" in name and not name.endswith("_bias")]
+        experts = [name for name in tensors if ".experts" in name or ".gate." in name or ".router.weight" in name]
+        experts = [name for name in experts if not name.endswith("_bias")]
         kinds = ("fisher",) if objective == "diag_fisher" else ("gram", "outgram")
         for name in experts:
             of = name if objective == "diag_fisher" else name.removesuffix(".weight")
