@@ -178,6 +178,7 @@ class Method:
         needs: the kinds of statistics without which it does nothing, such as "hidden".
         uses: those that it takes where they are given.
         whole: settings with which it must be given tensors whole, whatever they are.
+        sequence: settings with which its models stand in the order of their training, and the values that say so.
         own: the names of the parameters that its function takes.
     """
 
@@ -200,6 +201,7 @@ class Method:
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     whole: Mapping[str, Any] = field(default_factory=dict)
+    sequence: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     own: frozenset[str] = frozenset()
 
     @property
@@ -227,6 +229,7 @@ def merge_method(
     needs: tuple[str, ...] = (),
     uses: tuple[str, ...] = (),
     whole: Mapping[str, Any] | None = None,
+    sequence: Mapping[str, tuple[Any, ...]] | None = None,
     cost: str = "one pass",
     formula: str = "",
     differs: str = "",
@@ -253,6 +256,7 @@ def merge_method(
         needs: the kinds of statistics without which it does nothing.
         uses: those that it takes where they are given.
         whole: settings with which it must be given tensors whole.
+        sequence: settings with which its models stand in the order of their training, and the values that say so.
         cost: in words: "one pass", "a few visits of each tensor", "two rounds over the model".
         formula: one line of plain text, with the parameters' names.
         differs: where it differs from the paper and from mergekit.
@@ -291,6 +295,7 @@ def merge_method(
             needs,
             uses,
             whole or {},
+            sequence or {},
             own,
         )
         return function

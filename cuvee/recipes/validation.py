@@ -12,6 +12,7 @@ from cuvee.methods.registry import ADAPTERS, DELTAS, ELEMENT, ROW, WEIGHTS, Meth
 from cuvee.recipes.editing import CheckedEdit, read_edits
 from cuvee.recipes.findings import Findings
 from cuvee.recipes.lineup import line_up
+from cuvee.recipes.ordering import check_order
 from cuvee.recipes.parts import Expert, Part, is_same, parts_of
 from cuvee.recipes.recipe import Recipe, RecipeModel
 from cuvee.recipes.resolving import Resolver, read_settings
@@ -141,6 +142,7 @@ def _prepared(recipe: Recipe, method: Method, part: Part, findings: Findings) ->
     lineup = line_up(part, method, findings)
     resolver = read_settings(recipe, method, lineup.experts, part.levels, findings)
     _check_weights(resolver, lineup.experts, findings)
+    check_order(resolver, lineup.experts, findings)
     experts = tuple(expert.entry for expert in lineup.experts)
     return PreparedPart(part, experts, lineup.base.entry if lineup.base else None, resolver)
 

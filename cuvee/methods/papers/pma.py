@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     on=WEIGHTS,
     base=NONE,
     arrays=True,
+    sequence={"scheme": ("wma", "ema")},
     formula="out = Σ w_i θ_i;  sma: w_i = 1/N;  wma: w_i ∝ i;  ema: M ← (1−alpha)·M + alpha·θ_i from M = θ_1",
     differs="The paper compares sma, wma and ema with alpha 0.1 and 0.2, and recommends sma of about 10 checkpoints.",
 )

@@ -88,6 +88,25 @@ def test_a_model_listed_twice_counts_twice_and_is_pointed_out() -> None:
     assert prepared.warnings == ("models.2: 'a' is listed more than once, and counts each time",)
 
 
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ("run/checkpoint-1000 run/checkpoint-200", "1000, 200"),
+        ("r7/step1000/hf r7/step200/hf r7/step400/hf", "1000, 200, 400"),
+        ("run/checkpoint-200 run/checkpoint-1000", ""),
+        ("run2/checkpoint-1000 run1/checkpoint-200", ""),  # two numbers differ: which is the step?
+        ("last first-200", ""),
+        ("one", ""),
+    ],
+)
+def test_checkpoints_out_of_their_order_are_pointed_out_where_it_counts(models: str, said: str) -> None:
+    for scheme in ("ema", "wma"):
+        prepared = prepare(Recipe("pma", models=models.split(), parameters={"scheme": scheme}))
+        expected = f"models.0: pma takes the first model for the oldest, and their numbers are {said}"
+        assert prepared.warnings == ((expected,) if said else ())
+    assert not prepare(Recipe("pma", models=models.split())).warnings
+
+
 def test_parameters_of_a_listed_base_are_pointed_out() -> None:
     models = [RecipeModel("base", {"weight": 0.5}), RecipeModel("a")]
     prepared = prepare(Recipe("fake_deltas", models=models, base_model="base"))
