@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -16,6 +17,10 @@ from cuvee.errors import MethodError, nearest
 __all__ = ["Bound", "Fraction", "Parameter", "Patterns", "PerModel", "parameters_of"]
 
 T = TypeVar("T")
+
+
+_LARGEST = 1 << 53
+"""Whole numbers of this size are told from their neighbours by no float, and meant by nobody."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Parameter:
         """Return one plain value, converted (1 and 0 count as booleans, whole numbers as floats).
 
         Raises:
-            MethodError: it is of another type or out of range.
+            MethodError: it is of another type or out of range, or not finite.
         """
         if Patterns in self.kinds and isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
             return Patterns(tuple(value))
@@ -110,15 +115,19 @@ class Parameter:
         if isinstance(value, str):
             if value in self.choices:
                 return value
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and abs(value) <= sys.float_info.max:
             if bool in self.kinds and value in (0, 1):
                 return bool(value)
             if value in self.bound:
                 if float in self.kinds:
                     return float(value)
-                if int in self.kinds and value == int(value):
+                if int in self.kinds and value == int(value) and abs(value) < _LARGEST:
                     return int(value)
         right = self.accepts
+        if float in self.kinds and isinstance(value, int | float) and not abs(value) < math.inf:
+            right = f"{right}, and finite"
+        elif int in self.kinds and isinstance(value, int | float) and abs(value) >= _LARGEST and value in self.bound:
+            right = f"{right}, and less than 2^53"
         if isinstance(value, str) and self.choices:
             meant = nearest(value, (choice for choice in self.choices if isinstance(choice, str)))
             right = f"{right}; {meant}" if meant.startswith("did you mean") else right

@@ -173,12 +173,6 @@ class _Check:
             return self._error(
                 f"{self.parameter.name} has no value", path, f"{self.parameter.name}: {self.parameter.accepts}"
             )
-        if isinstance(value, float) and not math.isfinite(value):
-            return self._error(
-                f"{self.parameter.name} is {value}",
-                path,
-                f"{self.parameter.name}: {self.parameter.accepts}, and finite",
-            )
         try:
             return self.parameter.check(value)
         except MethodError as error:

@@ -24,6 +24,16 @@ def flat(tensors) -> np.ndarray:
     return torch.cat([tensors[name].reshape(-1) for name in sorted(tensors)]).double().numpy()
 
 
+@pytest.mark.parametrize("method", ["trimmed_mean", "mean_around_median", "phocas", "multi_krum"])
+@pytest.mark.parametrize("f", [3, 4, 2**50])
+def test_more_bad_models_than_a_method_bears_are_answered_with_how_many_it_does(method, f):
+    with pytest.raises(MethodError, match=f"f is {f}, which takes") as refused:
+        cuvee.merge_tensors(method, GOOD, f=f)
+    bearable = refused.value.right.removeprefix("f: ")
+    assert bearable == ("1" if method == "multi_krum" else "2")
+    cuvee.merge_tensors(method, GOOD, f=int(bearable))
+
+
 @pytest.mark.parametrize("method", ["multi_krum", "geometric_median", "centered_clipping", "flag_aggregator"])
 def test_a_model_that_goes_far_away_cannot_take_the_result_along(method):
     radius = max(np.linalg.norm(flat(one) - flat(CENTER)) for one in GOOD)

@@ -176,3 +176,28 @@ def test_the_karcher_mean_of_opposite_numbers_has_their_mean_size(size):
     models = [{"w": torch.tensor([size * value], dtype=torch.float64)} for value in (0.0256, 0.0028, -0.0689)]
     found = cuvee.merge_tensors("karcher", models)["w"].item()
     assert found == pytest.approx(size * (0.0256 + 0.0028 + 0.0689) / 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("cabs", {"m": 2**63}),  # a kernel had counted in 64 bits
+        ("cabs", {"n": 2**52}),
+        ("consensus_ta", {"k": 10**30}),
+        ("magmax", {"scaling": 10**400}),
+        ("lines", {"num_blocks": float("inf")}),
+        ("lines", {"alpha": float("nan")}),
+        ("centered_clipping", {"max_iter": 10**9}),
+        ("flag_aggregator", {"init_seed": 10**30}),
+        ("flag_aggregator", {"regularization": 1e308}),
+    ],
+)
+def test_numbers_that_nobody_means_are_refused(method, settings):
+    with pytest.raises(MethodError, match=rf"{next(iter(settings))} is "):
+        merge(method, [1.0, 2.0], [2.0, 1.0], [3.0, 3.0], **settings)
+
+
+def test_the_karcher_mean_needs_no_tolerance():
+    for other, expected in ([1.0, 2.0], [1.0, 2.0]), ([-1.0, -2.0], [1.0, 2.0]), ([0.0, 0.0], [0.5, 1.0]):
+        models = [{"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor(other)}]
+        assert cuvee.merge_tensors("karcher", models, tol=0.0)["w"].tolist() == pytest.approx(expected)

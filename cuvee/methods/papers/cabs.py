@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Count = Annotated[int, Bound(1, 1_000_000)]
+
+
 @dataclass(frozen=True)
 class Threshold:
     """The rank, from the largest, of sorted(x)[int(share·n)]; 0 where the share is all."""
@@ -49,8 +52,8 @@ def cabs(
     *,
     weight: PerModel[float] = 1.0,
     order: PerModel[Annotated[int, Bound(0)]] | None = None,
-    n: Annotated[int, Bound(1)] = 64,
-    m: Annotated[int, Bound(1)] = 256,
+    n: Count = 64,
+    m: Count = 256,
     sparsifier: Literal["nm", "n:m", "magnitude"] = "nm",
     sparsity: Fraction = 0.75,
 ) -> Tensor:

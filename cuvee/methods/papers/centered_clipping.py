@@ -34,7 +34,7 @@ def centered_clipping(
     values: Tensor,
     *,
     tau: Annotated[float, Bound(0)] | None = None,
-    max_iter: Annotated[int, Bound(1)] = 3,
+    max_iter: Annotated[int, Bound(1, 1000)] = 3,
     start: Literal["median", "mean"] = "median",
     scope: Scope = "model",
 ) -> Tensor:

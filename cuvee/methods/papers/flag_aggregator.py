@@ -43,7 +43,7 @@ def flag_aggregator(
     deltas: Tensor,
     *,
     r: Annotated[int, Bound(1)] | None = None,
-    regularization: Annotated[float, Bound(0)] = 0.0,
+    regularization: Annotated[float, Bound(0, 1e6)] = 0.0,
     iterations: Annotated[int, Bound(1)] = 10,
     init_seed: int | None = None,
     scale: Literal["preserve", "official", "median_norm"] | None = None,

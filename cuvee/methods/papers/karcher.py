@@ -64,7 +64,7 @@ def _karcher_coefficients(gram: NDArray[np.float64], max_iter: int, tol: float) 
         return float(np.sqrt(max(u @ cosines @ u, 0.0)))
 
     u = share.copy()
-    u = u / length(u) if length(u) >= tol else np.eye(len(u))[int(np.argmax(kept))]
+    u = u / length(u) if length(u) > tol else np.eye(len(u))[int(np.argmax(kept))]
     for _ in range(max_iter):
         d = np.clip(cosines @ u, -1.0, 1.0)
         theta = np.arccos(d)
@@ -73,7 +73,7 @@ def _karcher_coefficients(gram: NDArray[np.float64], max_iter: int, tol: float) 
         pull = np.where(moving, share * theta / np.where(moving, sine, 1.0), 0.0)
         tangent = pull - (pull @ d) * u
         step = length(tangent)
-        if step < tol:
+        if step <= tol:
             break
         u = np.cos(step) * u + np.sin(step) * tangent / step
         u = u / length(u)

@@ -106,5 +106,5 @@ def trimmed(values: Tensor, f: int) -> Tensor:
 def check_trim(f: int, count: int, least: int) -> None:
     """Raise where `f` bad models of `count` are more than a method can bear, which takes `least` of them."""
     if count < least:
-        bearable = max((g for g in range(f) if least - 2 * (f - g) <= count), default=0)
+        bearable = max(0, f - (least - count + 1) // 2)  # each f takes two models
         raise MethodError(f"f is {f}, which takes {least} models, and there are {count}", right=f"f: {bearable}")
