@@ -32,7 +32,8 @@ _ROUNDING = 1e-6
     differs="The official code for full fine-tunes gives every model min(m, n)/K directions even where it has fewer (rank: "
     "share); its code for LoRA takes rank 16 and smoothing: avg (or linear). Where no rank is set, `keep` counts entries of a "
     "min(m, n) × min(m, n) core, padding included, as there. Entries within 1e-5 of the smallest that is kept are kept too; "
-    "those below 1e-6 of the largest are rounding, and take no part in a mean.",
+    "those below 1e-6 of the largest are rounding, and take no part in a mean. Of what K models have alike the blocks of each "
+    "leave 1/K, as in the official code: equal models give a K-th of one, which scaling makes up for.",
 )
 def dc_merge(
     deltas: Matrices,
