@@ -249,10 +249,10 @@ class Ranks:
 
     def _high_counts(self, one: Row, number: int, leaf: int) -> NDArray[np.int64]:
         """Return `high_counts`; what was seen around the ranks on the way is kept: it mostly says where the ties are."""
-        call, counts = current(), np.zeros((2, 1 << DIGIT >> self.magnitude), np.int64)
+        call = current()
         numel = call.place.layout.numel
         shares = [k / numel for k in self.counts(numel)] if call.memory else []
-        windows = kernels.count_high(one, self.magnitude, counts, leaf, shares)
+        counts, windows = kernels.count_high(one, self.magnitude, leaf, shares)
         if call.memory:
             call.memory.put(call.place.tensor, (call.measuring, number, call.place.start), windows)
         return counts

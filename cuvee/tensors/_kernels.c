@@ -860,6 +860,15 @@ static inline int64_t all_keys(HighCounters table, int64_t digit)
     return short_keys(table, digit) + table.even[digit][0] + table.odd[digit][0];
 }
 
+/* all[digit] = how many keys have it; of_short[digit], unless NULL, = how many of them are short. */
+static void read_counters(HighCounters table, int64_t digits, int64_t *all, int64_t *of_short)
+{
+    for (int64_t digit = 0; digit < digits; digit++) {
+        all[digit] = all_keys(table, digit);
+        if (of_short) of_short[digit] = short_keys(table, digit);
+    }
+}
+
 /* Where the counter of a key lies, in its place. */
 FAST static void find_counters(uint32_t *keys, int64_t size)
 {
@@ -903,7 +912,7 @@ static void add_windows(HighCounters table, int64_t targets, int32_t sign, int32
         for (int64_t w = 0; w < WINDOW; w++) windows[1 + w] += sign * (int32_t)short_keys(table, windows[0] + w);
 }
 
-/* counts[0, high digit] += how many keys have it, counts[1, high digit] += how many of them are short: (2, DIGITS), of magnitudes
+/* counts[0, high digit] = how many keys have it, counts[1, high digit] = how many of them are short: (2, DIGITS), of magnitudes
  * (2, DIGITS / 2). windows[leaf, target] = the first of WINDOW digits around that of the key which shares[target] of the first leaf
  * reaches, and how many short keys of the leaf have each; all 0 before. Returns -1 without memory. */
 API int cuvee_count_high(
@@ -925,10 +934,7 @@ API int cuvee_count_high(
             windows[t * (1 + WINDOW)] = window_around(table, digits, stop, shares[t]);
         add_windows(table, targets, 1, windows);
     }
-    for (int64_t digit = 0; digit < digits; digit++) {
-        counts[digit] += all_keys(table, digit);
-        counts[digits + digit] += short_keys(table, digit);
-    }
+    read_counters(table, digits, counts, counts + digits);
     free(table.even);
     return 0;
 }
@@ -1431,7 +1437,7 @@ FAST static void score_keys(const Rivals *rivals, int64_t begin, int64_t size, f
     for (int64_t i = 0; i < rivals->K * CHUNK; i++) keys[i] = ordered_key(as_bits(scores[i]), 0);
 }
 
-/* counts[k, high digit] += how many scores of model k have it, (K, DIGITS); with `highs` as cuvee_count_low for each[k] of them of
+/* counts[k, high digit] = how many scores of model k have it, (K, DIGITS); with `highs` as cuvee_count_low for each[k] of them of
  * model k, one after the other, counts (sum of each, DIGITS). */
 API int cuvee_pcb_count(const Rivals *rivals, int64_t n, const uint32_t *highs, const int64_t *each, int64_t *counts)
 {
@@ -1448,7 +1454,7 @@ API int cuvee_pcb_count(const Rivals *rivals, int64_t n, const uint32_t *highs, 
             else for (int64_t last = number + each[k]; number < last; number++)
                 count_low_digits(gather, keys + k * CHUNK, size, highs[number], counts + number * DIGITS);
     }
-    for (int64_t digit = 0; table.even && !highs && digit < digits; digit++) counts[digit] += all_keys(table, digit);
+    if (table.even && !highs) read_counters(table, digits, counts, NULL);
     int failed = !values || !table.even;
     free(values);
     free(table.even);

@@ -374,22 +374,23 @@ def column_products(rows: Sequence[Row], leaf: int, columns: int, first: int) ->
     return out
 
 
-def count_high(row: Row, magnitude: bool, counts: NDArray[np.int64], leaf: int, shares: Sequence[float]) -> Any:
-    """Add what `order.high_counts` counts to `counts`, (2, 65536), or (2, 32768) of magnitudes.
+def count_high(
+    row: Row, magnitude: bool, leaf: int, shares: Sequence[float]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Return `order.high_counts`, and what `order.equal_in_windows` looks into.
 
     Args:
-        shares: T of the keys.
+        shares: T of the keys; around the digits that these of the first leaf reach from above, short keys are counted by leaf.
 
     Returns:
-        what `order.equal_in_windows` looks into, around the keys that these shares of the first leaf reach from above.
+        (2, 65536), or (2, 32768) of magnitudes; (leaves, T, 1 + WINDOW).
     """
     size, wanted = math.prod(row.shape), np.array(shares, np.float64)
+    counts = np.empty((2, 1 << 16 >> magnitude), np.int64)
     windows = np.zeros((-(-size // leaf), len(wanted), 1 + WINDOW), np.int32)
-    found = library().cuvee_count_high(
-        _as_c([row]), magnitude, size, leaf, _at(wanted), len(wanted), _at(counts), _at(windows)
-    )
-    _memory(found)
-    return windows
+    arguments = (size, leaf, _at(wanted), len(wanted), _at(counts), _at(windows))
+    _memory(library().cuvee_count_high(_as_c([row]), magnitude, *arguments))
+    return counts, windows
 
 
 def select(row: Row, magnitude: bool, k: int, leaf: int) -> tuple[int, int, NDArray[np.int64]] | None:

@@ -124,14 +124,11 @@ def high_counts(values: Any, magnitude: bool, digits: int) -> NDArray[np.int64]:
     Returns:
         (2, 65536), or (2, 32768) of magnitudes.
     """
-    counts = np.zeros((2, _SIZE >> magnitude), np.int64)
     if kernels.serve(values):
-        kernels.count_high(kernels.row_of(values), magnitude, counts, max(1, number_of(values)), ())
-        return counts
+        return kernels.count_high(kernels.row_of(values), magnitude, max(1, number_of(values)), ())[0]
     keys, shift = ordered_keys(values, magnitude), DIGIT * (digits - 1)
-    for row, chosen in enumerate((keys, keys[keys & ((1 << shift) - 1) == 0])):
-        counts[row] = _count(chosen, None, digits - 1)[: counts.shape[1]]
-    return counts
+    chosen = (keys, keys[keys & ((1 << shift) - 1) == 0])
+    return np.stack([_count(some, None, digits - 1)[: _SIZE >> magnitude] for some in chosen])
 
 
 def equal_in_windows(windows: NDArray[np.int32], key: int) -> NDArray[np.int64] | None:

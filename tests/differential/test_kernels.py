@@ -32,9 +32,9 @@ from cuvee.methods.pieces.unique import scale_unique
 from cuvee.methods.pieces.vote import unanimous_sum, weigh_consensus
 from cuvee.methods.reductions import Gram, Ranks, Shared, Sums
 from cuvee.methods.registry import DELTAS, MATRIX, edits, methods
-from cuvee.tensors import c_library, kernels
+from cuvee.tensors import c_library, kernels, order
 from cuvee.tensors.layout import Layout
-from cuvee.tensors.order import digit_counts, equal_in_windows, high_counts, ordered_keys
+from cuvee.tensors.order import device_keys, digit_counts, equal_in_windows, high_counts, ordered_keys
 from cuvee.tensors.rows import Act, Combination, Row, Served
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels are not compiled")
@@ -118,14 +118,27 @@ def test_digit_counts_are_their_definition(values, magnitude, data):
         np.testing.assert_array_equal(row, np.bincount(keys[keys >> 16 == prefix] & 0xFFFF, minlength=1 << 16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_digits_counted_on_a_device_are_those_of_the_cpu(dtype, magnitude, monkeypatch):
+    numbers = torch.randn(2, 500, generator=torch.Generator().manual_seed(7)).bfloat16().to(dtype)
+    values, digits = numbers[0] - numbers[1], 2 if dtype is torch.float32 else 4
+    prefixes = np.unique(ordered_keys(values, magnitude) >> 16 * (digits - 1)).tolist()[-3:]
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    high, low = high_counts(values, magnitude, digits), digit_counts(values, magnitude, prefixes, digits - 2)
+    monkeypatch.setattr(order, "ordered_keys", lambda found, of: device_keys(found if of else found + 0.0, of))
+    np.testing.assert_array_equal(high_counts(values, magnitude, digits), high)
+    np.testing.assert_array_equal(digit_counts(values, magnitude, prefixes, digits - 2), low)
+    assert high[0].sum() == 500 and high[1].sum() > 0 and low.sum() > 0
+
+
 @settings(max_examples=100, deadline=None)
 @given(deltas(), st.integers(1, 700), st.lists(st.floats(0, 1), min_size=1, max_size=2), st.booleans())
 def test_windows_say_how_many_short_keys_each_leaf_has(values, leaf, shares, magnitude):
     assume(values.shape[1] > 0)
     row = kernels.row_of(values[0])
     keys = ordered_keys(values[0], magnitude).reshape(-1).astype(np.int64)
-    counts = np.zeros((2, 1 << 16 >> magnitude), np.int64)
-    windows = kernels.count_high(row, magnitude, counts, leaf, shares)
+    counts, windows = kernels.count_high(row, magnitude, leaf, shares)
     np.testing.assert_array_equal(counts, high_counts(values[0], magnitude, 2))
     leaves = [keys[start : start + leaf] for start in range(0, len(keys), leaf)]
     for share, first in zip(shares, windows[0, :, 0], strict=True):
