@@ -10,7 +10,7 @@ from cuvee.checkpoints import fs
 from cuvee.checkpoints.opening import open_model
 from cuvee.checkpoints.sources import MemoryTensor, Model
 from cuvee.engine.matching import BASE
-from cuvee.errors import CuveeError, IncompatibleModels, Problems, raise_all
+from cuvee.errors import CuveeError, IncompatibleModels, Problems, printable, raise_all
 from cuvee.tensors.lazy_torch import torch
 
 __all__ = ["model_from_values", "open_models"]
@@ -58,15 +58,29 @@ def model_from_values(values: Any, label: str) -> Model:
     """Return a state dict (name -> tensor) or a module as a model.
 
     Raises:
-        IncompatibleModels: it is neither.
+        IncompatibleModels: it is neither, or holds something else than dense tensors with data.
     """
     config = getattr(getattr(values, "config", None), "to_dict", lambda: None)()
     if hasattr(values, "state_dict"):
         values = values.state_dict()
-    if not isinstance(values, Mapping) or not all(isinstance(v, torch.Tensor) for v in values.values()):
-        raise IncompatibleModels(
-            f"{label} is a {type(values).__name__}", right="a path, a hub id, a module, or a dict from names to tensors"
-        )
+    if not isinstance(values, Mapping):
+        right = "a module, or a dict from names to tensors; in cuvee.merge also a path or a hub id"
+        raise IncompatibleModels(f"{label} is a {type(values).__name__}", right=right)
+    for name, value in values.items():
+        if (said := _unfit(name, value)) is not None:
+            right = "a dict from names to dense tensors, such as a module's state_dict()"
+            raise IncompatibleModels(f"{printable(repr(name))} in {label} is {said}", right=right)
     return Model(
         label, {name: MemoryTensor(tensor, rank) for rank, (name, tensor) in enumerate(values.items())}, config
     )
+
+
+def _unfit(name: Any, value: Any) -> str | None:
+    """Return what keeps an entry from being a tensor of a model, None where nothing does."""
+    if not isinstance(name, str):
+        return f"a name of type {type(name).__name__}"
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    if value.is_meta:
+        return "on the meta device, without data"
+    return None if value.layout == torch.strided else f"stored as {value.layout}"

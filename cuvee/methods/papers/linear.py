@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     base=NONE,
     arrays=True,
     formula="out = Σ weight_i · θ_i  [/ Σ weight_i if normalize]",
-    differs="As mergekit, in float32. Weights that sum to zero under normalize are refused (mergekit: NaN).",
+    differs="As mergekit, in float32. Weights that sum to zero under normalize are refused (mergekit: NaN). Equal weights are "
+    "the uniform soup; a greedy soup has them too, of the models that it keeps on validation data.",
 )
 def linear(weights: Tensor, *, weight: PerModel[float] = 1.0, normalize: bool = True) -> Tensor:
     """Average the weights of the models.

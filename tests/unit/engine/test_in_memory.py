@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cuvee
-from cuvee.errors import NonFinite
+from cuvee.errors import IncompatibleModels, NonFinite
 
 BASE = {"model.w": torch.zeros(6, 4), "model.n": torch.zeros(5), "steps": torch.tensor(3)}
 GOOD = {"model.w": torch.ones(6, 4), "model.n": torch.ones(5), "steps": torch.tensor(3)}
@@ -51,3 +51,20 @@ def test_numbers_that_are_no_floats_are_left_alone():
     ones = {"w": torch.ones(3), "n": torch.tensor([-1, 2**62]), "b": torch.tensor([True, False])}
     merged = cuvee.merge_tensors("linear", [ones, {key: one.clone() for key, one in ones.items()}])
     assert merged["n"].tolist() == ones["n"].tolist() and merged["b"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"w": [1.0, 2.0]}, "'w' in model1 is a list"),
+        ({"w": torch.ones(2).numpy()}, "'w' in model1 is a ndarray"),
+        ({1: torch.ones(2)}, "1 in model1 is a name of type int"),
+        ({"w": torch.ones(2, device="meta")}, "'w' in model1 is on the meta device, without data"),
+        ({"w": torch.ones(2).to_sparse()}, "'w' in model1 is stored as torch.sparse_coo"),
+        ("a/path", "model1 is a str"),
+    ],
+)
+def test_what_is_no_dense_tensor_is_named(model, said):
+    with pytest.raises(IncompatibleModels) as refused:
+        cuvee.merge_tensors("linear", [{"w": torch.ones(2)}, model])
+    assert refused.value.found == said
