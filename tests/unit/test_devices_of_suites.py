@@ -100,7 +100,7 @@ def test_language_models_are_trained_and_scored_on_one_device(watch, tmp_path, c
     assert scored(watch, built, ["yaml", "english"], Corruption("noise", 1)) > 100
 
 
-@pytest.mark.parametrize("network", ["vit", "resnet"])
+@pytest.mark.parametrize("network", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
 def test_encoders_are_trained_and_scored_on_one_device(watch, tmp_path, network):
     form = dataclasses.replace(toys.small(network), base=SHORT, expert=SHORT)
     built = vision.build_vision(vision.SUITE, tmp_path, 0, form, toys.TASKS, silently, FAR)
