@@ -51,7 +51,7 @@ class FloorAndTop:
 @merge_method(
     paper=Paper("Parameter Competition Balancing for Model Merging", arxiv="2410.02396", year=2024),
     arrays=True,
-    cost="five rounds over the model",
+    cost="five rounds over the model; mostly four where models are bf16",
     formula="β_i = exp(K·N_i²), N_i = |τ_i| clamped and normalised;  γ_i = tanh(τ_i · Σ_j τ_j);  "
     "s_i = the `ratio` largest of β_i γ_i, normalised;  out = θ_0 + scaling · Σ weight_i s_i τ_i / Σ s_i",
     differs="As the official scripts, which disagree with each other: the one for language models takes Σ τ_j as it is (inter: "
