@@ -118,7 +118,7 @@ def _memory(workspace: Workspace | None) -> str:
     """Return in words what a method on matrices holds at once."""
     if workspace is None:
         return ""
-    two, three = (workspace(_SIDE, _SIDE, models) / (4 * _SIDE**2) for models in (2, 3))
+    two, three = (workspace(_SIDE, _SIDE, models, {}) / (4 * _SIDE**2) for models in (2, 3))
     by_model = round(three - two)
     share = f"{by_model} K + " if by_model > 1 else "K + " if by_model else ""
     return f"{share}{round(two - 2 * by_model)} times a square matrix in float32"

@@ -157,11 +157,11 @@ def _matrix_bytes(task: Task, formula: Formula) -> int:
     wide = 2 if formula.compute_dtype == "float64" else 1
     steps: list[tuple[Method | Edit, Mapping[str, Any]]]
     steps = [(formula.method, task.arguments or {}), *formula.before, *formula.after]
-    found = [(step, task.as_matrix(step, parameters)) for step, parameters in steps]
-    held = sum(step.workspace(*shape, models) for step, shape in found if shape and step.workspace)
+    found = [(step, task.as_matrix(step, parameters), parameters) for step, parameters in steps]
+    held = sum(step.workspace(*shape, models, said) for step, shape, said in found if shape and step.workspace)
     on_stack = formula.on_matrix(task) is None or formula.after or any(step.joint for step, _ in formula.before)
     if "gram" in formula.kinds and formula.statistics:
-        sides = [shape[1] for _, shape in found if shape]
+        sides = [shape[1] for _, shape, _ in found if shape]
         # one as read, three in float64, and the decomposition of their sum
         held += max((28 * n * n + decomposition_bytes(n) for n in sides), default=0)
     if formula.asks_for_whole(task.arguments or {}):

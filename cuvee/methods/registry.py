@@ -102,8 +102,8 @@ REQUIRED, OPTIONAL, MEMBER, ENDPOINT, NONE = (
 )
 
 
-Workspace = Callable[[int, int, int], int]
-"""(rows, columns, models) -> the most bytes that a method on matrices holds at once, the base and the result included."""
+Workspace = Callable[[int, int, int, Mapping[str, Any]], int]
+"""(rows, columns, models, arguments) -> the most bytes that a method on matrices holds at once, base and result included."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ They are used where the gap is there, and nowhere else: cut where there is none,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from cuvee.errors import MethodError
 from cuvee.methods.calls import current, noted
+from cuvee.methods.combination import spread
 from cuvee.methods.registry import Workspace
 from cuvee.tensors.lazy_torch import torch
 
@@ -366,14 +367,17 @@ def holding(*, matrices: int, factors: int = 0, cores: int = 0) -> Workspace:
 
     Args:
         matrices: (m, n), in the compute dtype: base, task vector, result and what else there is.
-        factors: sets of left and right vectors, (m, k) and (k, n) with k = min(m, n).
-        cores: (k, k).
+        factors: sets of left and right vectors, (m, q) and (q, n): q = min(m, n) directions, or more where `rank` asks each
+            model for so many.
+        cores: (q, q).
     """
 
-    def workspace(rows: int, columns: int, models: int) -> int:
+    def workspace(rows: int, columns: int, models: int, arguments: Mapping[str, Any]) -> int:
         side = min(rows, columns)
-        held = matrices * rows * columns + factors * side * (rows + columns) + cores * side * side
-        return 4 * held + decomposition_bytes(side)
+        asked = [rank for rank in spread(arguments.get("rank"), models) if isinstance(rank, int)]
+        directions = max(side, sum(min(rank, side) for rank in asked))
+        held = matrices * rows * columns + factors * directions * (rows + columns) + cores * directions**2
+        return 4 * held + decomposition_bytes(directions)
 
     return workspace
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cuvee.methods.combination import Matrices
 from cuvee.methods.measuring import measured_each
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def doge_bytes(rows: int, columns: int, models: int) -> int:
+def doge_bytes(rows: int, columns: int, models: int, _: Mapping[str, Any]) -> int:
     """Return the bytes that it holds: all task vectors, base, result, the correction and its descent, the subspace."""
     side = min(rows, columns)
     return 4 * ((models + 9) * rows * columns + 3 * rows * side) + decomposition_bytes(side)

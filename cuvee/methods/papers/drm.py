@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,7 +36,7 @@ class Survivors:
         return (min(n, round(n * (1 - self.drop)) + 1),)
 
 
-def drm_bytes(rows: int, columns: int, models: int) -> int:
+def drm_bytes(rows: int, columns: int, models: int, _: Mapping[str, Any]) -> int:
     """Return the bytes that it holds: the task vectors side by side, their directions, what is voted on, the result."""
     side = min(max(rows, columns), models * min(rows, columns))
     return 4 * (5 * models + 3) * rows * columns + decomposition_bytes(side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cuvee.errors import MethodError
@@ -23,7 +24,7 @@ Objective = Literal["regmean", "block_fisher", "diag_fisher"]
 Start = Literal["average", "task_arithmetic", "pretrained", "zero"]
 
 
-def mats_bytes(rows: int, columns: int, models: int) -> int:
+def mats_bytes(rows: int, columns: int, models: int, _: Mapping[str, Any]) -> int:
     """Return the bytes that it holds: base, a model, result, the iteration and right side in float64, metrics of all models."""
     side = min(rows, columns)
     metrics = 8 * models * (rows * columns + side * side)

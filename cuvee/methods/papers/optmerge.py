@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cuvee.methods.calls import noted
 from cuvee.methods.combination import Matrices
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def optmerge_bytes(rows: int, columns: int, models: int) -> int:
+def optmerge_bytes(rows: int, columns: int, models: int, _: Mapping[str, Any]) -> int:
     """Return the bytes that it holds: base, sum, anchor, result; a task vector, its parts and T in float64; the probes."""
     side = min(rows, columns)
     return (4 * 4 + 8 * 6) * rows * columns + 3 * 8 * side * columns + decomposition_bytes(side)

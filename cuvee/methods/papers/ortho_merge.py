@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cuvee.methods.calls import current, noted
@@ -32,7 +32,7 @@ _HALF_TURN = 1e4
 """A skew matrix this large belongs to a rotation that turns something by 180 degrees: it has none that means anything."""
 
 
-def ortho_bytes(rows: int, columns: int, models: int) -> int:
+def ortho_bytes(rows: int, columns: int, models: int, _: Mapping[str, Any]) -> int:
     """Return the bytes that it holds: all residuals and what trims them, a rotation of each model, the rotated base."""
     side = min(columns, (models + 1) * rows)
     return 4 * (2 * models + 5) * rows * columns + (4 * models + 5 * 8) * side * side + decomposition_bytes(side)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cuvee.methods.pieces.regression import FLOOR, unit_gram
 from cuvee.methods.registry import MATRIX, Bound, Paper, Role, edit
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["output_filter"]
 
 
-def _bytes(rows: int, columns: int, models: int) -> int:
+def _bytes(rows: int, columns: int, models: int, _: Mapping[str, Any]) -> int:
     """Return the bytes that it holds: the result and a product in float64; the moments of outputs, and what solves them."""
     return (8 + 4) * rows * columns + 8 * 2 * rows * rows + decomposition_bytes(rows)
 

@@ -6,7 +6,7 @@ vector itself, whose rows lie in the space of the inputs that it was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from cuvee.errors import MethodError
@@ -93,7 +93,7 @@ class Regression(NamedTuple):
         return lambda x: (x @ c).sub_(t).mul_(2)
 
 
-def regression_bytes(rows: int, columns: int, models: int) -> int:
+def regression_bytes(rows: int, columns: int, models: int, _: Mapping[str, Any]) -> int:
     """Return the bytes that building and solving hold: base, anchor, result, three float64 products, C and its vectors."""
     side = min(columns, models * rows)
     return (4 * 4 + 8 * 3) * rows * columns + decomposition_bytes(side) + 2 * 8 * side * columns

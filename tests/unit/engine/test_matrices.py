@@ -38,7 +38,7 @@ def register():
     before = dict(registry._METHODS)
 
     def register(function, **options):
-        merge_method(paper=Paper("A test"), unit=MATRIX, workspace=lambda m, n, k: 16 * m * n, **options)(function)
+        merge_method(paper=Paper("A test"), unit=MATRIX, workspace=lambda m, n, k, _: 16 * m * n, **options)(function)
 
     yield register
     registry._METHODS.clear()
@@ -255,3 +255,15 @@ def test_a_file_where_decompositions_belong_is_refused_before_anything_is_writte
         recipe = cuvee.Recipe("tsv_m", models=folders[1:], base_model=folders[0])
         cuvee.run(cuvee.plan(recipe, decompositions=tmp_path / "kept"), tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "dc_merge", "stf"])
+def test_more_directions_than_the_share_of_a_model_are_counted(tmp_path, method):
+    folders = write(tmp_path, *family(3, {"model.layers.0.mlp.up_proj.weight": (900, 900)}))
+    needed = [
+        cuvee.plan(
+            cuvee.Recipe(method, models=folders[1:], base_model=folders[0], parameters={"rank": rank}), threads=1
+        ).budget.bytes
+        for rank in ("auto", 300, 900)
+    ]
+    assert needed[0] == needed[1] < needed[2] - 3 * 4 * 2 * 2 * 900**2
