@@ -30,12 +30,14 @@ _KEPT_OF_RECIPE = ("dtype", "out_dtype", "compute_dtype", "seed", "exclude", "on
 _HINDRANCES = ("slices", "modules", "before", "after", "tokenizer", "chat_template")
 
 
-def continue_merge(out: str | PathLike[str], add: Sequence[Any], *, allow_nan: bool = False, **options: Any) -> Report:
+def continue_merge(
+    out: str | PathLike[str], add: Sequence[Any] | PathLike[str], *, allow_nan: bool = False, **options: Any
+) -> Report:
     """Merge further experts into a published model, which is replaced in one step when the new one is complete.
 
     Args:
         out: its folder.
-        add: the experts, in order.
+        add: the experts, in order; or one.
         allow_nan: let NaN and Inf through.
         options: those of `plan`.
 
@@ -46,11 +48,13 @@ def continue_merge(out: str | PathLike[str], add: Sequence[Any], *, allow_nan: b
     return run(plan_continued(out, add, **options), out, overwrite=True, allow_nan=allow_nan)
 
 
-def plan_continued(out: str | PathLike[str], add: Sequence[Any], **options: Any) -> MergePlan:
+def plan_continued(out: str | PathLike[str], add: Sequence[Any] | PathLike[str], **options: Any) -> MergePlan:
     """Plan to merge further experts into a published model; see `continue_merge`.
 
     The accumulation that it has kept stands for the models merged before; with it go their norms.
     """
+    if isinstance(add, str | PathLike):
+        add = [add]
     folder = Path(os.path.abspath(out))
     manifest = read_manifest(folder)
     described = _recipe_of(manifest, folder)

@@ -35,8 +35,8 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
         "exclude": list(recipe.exclude),
         "only": None if recipe.only is None else list(recipe.only),
         "compat": recipe.compat,
-        "before": [dict(step) for step in recipe.before],
-        "after": [dict(step) for step in recipe.after],
+        "before": [_described_edit(step) for step in recipe.before],
+        "after": [_described_edit(step) for step in recipe.after],
         "tokenizer": None if recipe.tokenizer is None else _described_tokenizer(recipe.tokenizer),
         "chat_template": recipe.chat_template,
     }
@@ -48,6 +48,10 @@ def _described(entry: RecipeModel) -> dict[str, Any]:
     if entry.statistics is not None:
         said["statistics"] = _name(entry.statistics)
     return said if entry.layer_range is None else {**said, "layer_range": list(entry.layer_range)}
+
+
+def _described_edit(step: Any) -> dict[str, Any]:
+    return {step: None} if isinstance(step, str) else dict(step)
 
 
 def _described_slice(one: Slice) -> dict[str, Any]:

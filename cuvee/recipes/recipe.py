@@ -8,10 +8,11 @@ gradient over the layers), or a list of `{"filter": …, "value": …}`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cuvee.errors import RecipeError
 from cuvee.tokenizers.request import TokenizerRequest
 
 __all__ = ["Module", "Recipe", "RecipeModel", "Slice", "place_of"]
@@ -76,6 +77,10 @@ class Module:
 
 
 def _wrapped(models: Sequence[RecipeModel | Any]) -> tuple[RecipeModel, ...]:
+    is_one = isinstance(models, str | Mapping) or hasattr(models, "state_dict")
+    if is_one or not isinstance(models, Iterable):
+        said = repr(models) if isinstance(models, str) else f"one {type(models).__name__}"
+        raise RecipeError(f"models is {said}, and not a list", right="a list, also of one model: [model]")
     return tuple(m if isinstance(m, RecipeModel) else RecipeModel(m) for m in models)
 
 
@@ -135,6 +140,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", _wrapped(self.models))
+        if not isinstance(self.parameters, Mapping):
+            raise RecipeError(f"parameters is {self.parameters!r}", right='a dict, such as {"density": 0.5}')
         if self.tokenizer is not None and not isinstance(self.tokenizer, TokenizerRequest):
             object.__setattr__(self, "tokenizer", TokenizerRequest(self.tokenizer))
         for patterns in ("exclude", "only"):

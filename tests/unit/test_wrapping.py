@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import write_model
 
 import cuvee
-from cuvee.errors import CuveeError
+from cuvee.errors import CuveeError, RecipeError
 from cuvee.methods import registry
 from cuvee.methods.registry import edits
 from cuvee.recipes import load_recipe, prepare, validate
@@ -54,6 +55,26 @@ def test_an_edit_as_the_method_is_the_edit_around_the_method():
         one = cuvee.merge_tensors(edit, models, base, inner="ties", normalize=False, **own)
         other = cuvee.merge_tensors("ties", models, base, normalize=False, **{side: [{edit: own}]})
         assert all(torch.equal(one[name], other[name]) for name in NAMES)
+
+
+def test_an_edit_without_parameters_is_its_name_from_yaml_and_from_python(workplace):
+    for name in ("base", "a", "b"):
+        write_model(workplace / name, {name: torch.randn(6, 4) for name in NAMES})
+    (workplace / "r.yml").write_text(
+        "merge_method: ties\nbase_model: base\nmodels: [a, b]\nbefore: [star]\nafter: [lines]"
+    )
+    plain = cuvee.Recipe("ties", models=["a", "b"], base_model="base", before=["star"], after=["lines"])
+    full = cuvee.Recipe("ties", models=["a", "b"], base_model="base", before=[{"star": {}}], after=[{"lines": {}}])
+    digests = {cuvee.merge(one, f"out{n}").digest for n, one in enumerate(("r.yml", plain, full))}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("models", ["math", {"w": torch.ones(3)}, torch.nn.Linear(2, 2), torch.nn.Sequential(), 3])
+def test_one_model_where_a_list_belongs_is_said(models):
+    with pytest.raises(RecipeError, match="and not a list"):
+        cuvee.merge_tensors("linear", models)
+    with pytest.raises(RecipeError, match="and not a list"):
+        cuvee.Recipe("linear", models=models)
 
 
 def test_what_is_wrong_with_a_wrapped_recipe_is_said_where_it_stands(workplace):
