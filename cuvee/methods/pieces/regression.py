@@ -204,8 +204,12 @@ def given_matrices(kind: str, count: int, shape: tuple[int, int]) -> Matrices | 
     if not any(found):
         return None
     if None in found:
-        where, right = f"statistic {kind}/model{found.index(None)}/{tensor}", "one for every model"
-        raise MethodError("some models have this statistic, and this one has not", where=where, right=right)
+        number = found.index(None)
+        raise MethodError(
+            f"some models have {kind} of this tensor, and model {number}, counted from 0, has none",
+            where=f"statistic {kind}/model{number}/{module_of(tensor)}",
+            right=f"one for every model: {collect_command(kind)}",
+        )
 
     def load(k: int) -> Tensor:
         key = str(found[k])

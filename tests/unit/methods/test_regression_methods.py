@@ -190,7 +190,7 @@ def test_bmm_takes_the_grams_of_data_and_says_what_is_wrong_with_them():
     torch.testing.assert_close(got, deltas.mean(0))  # a matrix without Gram matrices is the anchor
     first = f"gram/model0/{NAME}"
     wrong = {
-        "some models have this statistic": {first: given[first]},
+        "some models have gram of this tensor, and model 1, counted from 0, has none": {first: given[first]},
         r"shape \(4, 4\)": given | {first: torch.eye(4)},
         "NaN or Inf": given | {first: given[first] * float("nan")},
     }
