@@ -1,13 +1,15 @@
 """The laws of a merge method, and the line that checks them all.
 
 Some hold for every method: the same bytes for any block size, thread count, order of tensors and process; arithmetic in
-float32, rounded once; no NaN from frozen, empty or degenerate tensors; unchanged models give the base, as does scaling 0.
+float32, rounded once; no NaN from frozen, empty or degenerate tensors; unchanged models give the base, as does scaling 0;
+no value of a parameter is a traceback.
 Three must be promised: equal models give that model, the order of models does not matter, and scaled task vectors give
 the scaled result.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,6 +25,7 @@ from cuvee.engine.budget import Budget
 from cuvee.engine.in_memory import merge_tensors
 from cuvee.engine.plan import plan
 from cuvee.engine.run import run
+from cuvee.errors import CuveeError, Problems
 from cuvee.methods.registry import ADAPTERS, DELTAS, MEMBER, OPTIONAL, REQUIRED, Method, edits, find_method
 from cuvee.recipes import Recipe, RecipeModel
 from cuvee.recipes.wrapping import INNER
@@ -260,6 +263,24 @@ def scaled_task_vectors_give_the_scaled_result(contract: Contract) -> Iterator[s
 
 
 # --- laws of every method ---
+
+UNLIKELY: tuple[Any, ...] = (-1, 0, 1e30, 10**30, math.inf, math.nan, "nothing", [], {}, [0.5])
+"""What somebody may give a parameter."""
+
+
+@law
+def any_value_of_a_parameter_is_taken_or_refused(contract: Contract) -> Iterator[str]:
+    """Whatever a parameter is given, there is a merge, or an error of Cuvée's tree that says what is right."""
+    given, base = specimens(contract.count, contract.small), contract.with_base[-1]
+    for name in (edits().get(contract.method) or contract.found).parameters:
+        for value in UNLIKELY:
+            try:
+                contract.merge(given, base, **{name: value})
+            except CuveeError as error:
+                if not all(one.right for one in (error.errors if isinstance(error, Problems) else [error])):
+                    yield f"{name}: {value!r} is refused without what is right: {error}"
+            except Exception as error:
+                yield f"{name}: {value!r} gives {type(error).__name__}: {error}"
 
 
 @law

@@ -112,3 +112,9 @@ def counts_calls(deltas):
     """Depend on how often it was called before."""
     _CALLS[0] += 1
     return mean(deltas) * (1 + _CALLS[0] % 1000 / 1000)
+
+
+@merge_method(paper=NOTHING)
+def divides_by_a_parameter(deltas, *, temperature: float = 1.0):
+    """Divide by a number that may be zero."""
+    return mean(deltas) * (1.0 / temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from cuvee.methods.combination import spread
 from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.sphere import linear_combination
 from cuvee.methods.reductions import Gram
-from cuvee.methods.registry import OPTIONAL, WEIGHTS, Paper, PerModel, merge_method
+from cuvee.methods.registry import OPTIONAL, WEIGHTS, Bound, Paper, PerModel, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     formula="m = Σ weight_i · x_i/‖x_i‖;  out = [base +] (m/‖m‖) · Σ weight_i ‖x_i‖",
     differs="mergekit adds a step in the tangent space that is identically zero; this is its closed form.",
 )
-def multislerp(values: Tensor, *, weight: PerModel[float], normalize_weights: bool = True, eps: float = 1e-8) -> Tensor:
+def multislerp(
+    values: Tensor,
+    *,
+    weight: PerModel[float],
+    normalize_weights: bool = True,
+    eps: Annotated[float, Bound(0, open_low=True)] = 1e-8,
+) -> Tensor:
     """Take the mean direction of K tensors and their mean norm.
 
     Args:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from cuvee.methods.measuring import measured
 from cuvee.methods.pieces.sphere import linear_combination, slerp_coefficients
 from cuvee.methods.reductions import Gram
-from cuvee.methods.registry import ENDPOINT, WEIGHTS, Fraction, Paper, merge_method
+from cuvee.methods.registry import ENDPOINT, WEIGHTS, Bound, Fraction, Paper, merge_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     differs="As mergekit. Tensors with |cos φ| > dot_threshold take the straight line: among fine-tunes of one base that "
     "is most of them; the report says how many.",
 )
-def slerp(weights: Tensor, *, t: Fraction, dot_threshold: float = 0.9995, eps: float = 1e-8) -> Tensor:
+def slerp(
+    weights: Tensor, *, t: Fraction, dot_threshold: float = 0.9995, eps: Annotated[float, Bound(0)] = 1e-8
+) -> Tensor:
     """Interpolate along the arc between two models, tensor by tensor.
 
     Args:

@@ -48,7 +48,7 @@ def wudi_merging(
     init: Init = "sum",
     filter: Filter = "exponential",
     time: Annotated[float, Bound(0)] = 300.0,
-    time_exponent: float = 0.0,
+    time_exponent: Annotated[float, Bound(-10, 10)] = 0.0,
     gamma: Annotated[float, Bound(0, open_low=True)] = 1.0,
     ridge: Annotated[float, Bound(0)] = 0.0,
     alpha: Annotated[float, Bound(0)] = 0.01,
