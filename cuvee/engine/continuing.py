@@ -126,8 +126,8 @@ def _check_new(add: Sequence[Any], described: Mapping[str, Any], folder: Path) -
 
 
 def _place(model: str) -> str:
-    """Return what two references to one model have in common: the path without detours and links."""
-    return str(fs.real_path(Path(model)))
+    """Return what two references to one model have in common: the paths of model and adapter without detours and links."""
+    return "+".join(str(fs.real_path(Path(part))) for part in model.split("+"))
 
 
 def _spoken(model: Any) -> str:

@@ -223,7 +223,8 @@ def test_numbers_below_the_normal_ones_are_kept(workplace):
 
 
 def test_a_limit_on_the_size_of_files_is_said_with_the_operation(place):
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"  # Python ignores SIGXFSZ
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"  # Python ignores SIGXFSZ
+    code += "sys.dont_write_bytecode = True\n"  # which would be cut, and be taken for whole ever after
     Path("recipe.yml").write_text("merge_method: linear\nmodels: [math, code]\n")
     process = start(code + COMMAND)
     _, said = process.communicate(timeout=60)

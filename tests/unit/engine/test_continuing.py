@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,8 +71,9 @@ def test_an_expert_that_is_in_the_model_is_not_merged_twice(models):
             cuvee.continue_merge("out", [spoken])
     with pytest.raises(RecipeError, match="'base' is the base of this model, and adds nothing"):
         cuvee.continue_merge("out", ["base"])
-    with pytest.raises(RecipeError, match="'./c' is to be added twice"):
-        cuvee.continue_merge("out", ["c", "./c"])
+    for one, again in (("c", "./c"), ("base+c", "./base/+./c")):
+        with pytest.raises(RecipeError, match="is to be added twice"):
+            cuvee.continue_merge("out", [one, again])
     with pytest.raises(RecipeError, match="no expert"):
         cuvee.continue_merge("out", [])
     assert contents(Path("out")) == before
@@ -100,6 +105,35 @@ def test_a_damaged_accumulation_and_another_base_are_named_and_the_model_stays(m
     shutil.rmtree("out/continual")
     with pytest.raises(CheckpointError):
         cuvee.continue_merge("out", ["c"])
+
+
+KILLED = """
+import os, sys, cuvee
+from cuvee.checkpoints import fs
+name, last, calls, plain = sys.argv[1], int(sys.argv[2]), [], getattr(fs, sys.argv[1])
+def dies(*arguments, **options):
+    calls.append(name)
+    if len(calls) == last:
+        os.kill(os.getpid(), 9)
+    return plain(*arguments, **options)
+setattr(fs, name, dies)
+cuvee.continue_merge("out", ["c"])
+"""
+
+
+@pytest.mark.slow
+def test_a_continued_merge_that_is_killed_leaves_the_old_model_and_goes_on(models):
+    cuvee.merge(opcm("a", "b"), "out")
+    cuvee.merge(opcm("a", "b", "c"), "whole")
+    before = contents(Path("out"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for name, number in (("pwrite", 1), ("pwrite", 25), ("append", 20), ("exchange", 1)):
+        killed = subprocess.run([sys.executable, "-c", KILLED, name, str(number)], env=environment, check=False)
+        assert killed.returncode == -signal.SIGKILL, (name, number)
+        assert contents(Path("out")) == before
+    cuvee.continue_merge("out", ["c"])
+    assert weights("out") == weights("whole")
+    assert not [path for path in Path().iterdir() if path.name.startswith(".")]
 
 
 def test_without_continual_only_the_model_is_published_and_it_is_the_same(models):
