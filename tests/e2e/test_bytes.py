@@ -101,7 +101,7 @@ def test_files_are_the_same_where_no_kernel_reads_or_digests(label, inputs, tmp_
     assert_same_bytes(contents(tmp_path / "with"), contents(tmp_path / "without"))
 
 
-@pytest.mark.parametrize("label", ["linear", "ties", "ties, whole model"])
+@pytest.mark.parametrize("label", ["linear", "ties", pytest.param("ties, whole model", marks=pytest.mark.slow)])
 def test_tensors_are_the_same_for_any_shard_size(label, inputs, tmp_path, monkeypatch):
     outputs = []
     for number, size in enumerate((10**12, 2_000_000, 700_000, 1)):

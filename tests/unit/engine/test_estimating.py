@@ -32,7 +32,10 @@ def recipe(method: str, **settings: object) -> cuvee.Recipe:
     return cuvee.Recipe(method, models=given, base_model=base if has_base else None, parameters=settings)
 
 
-@pytest.mark.parametrize("method", methods())
+QUICK = {"linear", "slerp", "ties", "tsv_m", "opcm"}  # one of each kind
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in QUICK else [pytest.mark.slow]) for m in methods()])
 def test_every_method_has_an_estimate(method):
     required = {p.name: 0.5 for p in methods()[method].parameters.values() if p.required}
     found = estimate(cuvee.plan(recipe(method, **required), threads=2))

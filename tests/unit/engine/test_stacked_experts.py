@@ -124,7 +124,7 @@ def recipe_of(method, folders, **given):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_a_published_merge_is_that_of_memory_and_verifies(tmp_path, method, dtype):
     base, experts = family(2, LARGE, dtype)
     folders = write(tmp_path, (base, *experts))
