@@ -387,18 +387,19 @@ def _label(contract: Contract) -> str:
 
 
 def _cases():
-    """Every law of every contract; slow are a method's further variants, and the laws of the engine but for one of each kind.
+    """Every law of every contract; slow are a method's further variants, and most laws but for a method of each kind.
 
     Those of blocks and threads are quick for some of `e2e/test_bytes.py` too.
     """
     dear = {"blocks_and_threads_leave_no_trace", "another_process_gives_the_same_bytes", "devices_agree"}
-    of_the_engine = {
+    alike = {
         *("low_precision_is_merged_in_float32_and_rounded_once", "float64_is_merged_in_float64"),
-        "any_value_of_a_parameter_is_taken_or_refused",
+        *("any_value_of_a_parameter_is_taken_or_refused", "degenerate_models_give_finite_values"),
+        *("scaled_task_vectors_give_the_scaled_result", "the_order_of_models_does_not_matter"),
         *("the_order_of_tensors_does_not_matter", "inputs_are_left_alone", "scaling_multiplies_the_merged_task_vector"),
     }
     of_each_kind = {"linear", "slerp", "ties", "dare_ties", "della", "widen", "tsv_m", "opcm", "lines"}
-    quick = dict.fromkeys(dear, {"ties", "della", "tsv_m", "lines"}) | dict.fromkeys(of_the_engine, of_each_kind)
+    quick = dict.fromkeys(dear, {"ties", "tsv_m"}) | dict.fromkeys(alike, of_each_kind)
     seen = set()
     for contract in CONTRACTS:
         for law in LAWS:
@@ -443,6 +444,7 @@ def test_the_kit_catches_a_method_that_does_not_scale(method, parameters):
     assert list(law(Contract(method, parameters, scales=True)))
 
 
+@pytest.mark.slow
 def test_one_line_checks_every_law():
     check_method("task_arithmetic", equal_models={"normalize": True})
 
@@ -495,5 +497,6 @@ def test_the_engine_says_when_blocks_measure_different_things(wrong_methods):
     assert "tensor 'model.layers." in caught.value.where
 
 
+@pytest.mark.slow
 def test_the_kit_passes_a_right_method_of_a_user(wrong_methods):
     check_method("right")

@@ -202,6 +202,7 @@ def test_memory_that_runs_out_in_a_worker_ends_the_run_and_the_next_one_goes_on(
     assert_same_bytes(contents(Path("out")), contents(Path("reference")))
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_a_sentence_on_the_command_line(place):
     Path("recipe.yml").write_text("merge_method: linear\nmodels: [math, code]\n")
     code = "import cuvee.engine.run as r\ndef run(*a, **o): raise MemoryError\nr.run = run\n" + COMMAND
@@ -222,6 +223,7 @@ def test_numbers_below_the_normal_ones_are_kept(workplace):
     assert torch.equal(kept, base["w"][:4]) and (kept != 0).all()
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_said_with_the_operation(place):
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"  # Python ignores SIGXFSZ
     code += "sys.dont_write_bytecode = True\n"  # which would be cut, and be taken for whole ever after

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +74,7 @@ def test_garbage_after_a_journal_adds_nothing(entries, garbage):
         assert read_journal(path) == entries
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(records, records, st.data())
 def test_what_is_appended_after_a_torn_line_is_read_back(entries, more, data):

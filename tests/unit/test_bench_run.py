@@ -28,6 +28,8 @@ from cuvee.evaluation.variants import GRIDS, Variant, all_variants, merged_adapt
 from cuvee.methods.registry import methods
 from cuvee.reports.bench_files import as_csv, as_json, as_markdown
 
+pytestmark = pytest.mark.slow
+
 FORM = Form(
     shape=Shape(hidden=16, intermediate=24, layers=1, heads=2, key_value_heads=1, context=16),
     base=Training(steps=20, learning_rate=4e-3, muon_rate=0.02, warmup=1),

@@ -12,6 +12,8 @@ from cuvee.engine.comparing import compare
 from cuvee.errors import CheckpointError, Problems, ResourceError
 from cuvee.evaluation.suites import chgnet, suite
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):

@@ -15,6 +15,8 @@ from cuvee.evaluation.suites.lm import SUITE, SUITE_LORA, read_corpora
 from cuvee.evaluation.tiny_llama import Shape
 from cuvee.evaluation.training import Training
 
+pytestmark = pytest.mark.slow
+
 FORM = lm.Form(
     shape=Shape(hidden=16, intermediate=24, layers=1, heads=2, key_value_heads=1, context=16),
     expertise=lm.QUICK.expertise[:2],

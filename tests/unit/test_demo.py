@@ -58,6 +58,7 @@ def build_small(home, corpora, progress=silently, steps=3):
 # --- Text -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [d.name for d in (ENGLISH, *EXPERTISE, UNSEEN)])
 def test_no_document_is_on_two_sides(corpora, name):
     corpus = corpora[name]

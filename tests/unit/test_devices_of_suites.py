@@ -20,6 +20,8 @@ from cuvee.evaluation.suites import Corruption, encoders, lm, making, pairs, sui
 from cuvee.evaluation.suites.suite import silently
 from cuvee.evaluation.training import Training
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("transformers")
 FAR = "meta"
 """A device that every build of torch has, whose tensors hold nothing."""

@@ -147,6 +147,7 @@ def tensors(path):
     return {name: read_all(source) for name, source in model.tensors.items()}
 
 
+@pytest.mark.slow
 def test_every_layer_of_a_model_is_trained_and_all_else_is_the_base(models, tmp_path):
     seen = []
     planned = plan_anchors(

@@ -16,6 +16,8 @@ from cuvee.evaluation.suites.vision import FORMS, SUITE, SUITE_RESNET, build_vis
 from cuvee.evaluation.texts import TextTask, split_texts
 from cuvee.evaluation.training import Training
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("transformers")
 
 

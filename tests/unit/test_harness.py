@@ -24,6 +24,8 @@ from cuvee.evaluation.harness import score
 from cuvee.evaluation.harness_tasks import find_tasks
 from cuvee.evaluation.live_model import live_model
 
+pytestmark = pytest.mark.slow
+
 ALL = ["pick", "write", "read"]
 
 
