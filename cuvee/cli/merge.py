@@ -130,9 +130,9 @@ def _check_words(words: Sequence[str], out: str, preset: str | None) -> None:
         missing = "" if out else "OUT" if words[0] else "RECIPE"
         form = "RECIPE OUT"
     else:
-        roles = find_preset(preset).roles
-        missing = "OUT" if not out or out.partition("=")[0] in roles else ""
-        form = f"--preset {preset} {' '.join(f'{role}=MODEL' for role in roles)} OUT"
+        found = find_preset(preset)
+        missing = "OUT" if not out or out.partition("=")[0] in found.roles else ""
+        form = f"--preset {preset} {found.places} OUT"
     if missing:
         raise UsageError(
             f"{missing} is missing", where="cuvee merge", right=f"cuvee merge {form}; see cuvee merge --help"

@@ -96,7 +96,7 @@ class Delivery(Handler):
         self._records[task.name].check_inputs()
 
     def visited(self, task: Task) -> None:
-        self.visited_bytes += task.layout.numel * task.dtype.itemsize
+        self.visited_bytes += task.bytes_written
 
     def deliver(self, task: Task, start: int, block: Computed) -> None:
         self._records[task.name].computed(start, block)
@@ -130,7 +130,7 @@ class Delivery(Handler):
         with os_errors(self._staging):
             self._journal.append(line)
         self._finished.add(line, record.output)
-        size = task.layout.numel * task.dtype.itemsize
+        size = task.bytes_written
         self.done += size
         self._unsynced += size
         if self._unsynced >= _WRITE_BACK_BYTES:

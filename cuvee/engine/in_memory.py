@@ -58,7 +58,7 @@ class _Collecting(Handler):
             self._records[task.name] = FiniteRecord(
                 task, self._labels, False, "allow_nan=True (cuvee merge --allow-nan)"
             )
-        self._raw[task.name] = np.empty(task.layout.numel * task.dtype.itemsize, np.uint8)
+        self._raw[task.name] = np.empty(task.bytes_written, np.uint8)
 
     def deliver(self, task: Task, start: int, block: Computed) -> None:
         at = start * task.dtype.itemsize

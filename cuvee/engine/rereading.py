@@ -60,7 +60,7 @@ class _Digesting(Handler):
         self.read.digests[task.name] = digest.hexdigest()
         self.read.marks[task.name] = b64decode(digest.marks())
         self.read.tensors += 1
-        self.read.done += task.layout.numel * task.dtype.itemsize
+        self.read.done += task.bytes_written
 
     def watch(self) -> None:
         """Say how far it is."""

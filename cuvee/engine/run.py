@@ -299,7 +299,7 @@ def _merge(
         fs.remove_tree(staging)
     fs.mkdir(staging / MODEL_NAME)
     writer = ShardWriter(staging / MODEL_NAME, plan.shards, keep=records is not None)
-    if plan.continual:  # made anew: no journal says what of it the disk holds
+    if plan.continual:  # all is made anew: no journal says what the disk holds of what is left beside
         fs.remove_tree(staging / MODEL_NAME / CONTINUAL)
         fs.mkdir(staging / MODEL_NAME / CONTINUAL)
     continual = ShardWriter(staging / MODEL_NAME / CONTINUAL, plan.continual, keep=False)
@@ -307,16 +307,15 @@ def _merge(
     try:
         if records is None:
             journal.append(header(plan, allow_nan))
-        else:
+        elif not plan.continual:
             keep_what_is_true(plan, writer, records, finished, found)
         resumed = len(finished.outputs)
-        # What is measured over the whole model needs every tensor once more, and so does what is left beside it.
-        is_whole = plan.is_wide or bool(plan.continual)
-        tasks = [task for task in plan.tasks if is_whole or task.name not in finished.outputs]
+        # What is measured over the whole model needs every tensor once more.
+        tasks = [task for task in plan.tasks if plan.is_wide or task.name not in finished.outputs]
         handler = Delivery(plan, writer, continual, journal, finished, staging, allow_non_finite=allow_nan)
-        handler.done = plan.bytes_written - sum(t.layout.numel * t.dtype.itemsize for t in tasks)
+        handler.done = plan.bytes_written - sum(t.bytes_written for t in tasks)
         visits = {t.name: 1 if t.is_copy else plan.tally.visits for t in tasks}
-        work = sum(t.layout.numel * t.dtype.itemsize * visits[t.name] for t in tasks)
+        work = sum(t.bytes_written * visits[t.name] for t in tasks)
         begun = handler.done / max(1, plan.bytes_written)
 
         def watch() -> None:
